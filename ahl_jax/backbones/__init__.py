@@ -1,0 +1,1 @@
+"""Frozen trunks: image -> feature map."""

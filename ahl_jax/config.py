@@ -1,0 +1,291 @@
+"""Every setting of a run, as frozen dataclasses: one per room, and the only place with defaults.
+
+The defaults are the published hyper-parameters of AHL. Field docstrings are what ``ahl train
+--help`` prints. A config is saved as JSON beside every checkpoint; ``Config.from_dict`` reads it.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ahl_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which of them are seen in training."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """The data set: `elpv`, or a folder in MVTec layout (train/good, test/good, test/CLASS)."""
+
+    category: str | None = None
+    """The category, where the folder holds several (FOLDER/CATEGORY/train/good and so on)."""
+
+    setting: Literal["general", "hard"] = "general"
+    """general: the labelled anomalies come from all classes; hard: from one class only, and the test
+    has all the others."""
+
+    seen_class: str | None = None
+    """The one anomaly class that training sees; needed in the hard setting."""
+
+    shots: int = 10
+    """M, the number of labelled anomalies in training."""
+
+    limit: int | None = None
+    """Use at most this many training normals, test normals and test images per anomaly class."""
+
+    skip_bad_images: bool = False
+    """Leave out images that cannot be read, with a warning, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How an image becomes feature maps."""
+
+    trunk: Literal["efficientnet_lite0", "resnet18"] = "efficientnet_lite0"
+    """The frozen network whose last feature map is used."""
+
+    trunk_weights: Path | None = None
+    """A torchvision state dict (.pth or .safetensors); efficientnet_lite0 has its own weights."""
+
+    image_size: int = 256
+    """Side in pixels of the larger scale; the second scale is half of it."""
+
+    image_batch: int = 16
+    """Images in one pass through the trunk."""
+
+
+@dataclass(frozen=True)
+class PseudoConfig:
+    """The pseudo-anomalies made from training normals."""
+
+    generators: tuple[Literal["cutmix", "cutpaste", "draem"], ...] = ("cutmix", "cutpaste", "draem")
+    """The generators in use; the support and the query set of a subset take two different ones."""
+
+    pseudo_per_generator: int = 256
+    """How many pseudo-anomalies each generator makes."""
+
+
+@dataclass(frozen=True)
+class SubsetConfig:
+    """Heterogeneous anomaly distribution generation (HADG)."""
+
+    subsets: int = 6
+    """T, the number of heterogeneous subsets, each with a base model of its own."""
+
+    clusters: int = 3
+    """C, the number of k-means clusters of the normal features."""
+
+    holistic: bool = False
+    """Add one more subset of all normals, split at random in two halves."""
+
+    share_anomalies: bool = False
+    """Let the support anomalies of a subset appear in its query set too."""
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The base detector."""
+
+    detector: Literal["dra", "devnet"] = "dra"
+    """The base detector that AHL trains."""
+
+    top_k: float = 0.1
+    """The fraction of locations, at least one, whose scores a head averages."""
+
+    references: int = 5
+    """Random normal images that the latent residual head compares with."""
+
+    hidden: int = 256
+    """Units of the normality head's hidden layer."""
+
+    margin: float = 5.0
+    """m, the margin of the deviation loss."""
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """Collaborative differentiable learning (CDL), and plain training of the detector alone."""
+
+    method: Literal["ahl", "base"] = "ahl"
+    """ahl: the whole method; base: the detector alone, on all training images at once."""
+
+    epochs: int = 30
+    """Epochs; the last one is what counts."""
+
+    steps: int = 20
+    """Batches that an epoch draws from each support set, and from each query set."""
+
+    batch: int = 48
+    """Images per batch: equal thirds of normals, anomalies and pseudo-anomalies."""
+
+    passes: int = 3
+    """Inner passes over the support batches."""
+
+    updates_per_epoch: int = 1
+    """How often an epoch updates the unified model. 1 is the paper's: all inner steps, then one
+    update on all query batches. N splits the same batches into N rounds with an update each."""
+
+    gradient: Literal["first_order", "exact"] = "first_order"
+    """Gradient of the query loss: exact differentiates through the inner steps, first_order takes
+    their Jacobian as the identity."""
+
+    inner_optimizer: Literal["adam", "sgd"] = "adam"
+    """The optimiser of the base models' inner steps."""
+
+    lr_base: float = 0.0002
+    """Learning rate of the base models, and of a detector trained alone."""
+
+    lr: float = 0.002
+    """Learning rate of the unified model (Adam)."""
+
+    clip: float = 1.0
+    """Gradients are clipped to this global norm."""
+
+    decay_every: int = 10
+    """Epochs between two decays of the learning rates."""
+
+    decay: float = 0.1
+    """Factor of one decay."""
+
+
+@dataclass(frozen=True)
+class ImportanceConfig:
+    """The sequence model psi that estimates each subset's generalisation error."""
+
+    importance: Literal["psi", "uniform"] = "psi"
+    """psi: importance scores w_i from the sequence model; uniform: always w_i = 1/T."""
+
+    history: int = 5
+    """K, how many past epochs of scores psi sees; until then w_i = 1/T."""
+
+    psi_lr: float = 0.002
+    """Learning rate of psi (Adam)."""
+
+    psi_passes: int = 1
+    """Passes over the training images that psi trains for in each epoch."""
+
+    psi_batch: int = 48
+    """Images per psi batch."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the outcome of a run."""
+
+    data: DataConfig
+    seed: int = 0
+    """Seed of everything random: the labelled anomalies, the subsets, the weights, the batches."""
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    subsets: SubsetConfig = field(default_factory=SubsetConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON types (tuples become lists, paths strings)."""
+        return _jsonable(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of ``to_dict``.
+
+        Raises:
+            UserError: if ``values`` is not a config of this version.
+        """
+        try:
+            rooms = {
+                f.name: f.type(**_untupled(f.type, values[f.name]))
+                for f in dataclasses.fields(cls)
+                if dataclasses.is_dataclass(f.type) and isinstance(f.type, type)
+            }
+            return cls(seed=values["seed"], **rooms)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the saved settings do not fit this version of ahl_jax ({error}); "
+                "use the version that wrote them"
+            ) from error
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _untupled(room: type, values: dict[str, Any]) -> dict[str, Any]:
+    """JSON lists back to tuples, and the path fields back to paths."""
+    paths = {f.name for f in dataclasses.fields(room) if f.type == Path | None}
+    return {
+        key: tuple(value)
+        if isinstance(value, list)
+        else (Path(value) if key in paths and value is not None else value)
+        for key, value in values.items()
+    }
+
+
+def _check(config: Config) -> None:
+    """Range checks, each with the name of the command-line option."""
+    d, s, det, lrn, imp = (
+        config.data, config.subsets, config.detector, config.learning, config.importance,
+    )  # fmt: skip
+    at_least = [
+        ("shots", d.shots, 1),
+        ("image-size", config.features.image_size, 64),
+        ("image-batch", config.features.image_batch, 1),
+        ("pseudo-per-generator", config.pseudo.pseudo_per_generator, 1),
+        ("subsets", s.subsets, 1),
+        ("clusters", s.clusters, 2),
+        ("references", det.references, 1),
+        ("hidden", det.hidden, 1),
+        ("epochs", lrn.epochs, 1),
+        ("steps", lrn.steps, 1),
+        ("batch", lrn.batch, 3),
+        ("passes", lrn.passes, 1),
+        ("decay-every", lrn.decay_every, 1),
+        ("history", imp.history, 1),
+        ("psi-passes", imp.psi_passes, 1),
+        ("psi-batch", imp.psi_batch, 1),
+    ]
+    if d.limit is not None:
+        at_least.append(("limit", d.limit, 3))
+    for name, value, low in at_least:
+        if value < low:
+            raise UserError(f"--{name} is {value}; it must be {low} or more")
+    for name, value in (("lr", lrn.lr), ("lr-base", lrn.lr_base), ("clip", lrn.clip),
+                        ("psi-lr", imp.psi_lr), ("margin", det.margin)):  # fmt: skip
+        if not value > 0:
+            raise UserError(f"--{name} is {value}; it must be above 0")
+    for name, value in (("top-k", det.top_k), ("decay", lrn.decay)):
+        if not 0 < value <= 1:
+            raise UserError(f"--{name} is {value}; it must be above 0 and at most 1")
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"--seed is {config.seed}; it must be from 0 to {2**31 - 1}")
+    if config.features.image_size % 64:
+        raise UserError(
+            f"--image-size is {config.features.image_size}; it must be a multiple of 64, so that "
+            "both scales divide by the trunk's stride"
+        )
+    if len(set(config.pseudo.generators)) < 2:
+        raise UserError(
+            "--generators needs two different generators, because the support and the query set of "
+            "a subset never share one"
+        )
+    if lrn.steps % lrn.updates_per_epoch or lrn.updates_per_epoch < 1:
+        raise UserError(
+            f"--updates-per-epoch is {lrn.updates_per_epoch}; it must divide --steps ({lrn.steps})"
+        )
+    if d.setting == "hard" and d.seen_class is None:
+        raise UserError("the hard setting needs --seen-class, the one anomaly class seen in training")
+    if d.setting == "general" and d.seen_class is not None:
+        raise UserError("--seen-class belongs to the hard setting; add --setting hard")

@@ -1,0 +1,1 @@
+"""Pseudo-anomalies from normal images."""
