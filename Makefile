@@ -1,0 +1,51 @@
+# Every target works from a clean clone with nothing but Python 3.11 to 3.13, make and a network.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/elpv
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint lock clean
+
+help:
+	@echo "make setup   create $(VENV) and install the pinned requirements and ahl_jax"
+	@echo "make demo    train and evaluate on the ELPV solar cells, in $(WORKDIR)"
+	@echo "make test    lint, type checks and tests"
+	@echo "make lint    lint and type checks only"
+	@echo "make lock    renew requirements.txt from setup.cfg"
+	@echo "make clean   remove $(VENV), caches and build output; runs stay"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; \
+	ok = (3, 11) <= sys.version_info[:2] <= (3, 13); \
+	ok or sys.exit("ahl_jax needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; " \
+	"name another, for example: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --require-hashes --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/ahl train elpv --workdir $(WORKDIR)
+	$(BIN)/ahl evaluate $(WORKDIR)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+lock:
+	uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	    --upgrade --quiet --custom-compile-command "make lock" \
+	    --extra dev --output-file requirements.txt setup.cfg
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
