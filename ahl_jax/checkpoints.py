@@ -1,0 +1,331 @@
+"""Checkpoints of a run, in WORKDIR/checkpoint, written by Orbax.
+
+The trunk's parameters are saved once. Each epoch saves two items that are read apart:
+``inference``, all that scoring new images needs, and ``state``, all that resuming the training
+needs. Arrays are saved from, and restored to, host memory, so a checkpoint does not depend on the
+devices it was saved with. Each item has a SHA-256, as the storage format does not notice every
+damaged byte.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from ahl_jax.errors import UserError
+
+PyTree = Any
+
+_PREFIX = "epoch"
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints in one working folder; a context manager, as saves run in the background.
+
+    Args:
+        workdir: The run's folder; checkpoints go to its subfolder ``checkpoint``.
+        read_only: Change nothing on disk. Otherwise the folder is made if missing, and what a
+            killed run left half-written is removed.
+
+    Raises:
+        UserError: if the folder cannot be made or written to.
+    """
+
+    def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
+        # Orbax logs its progress, absent optional files, and every error that it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.folder = Path(workdir).absolute() / "checkpoint"
+        self._trunk = self.folder / "trunk"
+        self._manager: ocp.CheckpointManager | None = None
+        if read_only and not self.folder.is_dir():
+            return
+        options = ocp.CheckpointManagerOptions(
+            step_prefix=_PREFIX,
+            preservation_policy=LatestN(_KEPT),
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        with _writing(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the saves under way.
+
+        Raises:
+            UserError: if one of them failed, as on a full disk.
+        """
+        if self._manager is not None:
+            with _writing(self.folder):
+                self._manager.close()
+            self._manager = None
+
+    def save_trunk(self, name: str, params: PyTree) -> None:
+        """Saves the trunk's parameters, unless the same ones are there already.
+
+        Args:
+            name: The trunk's name.
+            params: Nested dicts of arrays.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        host = jax.tree.map(_to_host, params)
+        if self._trunk.is_dir():
+            with contextlib.suppress(UserError):
+                saved_name, saved = self.load_trunk()
+                if saved_name == name and _digest(saved) == _digest(host):
+                    return
+        with _writing(self._trunk), _checkpointer() as checkpointer:
+            checkpointer.save(self._trunk, args=_args({"name": name}, params=host), force=True)
+
+    def load_trunk(self) -> tuple[str, PyTree]:
+        """The trunk's name, and its parameters as nested dicts of numpy arrays.
+
+        Raises:
+            UserError: if they are missing or damaged.
+        """
+        params, metadata = _read(self._trunk, "params")
+        return metadata["name"], params
+
+    def save(
+        self, epoch: int, *, inference: PyTree, state: PyTree, metadata: dict[str, Any]
+    ) -> None:
+        """Starts to save one epoch, and returns as soon as the arrays are copied to the host.
+
+        The checkpoint counts only once it is whole; then all but the newest two are removed.
+        Saving an epoch that is there already does nothing.
+
+        Args:
+            epoch: The epoch's number, larger than those saved before.
+            inference: Nested dicts of arrays of at least one element.
+            state: Any pytree of arrays, typed PRNG keys and Python numbers.
+            metadata: JSON types; returned with ``inference``.
+
+        Raises:
+            UserError: if this save, or the one before, cannot be written.
+        """
+        if self._manager is None:
+            raise ValueError("these checkpoints are closed, or read-only")
+        args = _args(
+            metadata,
+            inference=jax.tree.map(_to_host, inference),
+            # A flat dict: Orbax needs to know nothing of optimizer states and other containers.
+            # It cannot save arrays of no elements, which their shape alone restores.
+            state={key: leaf for key, leaf in _flat_host(state).items() if leaf.size},
+        )
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+            if epoch not in self._manager.all_steps():
+                self._manager.save(epoch, args=args)
+
+    def latest_epoch(self) -> int | None:
+        """The newest epoch with a whole checkpoint, or None."""
+        if self._manager is None:
+            return None
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+        latest: int | None = self._manager.latest_step()
+        return latest
+
+    def restore_state(self, like: PyTree, epoch: int | None = None) -> PyTree:
+        """The training state of an epoch, bit for bit as it was saved.
+
+        Args:
+            like: A pytree with the structure, shapes and dtypes of the saved state, of arrays or
+                ``jax.ShapeDtypeStruct``. A leaf that is sharded over several devices gives its
+                sharding to the restored one.
+            epoch: The epoch; by default the newest.
+
+        Returns:
+            A pytree like ``like``: JAX arrays and keys, numpy arrays, and Python numbers where it
+            has them.
+
+        Raises:
+            UserError: if there is no such checkpoint, it is damaged, or it was saved with another
+                structure, shape or dtype, hence with other settings.
+        """
+        folder = self._epoch_folder(epoch)
+        saved, _ = _read(folder, "state")
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+        wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        abstract = {key: _host_shape(leaf) for key, leaf in wanted.items()}
+        for key, leaf in abstract.items():
+            if leaf.size == 0:
+                saved[key] = np.zeros(leaf.shape, leaf.dtype)
+        differ = sorted(saved.keys() ^ wanted.keys()) or [
+            key
+            for key, leaf in abstract.items()
+            if (saved[key].shape, saved[key].dtype) != (leaf.shape, leaf.dtype)
+        ]
+        if differ:
+            raise UserError(
+                f"the training state in {folder} was saved with other settings ({differ[0]} does "
+                "not fit); use the settings it was saved with, or another folder"
+            )
+        restored = [_from_host(saved[key], leaf) for key, leaf in wanted.items()]
+        return jax.tree.unflatten(treedef, restored)
+
+    def restore_inference(self, epoch: int | None = None) -> tuple[PyTree, dict[str, Any]]:
+        """What ``save`` got as ``inference`` and ``metadata``; reads nothing of the state.
+
+        Args:
+            epoch: The epoch; by default the newest.
+
+        Returns:
+            Nested dicts of numpy arrays (tuples come back as lists), and the metadata.
+
+        Raises:
+            UserError: if there is no such checkpoint or it is damaged.
+        """
+        return _read(self._epoch_folder(epoch), "inference")
+
+    def _epoch_folder(self, epoch: int | None) -> Path:
+        latest = self.latest_epoch()
+        if latest is None or self._manager is None:
+            raise UserError(f"there is no checkpoint in {self.folder}; train first, or name the "
+                            "folder that was given to the training")  # fmt: skip
+        if epoch is not None and epoch not in self._manager.all_steps():
+            raise UserError(f"there is no checkpoint of epoch {epoch} in {self.folder}; the newest "
+                            f"is of epoch {latest}")  # fmt: skip
+        return self.folder / f"{_PREFIX}_{latest if epoch is None else epoch}"
+
+
+def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
+    """What Orbax saves as one checkpoint: pytrees of numpy arrays, and a JSON item about them."""
+    digests = {name: _digest(tree) for name, tree in items.items()}
+    return ocp.args.Composite(
+        metadata=ocp.args.JsonSave({"metadata": metadata, "sha256": digests}),
+        **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
+    )
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
+    """One item of a checkpoint as numpy arrays, and the checkpoint's metadata."""
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint in {folder}; train first, or name another folder")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(folder / item).item_metadata.tree
+            to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            arrays = checkpointer.restore(
+                folder / item, args=ocp.args.PyTreeRestore(restore_args=to_numpy)
+            )
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            about = checkpointer.restore(folder / "metadata", args=ocp.args.JsonRestore())
+        if _digest(arrays) != about["sha256"][item]:
+            raise ValueError(f"the checksum of {item} is wrong")
+        return arrays, about["metadata"]
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise UserError(
+            f"the checkpoint in {folder} is damaged ({_first_line(error)}); remove this folder to "
+            "go on from an older checkpoint, if there is one, or train again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns what Orbax raises when it cannot write into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        full = "No space left" in str(error)
+        raise UserError(
+            f"cannot write checkpoints to {folder} "
+            f"({'the disk is full' if full else _first_line(error)}); make room there, or "
+            "name another folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    """A copy of its own in host memory: the caller may donate the original right after."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.array(leaf)
+
+
+def _host_shape(leaf: Any) -> Any:
+    """Shape and dtype of the leaf as ``_to_host`` saves it."""
+    if _is_key(leaf):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return leaf if hasattr(leaf, "shape") else np.array(leaf)
+
+
+def _from_host(value: np.ndarray, like: Any) -> Any:
+    """The saved value as the type, and on the devices, of ``like``."""
+    if isinstance(like, bool | int | float | complex):
+        return type(like)(value.item())
+    if isinstance(like, np.ndarray | np.generic):
+        return like.dtype.type(value) if isinstance(like, np.generic) else value
+    # A copy, as the array may be donated and numpy would keep the memory.
+    array = jnp.array(value)
+    if _is_key(like):
+        array = jax.random.wrap_key_data(array, impl=_key_impl(like))
+    sharding = getattr(like, "sharding", None)
+    if sharding is not None and len(sharding.device_set) > 1:
+        array = jax.device_put(array, sharding)
+    return array
+
+
+def _key_impl(like: Any) -> Any:
+    """The generator of a PRNG key; inside a trace, as an abstract key does not tell it itself."""
+    found = []
+
+    def look(key: jax.Array) -> jax.Array:
+        found.append(jax.random.key_impl(key))
+        return key
+
+    jax.eval_shape(look, like)
+    return found[0]
+
+
+def _flat_host(state: PyTree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): _to_host(leaf) for path, leaf in leaves}
+
+
+def _digest(tree: PyTree) -> str:
+    """SHA-256 of the names, shapes, dtypes and bits of a pytree of numpy arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
