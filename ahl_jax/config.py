@@ -25,8 +25,8 @@ class DataConfig:
     """The category, where the folder holds several (FOLDER/CATEGORY/train/good and so on)."""
 
     setting: Literal["general", "hard"] = "general"
-    """general: the labelled anomalies come from all classes; hard: from one class only, and the test
-    has all the others."""
+    """general: the labelled anomalies come from all classes; hard: from one class only, and the
+    test has all the others."""
 
     seen_class: str | None = None
     """The one anomaly class that training sees; needed in the hard setting."""
@@ -45,8 +45,8 @@ class DataConfig:
 class FeatureConfig:
     """How an image becomes feature maps."""
 
-    trunk: Literal["efficientnet_lite0", "resnet18"] = "efficientnet_lite0"
-    """The frozen network whose last feature map is used."""
+    trunk: str = "efficientnet_lite0"
+    """The frozen network whose last feature map is used: efficientnet_lite0 or resnet18."""
 
     trunk_weights: Path | None = None
     """A torchvision state dict (.pth or .safetensors); efficientnet_lite0 has its own weights."""
@@ -62,7 +62,7 @@ class FeatureConfig:
 class PseudoConfig:
     """The pseudo-anomalies made from training normals."""
 
-    generators: tuple[Literal["cutmix", "cutpaste", "draem"], ...] = ("cutmix", "cutpaste", "draem")
+    generators: tuple[str, ...] = ("cutmix", "cutpaste", "draem")
     """The generators in use; the support and the query set of a subset take two different ones."""
 
     pseudo_per_generator: int = 256
@@ -90,8 +90,8 @@ class SubsetConfig:
 class DetectorConfig:
     """The base detector."""
 
-    detector: Literal["dra", "devnet"] = "dra"
-    """The base detector that AHL trains."""
+    detector: str = "dra"
+    """The base detector that AHL trains: dra or devnet."""
 
     top_k: float = 0.1
     """The fraction of locations, at least one, whose scores a head averages."""
@@ -202,7 +202,7 @@ class Config:
             UserError: if ``values`` is not a config of this version.
         """
         try:
-            rooms = {
+            rooms: dict[str, Any] = {
                 f.name: f.type(**_untupled(f.type, values[f.name]))
                 for f in dataclasses.fields(cls)
                 if dataclasses.is_dataclass(f.type) and isinstance(f.type, type)
@@ -241,7 +241,7 @@ def _check(config: Config) -> None:
     )  # fmt: skip
     at_least = [
         ("shots", d.shots, 1),
-        ("image-size", config.features.image_size, 64),
+        ("image-size", config.features.image_size, 192),
         ("image-batch", config.features.image_batch, 1),
         ("pseudo-per-generator", config.pseudo.pseudo_per_generator, 1),
         ("subsets", s.subsets, 1),
@@ -262,13 +262,19 @@ def _check(config: Config) -> None:
     for name, value, low in at_least:
         if value < low:
             raise UserError(f"--{name} is {value}; it must be {low} or more")
-    for name, value in (("lr", lrn.lr), ("lr-base", lrn.lr_base), ("clip", lrn.clip),
-                        ("psi-lr", imp.psi_lr), ("margin", det.margin)):  # fmt: skip
-        if not value > 0:
-            raise UserError(f"--{name} is {value}; it must be above 0")
-    for name, value in (("top-k", det.top_k), ("decay", lrn.decay)):
-        if not 0 < value <= 1:
-            raise UserError(f"--{name} is {value}; it must be above 0 and at most 1")
+    above_zero = [
+        ("lr", lrn.lr),
+        ("lr-base", lrn.lr_base),
+        ("clip", lrn.clip),
+        ("psi-lr", imp.psi_lr),
+        ("margin", det.margin),
+    ]
+    for name, rate in above_zero:
+        if not rate > 0:
+            raise UserError(f"--{name} is {rate}; it must be above 0")
+    for name, fraction in (("top-k", det.top_k), ("decay", lrn.decay)):
+        if not 0 < fraction <= 1:
+            raise UserError(f"--{name} is {fraction}; it must be above 0 and at most 1")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"--seed is {config.seed}; it must be from 0 to {2**31 - 1}")
     if config.features.image_size % 64:
@@ -286,6 +292,8 @@ def _check(config: Config) -> None:
             f"--updates-per-epoch is {lrn.updates_per_epoch}; it must divide --steps ({lrn.steps})"
         )
     if d.setting == "hard" and d.seen_class is None:
-        raise UserError("the hard setting needs --seen-class, the one anomaly class seen in training")
+        raise UserError(
+            "the hard setting needs --seen-class, the one anomaly class seen in training"
+        )
     if d.setting == "general" and d.seen_class is not None:
         raise UserError("--seen-class belongs to the hard setting; add --setting hard")

@@ -1,4 +1,4 @@
-"""The errors that a user can mend; the command line prints them as one sentence and exits with 2."""
+"""The errors that a user can mend; the command line prints one sentence and exits with 2."""
 
 
 class UserError(Exception):

@@ -1,0 +1,125 @@
+"""Balanced batches as index arrays: a third normals, a third anomalies, a third pseudo-anomalies.
+
+A pool with fewer images than its third gives each of them once, weighted by how often a balanced
+batch would repeat it. So a repeated image is computed once, and batches have one static shape.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from ahl_jax.detectors.protocol import ANOMALY, NORMAL, PSEUDO
+
+
+class Pool(NamedTuple):
+    """Images to draw from; several pools of different sizes are padded and stacked."""
+
+    members: Int[Array, "*t n"]
+    """Positions in the bank of images; what lies behind ``size`` is padding."""
+
+    size: Int[Array, "*t"]
+    """How many of them are real."""
+
+
+class PoolSet(NamedTuple):
+    """The images of a support or query set."""
+
+    normals: Pool
+    anomalies: Pool
+    pseudo: Pool
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["index", "weights", "labels", "reference", "reference_weights"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Batch:
+    """A balanced batch, and the normals whose mean the residual compares with."""
+
+    index: Int[Array, "*s b"]
+    weights: Float[Array, "*s b"]
+    """How often an image counts; 0 for padding."""
+
+    labels: Int[Array, "*s b"]
+    """NORMAL, ANOMALY or PSEUDO."""
+
+    reference: Int[Array, "*s r"]
+    reference_weights: Float[Array, "*s r"]
+
+
+def pad_pools(members: Sequence[Sequence[int] | np.ndarray]) -> Pool:
+    """Stack one pool per subset, padded with each pool's first member.
+
+    Raises:
+        ValueError: if a pool is empty.
+    """
+    sizes = [len(m) for m in members]
+    if min(sizes) == 0:
+        raise ValueError(f"pool {sizes.index(0)} is empty")
+    index = np.array([[*m, *[m[0]] * (max(sizes) - len(m))] for m in members], np.int32)
+    return Pool(jnp.asarray(index), jnp.asarray(np.array(sizes, np.int32)))
+
+
+def thirds(batch: int) -> tuple[int, int, int]:
+    """Normals, anomalies and pseudo-anomalies in a batch; normals take what 3 does not divide."""
+    return batch - 2 * (batch // 3), batch // 3, batch // 3
+
+
+def draw(
+    key: Key[Array, ""], pool: Pool, size: int
+) -> tuple[Int[Array, " slots"], Float[Array, " slots"]]:
+    """Draw ``size`` images at random, none repeated before all are used.
+
+    Returns:
+        min(size, n) positions in the bank, and how often each is drawn (sum ``size``).
+    """
+    n = pool.members.shape[-1]
+    slots = min(size, n)
+    noise = jax.random.uniform(key, (n,))
+    valid = jnp.arange(n) < pool.size
+    order = jax.lax.top_k(jnp.where(valid, noise, -1.0), slots)[1]
+    times, rest = size // pool.size, size % pool.size
+    rank = jnp.arange(slots)
+    weights = jnp.where(rank < pool.size, times + (rank < rest), 0)
+    return pool.members[order], weights.astype(noise.dtype)
+
+
+def draw_batches(
+    key: Key[Array, ""], pools: PoolSet, *, steps: int, batch: int, references: int
+) -> Batch:
+    """``steps`` independent balanced batches from the pools of one subset.
+
+    Args:
+        key: a PRNG key.
+        pools: pools with no leading axis (vmap over subsets).
+        steps: number of batches.
+        batch: images per batch, repeats counted.
+        references: normals whose mean is the reference of the residual.
+    """
+    sizes = thirds(batch)
+
+    def one(key: Key[Array, ""]) -> Batch:
+        keys = jax.random.split(key, len(sizes) + 1)
+        drawn = [draw(k, pool, size) for k, pool, size in zip(keys[:-1], pools, sizes, strict=True)]
+        labels = [
+            jnp.full(index.shape, label, jnp.int32)
+            for (index, _), label in zip(drawn, (NORMAL, ANOMALY, PSEUDO), strict=True)
+        ]
+        reference, reference_weights = draw(keys[-1], pools.normals, references)
+        return Batch(
+            index=jnp.concatenate([index for index, _ in drawn]),
+            weights=jnp.concatenate([weights for _, weights in drawn]),
+            labels=jnp.concatenate(labels),
+            reference=reference,
+            reference_weights=reference_weights,
+        )
+
+    return jax.vmap(one)(jax.random.split(key, steps))

@@ -1,0 +1,45 @@
+"""Base detectors: feature maps -> scores and losses, one file per detector."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from ahl_jax.config import DetectorConfig
+from ahl_jax.detectors.devnet import DevNet
+from ahl_jax.detectors.dra import DRA
+from ahl_jax.detectors.inputs import Inputs, Scale, make_inputs, take
+from ahl_jax.detectors.protocol import Detector, Functional, Model, functional
+from ahl_jax.errors import UserError
+
+DETECTORS: dict[str, type[Detector]] = {"devnet": DevNet, "dra": DRA}
+
+
+def make_detector(
+    config: DetectorConfig, channels: int, key: Key[Array, ""]
+) -> tuple[Functional, Model]:
+    """A fresh detector by name, split into pure functions and its arrays.
+
+    Raises:
+        UserError: if there is no detector of that name.
+    """
+    if config.detector not in DETECTORS:
+        raise UserError(
+            f"there is no detector '{config.detector}'; choose from {', '.join(sorted(DETECTORS))}"
+        )
+    # Rngs takes a seed or a key; a typed key keeps the whole run on one key tree.
+    rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
+    return functional(DETECTORS[config.detector](channels, config, rngs=rngs))
+
+
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "Functional",
+    "Inputs",
+    "Model",
+    "Scale",
+    "functional",
+    "make_detector",
+    "make_inputs",
+    "take",
+]

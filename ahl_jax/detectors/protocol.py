@@ -1,0 +1,177 @@
+"""The protocol of a base detector, and how the learning code runs one as a pure function.
+
+A detector is a Flax NNX module that scores feature maps with one or more heads. It is split once
+into its graph and its arrays; everything after that is a function of arrays, so that vmap over
+subsets, scan over steps and differentiation through training apply.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ahl_jax.config import DetectorConfig
+from ahl_jax.detectors.inputs import Inputs
+from ahl_jax.losses import Prior, deviation_loss
+
+NORMAL, ANOMALY, PSEUDO = 0, 1, 2
+"""Labels of training samples."""
+
+Params = dict[str, Any]
+"""Nested dict of arrays."""
+
+
+class Detector(nnx.Module):
+    """A base detector: subclass it in a new file and add one line to ``DETECTORS``.
+
+    The constructor takes ``(channels, config, *, rngs)``.
+    """
+
+    heads: ClassVar[tuple[str, ...]]
+    """Names of the heads, in the order of the last axis of ``head_scores``."""
+
+    @abstractmethod
+    def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
+        raise NotImplementedError
+
+    @abstractmethod
+    def head_scores(
+        self,
+        inputs: Inputs,
+        reference: Inputs,
+        weights: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b heads"]:
+        """Scores of b images.
+
+        Args:
+            inputs: b images.
+            reference: the mean of some normal images, with no batch axis.
+            weights: in training, how often each image counts in the batch (0 for padding); None
+                at inference.
+        """
+
+    @abstractmethod
+    def losses(
+        self,
+        head_scores: Float[Array, "b heads"],
+        labels: Int[Array, " b"],
+        weights: Float[Array, " b"],
+        prior: Prior,
+    ) -> Float[Array, " heads"]:
+        """The training loss of each head, weighted means over the images; they are summed."""
+
+    @abstractmethod
+    def total_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
+        """The anomaly score; higher is more anomalous."""
+
+    @abstractmethod
+    def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
+        """Anomaly score of every location, one map per scale; higher is more anomalous."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head trained with the deviation loss."""
+
+    name: str
+    targets: tuple[int | None, int | None, int | None]
+    """Target for normals, anomalies and pseudo-anomalies; None where the head does not train."""
+
+    sign: int = 1
+    """+1 where a high score means anomalous, -1 where it means normal."""
+
+
+class DeviationDetector(Detector):
+    """A detector whose heads are all trained with the deviation loss; score = signed sum."""
+
+    table: ClassVar[tuple[Head, ...]]
+    margin: float
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "table"):
+            cls.heads = tuple(head.name for head in cls.table)
+
+    def losses(
+        self,
+        head_scores: Float[Array, "b heads"],
+        labels: Int[Array, " b"],
+        weights: Float[Array, " b"],
+        prior: Prior,
+    ) -> Float[Array, " heads"]:
+        """Weighted mean deviation loss of every head over the images that it trains on."""
+        lookup = jnp.array(
+            [[(0, 0) if t is None else (t, 1) for t in head.targets] for head in self.table],
+            dtype=head_scores.dtype,
+        )
+        targets, trains = lookup[:, labels, 0].T, lookup[:, labels, 1].T
+        each = deviation_loss(head_scores, targets, prior, self.margin)
+        counts = weights[:, None] * trains
+        return (each * counts).sum(0) / jnp.maximum(counts.sum(0), 1e-12)
+
+    def total_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
+        """Sum of the heads' scores, each with its sign."""
+        return head_scores @ jnp.array([h.sign for h in self.table], head_scores.dtype)
+
+
+class Model(NamedTuple):
+    """The arrays of a detector."""
+
+    params: Params
+    """Trained by gradients."""
+
+    stats: Params
+    """Running statistics."""
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A detector as pure functions of a ``Model``."""
+
+    graph: nnx.GraphDef
+    kind: type[Detector]
+
+    def merge(self, model: Model) -> Detector:
+        """The module with the arrays of ``model``."""
+        return nnx.merge(self.graph, nnx.State(model.params), nnx.State(model.stats))
+
+    def loss(
+        self,
+        model: Model,
+        inputs: Inputs,
+        reference: Inputs,
+        labels: Int[Array, " b"],
+        weights: Float[Array, " b"],
+        prior: Prior,
+    ) -> tuple[Float[Array, ""], tuple[Params, Float[Array, " heads"]]]:
+        """Sum of the heads' losses on a training batch; beside it the new stats and each loss."""
+        detector = self.merge(model)
+        losses = detector.losses(
+            detector.head_scores(inputs, reference, weights), labels, weights, prior
+        )
+        return losses.sum(), (_pure(nnx.state(detector, nnx.BatchStat)), losses)
+
+    def head_scores(
+        self, model: Model, inputs: Inputs, reference: Inputs
+    ) -> Float[Array, "b heads"]:
+        """Scores of every head at inference."""
+        return self.merge(model).head_scores(inputs, reference)
+
+    def score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
+        """Anomaly scores at inference."""
+        detector = self.merge(model)
+        return detector.total_score(detector.head_scores(inputs, reference))
+
+
+def functional(detector: Detector) -> tuple[Functional, Model]:
+    """Split a detector into pure functions and its arrays."""
+    graph, params, *others = nnx.split(detector, nnx.Param, nnx.BatchStat)
+    (stats,) = others
+    return Functional(graph, type(detector)), Model(_pure(params), _pure(stats))
+
+
+def _pure(state: nnx.State) -> Params:
+    return nnx.to_pure_dict(state)

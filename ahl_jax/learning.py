@@ -1,0 +1,155 @@
+"""What every learner shares: the training data on the device, a gradient step, a scan of steps."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from ahl_jax.batches import Batch, PoolSet
+from ahl_jax.config import LearningConfig
+from ahl_jax.detectors.inputs import Inputs, mean_of, take
+from ahl_jax.detectors.protocol import Functional, Model, Params
+from ahl_jax.losses import Prior
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "inputs", "support", "query", "labels", "error_weights", "everything", "reference", "prior",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything that a run reads, on the device once."""
+
+    inputs: Inputs
+    """The bank of training images: n normals, M labelled anomalies, pseudo-anomalies."""
+
+    support: PoolSet
+    """Support sets D_i^s, leading axis T."""
+
+    query: PoolSet
+    """Query sets D_i^q, leading axis T."""
+
+    labels: Float[Array, " n"]
+    """y_j of the n + M images that psi follows: 0 for normals, 1 for anomalies."""
+
+    error_weights: Float[Array, "t n"]
+    """c_j of AHL Eq. 6, 0 outside of D'."""
+
+    everything: PoolSet
+    """All training images as one set, without a leading axis."""
+
+    reference: Int[Array, " r"]
+    """The normals that inference compares with."""
+
+    prior: Prior
+
+    def inference_reference(self) -> Inputs:
+        """The mean of the reference normals, the same images at every scale."""
+        chosen = take(self.inputs, self.reference)
+        return mean_of(chosen, jnp.ones(self.reference.shape[0], chosen[0].pooled.dtype))
+
+
+class EpochLog(NamedTuple):
+    """What an epoch reports; NaN where a learner has no such thing."""
+
+    support_losses: Float[Array, " heads"]
+    query_losses: Float[Array, " heads"]
+    errors: Float[Array, " t"]
+    weights: Float[Array, " t"]
+    psi_loss: Float[Array, ""]
+
+
+class Learner(Protocol):
+    """A way to train a detector: pure functions of arrays, so jit and vmap apply."""
+
+    functional: Functional
+
+    def init(self, model: Model, data: TrainingData, key: Key[Array, ""]) -> Any:
+        """The state before the first epoch."""
+
+    def epoch(self, state: Any, data: TrainingData, epoch: Array) -> tuple[Any, EpochLog]:
+        """The state after one more epoch, whose number is ``epoch`` (from 0)."""
+
+    def model(self, state: Any) -> Model:
+        """The detector that inference uses."""
+
+
+def learning_rate(base: float, config: LearningConfig, epoch: Array) -> Float[Array, ""]:
+    """Step decay."""
+    return base * config.decay ** (epoch // config.decay_every)
+
+
+def optimizer(kind: str, clip: float) -> optax.GradientTransformation:
+    """Gradient clipping and Adam or plain SGD, without the learning rate.
+
+    ``eps_root`` keeps Adam differentiable where a gradient is exactly zero; it is far below the
+    squared gradients that matter.
+    """
+    inner = {"adam": optax.scale_by_adam(eps_root=1e-16), "sgd": optax.identity()}[kind]
+    return optax.chain(optax.clip_by_global_norm(clip), inner)
+
+
+def apply_step(params: Params, updates: Params, rate: Float[Array, ""]) -> Params:
+    """Params - rate * updates."""
+    return jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+
+
+def batch_loss(
+    functional: Functional, params: Params, stats: Params, data: TrainingData, batch: Batch
+) -> tuple[Float[Array, ""], tuple[Params, Float[Array, " heads"]]]:
+    """A detector's loss on one batch; beside it the new running statistics and each head's loss."""
+    reference = mean_of(take(data.inputs, batch.reference), batch.reference_weights)
+    return functional.loss(
+        Model(params, stats),
+        take(data.inputs, batch.index),
+        reference,
+        batch.labels,
+        batch.weights,
+        data.prior,
+    )
+
+
+class Trained(NamedTuple):
+    """A model in training."""
+
+    model: Model
+    optimizer: optax.OptState
+
+
+def train_steps(
+    functional: Functional,
+    transform: optax.GradientTransformation,
+    start: Trained,
+    data: TrainingData,
+    batches: Batch,
+    rate: Float[Array, ""],
+    *,
+    remat: bool = False,
+) -> tuple[Trained, Float[Array, "s heads"]]:
+    """One gradient step per batch, in order (AHL Eq. 1); also returns each step's head losses.
+
+    Args:
+        functional: the detector.
+        transform: what makes an update of a gradient.
+        start: the model to start from and its optimiser state.
+        data: the bank.
+        batches: leading axis s.
+        rate: learning rate.
+        remat: recompute each step's forward pass when this is differentiated, to save memory.
+    """
+
+    def step(trained: Trained, batch: Batch) -> tuple[Trained, Float[Array, " heads"]]:
+        (params, stats), state = trained
+        loss = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)
+        (_, (stats, losses)), grads = loss(functional, params, stats, data, batch)
+        updates, state = transform.update(grads, state, params)
+        return Trained(Model(apply_step(params, updates, rate), stats), state), losses
+
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, start, batches)
