@@ -1,0 +1,139 @@
+"""A data set in MVTec layout: ``ROOT[/CATEGORY]/{train/good, test/good, test/<class>}``.
+
+``ground_truth`` and everything else beside ``train`` and ``test`` is ignored, and so are hidden
+files and files with other extensions. Folders inside a class belong to that class. Names may be in
+any script; the two Unicode spellings of an accented letter count as the same name.
+"""
+
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from ahl_jax.config import DataConfig
+from ahl_jax.data.images import SUFFIXES
+from ahl_jax.data.samples import Dataset
+from ahl_jax.errors import UserError
+
+
+def load(config: DataConfig) -> Dataset:
+    """The images below the folder ``config.data``, or below one category of it.
+
+    A link that leads out of that folder is never followed: a linked folder of the layout is an
+    error, a linked image or inner folder is left out with a warning.
+
+    Raises:
+        UserError: if the category is missing or unknown, if the folder has no ``train/good``, if
+            one of its folders is a link that leads elsewhere, or may not be listed.
+    """
+    try:
+        return _load(Path(config.data), config.category)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be listed ({error.strerror}); check its permissions"
+        ) from error
+
+
+def _load(root: Path, category: str | None) -> Dataset:
+    home = _category(root, category)
+    skipped: list[Path] = []
+    found = {
+        part: _images(home / part, root, skipped)
+        for part in (Path("train/good"), Path("test/good"))
+    }
+    anomalies: dict[str, tuple[Path, ...]] = {}
+    for folder in _subfolders(home / "test"):
+        if folder.name != "good":
+            name = _nfc(folder.name)
+            anomalies[name] = anomalies.get(name, ()) + _images(folder, root, skipped)
+    if skipped:
+        warnings.warn(
+            f"left out {len(skipped)} link(s) that lead out of {root}, such as {skipped[0]}",
+            stacklevel=4,
+        )
+    return Dataset(
+        name=_nfc(home.resolve().name),
+        train_normals=found[Path("train/good")],
+        test_normals=found[Path("test/good")],
+        anomalies={name: anomalies[name] for name in sorted(anomalies) if anomalies[name]},
+    )
+
+
+def _category(root: Path, category: str | None) -> Path:
+    """The folder that holds ``train`` and ``test``."""
+    categories = [folder for folder in _subfolders(root) if (folder / "train" / "good").is_dir()]
+    names = ", ".join(_nfc(folder.name) for folder in categories)
+    if category is not None:
+        # A look-up among the folder's own entries, so that no name can lead out of it.
+        for folder in categories:
+            if _nfc(folder.name) == _nfc(category):
+                return folder
+        if not categories and (root / "train" / "good").is_dir():
+            raise UserError(f"{root} is a single data set; leave out --category {category}")
+        if categories:
+            raise UserError(f"{root} has no category {category!r}; it has: {names}")
+    elif (root / "train" / "good").is_dir():
+        return root
+    elif len(categories) == 1:
+        return categories[0]
+    elif categories:
+        raise UserError(f"{root} holds several categories; choose one with --category: {names}")
+    raise UserError(
+        f"{root} has no folder train/good; lay the images out as train/good, test/good and "
+        "test/CLASS"
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return _ordered(
+        (entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."), folder
+    )
+
+
+def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
+    """The images below ``folder``, sorted; links out of ``root`` are added to ``skipped``."""
+    if folder.is_dir() and not _inside(folder, root):
+        raise UserError(
+            f"{folder} is a link that leads out of {root}; name the folder that it leads to, or "
+            "copy the images"
+        )
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        # os.walk does not enter linked folders: a link inside a class could lead anywhere, or in
+        # a circle.
+        skipped += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(parent, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+                continue
+            (found if _inside(path, root) else skipped).append(path)
+    return tuple(_ordered(found, folder))
+
+
+def _raise(error: OSError) -> None:
+    # Without it os.walk passes over a folder that it may not list.
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _ordered(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """Sorted by relative path, in an order that is the same on every system."""
+
+    def key(path: Path) -> tuple[str, str]:
+        relative = path.relative_to(folder).as_posix()
+        return _nfc(relative), relative
+
+    return sorted(paths, key=key)
+
+
+def _nfc(name: str) -> str:
+    """The composed Unicode spelling of a name, which is the one that people type."""
+    return unicodedata.normalize("NFC", name)

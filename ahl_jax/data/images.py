@@ -1,0 +1,226 @@
+"""Image files -> arrays: one reader for all formats, and batches read ahead of the computation."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ahl_jax.errors import BadImageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
+"""The extensions of images, in lower case."""
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded: 300 MB of memory each, or an attack."""
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_THREADS = 8
+
+
+def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Reads an image as RGB, brought to ``size`` x ``size`` pixels.
+
+    The aspect ratio is not kept: both sides are scaled to ``size`` with an antialiased bilinear
+    filter. The EXIF orientation is applied. Grey becomes three equal channels, a palette its
+    colours, and an alpha channel is dropped. Of a file with several pages the first is read.
+
+    Values become 0 to 255 by their type alone: uint8 stays, bool and 1-bit images become 0 and
+    255, and 16-bit values are divided by 257. Floating point must be finite and not negative; it
+    counts as 0 to 1 where no value is above 1, and as 0 to 255 otherwise.
+
+    A ``.npy`` file holds an array of shape [h, w], [h, w, 1] or [h, w, c] with c >= 3, of which
+    the first three channels are read; pickled objects in it are never loaded.
+
+    Args:
+        path: A PNG, JPEG, BMP, TIFF or ``.npy`` file; what decides between the image formats is
+            the content, not the name.
+        size: Side of the result in pixels.
+
+    Raises:
+        BadImageError: if the file is missing, damaged or empty, is not an image, has more than
+            ``MAX_PIXELS`` pixels, or its values are not as above.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return _resized(_read_npy(path), size)
+        return _read_picture(path, size)
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        reason = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror.lower()
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "not a PNG, JPEG, BMP or TIFF file" if path.stat().st_size else "empty file"
+        raise BadImageError(
+            f"{path} cannot be read as an image ({reason}); replace the file, or leave such files "
+            "out with --skip-bad-images"
+        ) from error
+
+
+def image_digest(path: Path) -> str:
+    """The SHA-256 of the file's bytes, in hexadecimal.
+
+    Raises:
+        BadImageError: if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadImageError(
+            f"{path} cannot be read ({error.strerror}); replace the file, or leave such files out "
+            "with --skip-bad-images"
+        ) from error
+
+
+def iter_batches(
+    paths: Sequence[Path],
+    size: int,
+    batch: int,
+    *,
+    skip_bad: bool = False,
+    on_bad: Callable[[Path, str], None] | None = None,
+) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b size size 3"]]]:
+    """Reads images in order, in threads that decode ahead while the caller computes.
+
+    Args:
+        paths: The image files.
+        size: Side of the images in pixels, as in ``read_image``.
+        batch: Images per batch; the last one may have fewer.
+        skip_bad: Leave out images that cannot be read. Later images move up, so that every batch
+            but the last is full.
+        on_bad: Called with the path and the error message of each image left out.
+
+    Yields:
+        The indices into ``paths`` and the images of a batch.
+
+    Raises:
+        BadImageError: if an image cannot be read and ``skip_bad`` is off.
+    """
+    # Imported late: it takes two seconds, which commands that read no images need not wait.
+    import grain
+
+    def read(index: int) -> tuple[int, UInt8[np.ndarray, "size size 3"] | BadImageError]:
+        try:
+            return index, read_image(paths[index], size)
+        except BadImageError as error:
+            return index, error
+
+    ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(batch, 2 * _THREADS))
+    indices: list[int] = []
+    images: list[UInt8[np.ndarray, "size size 3"]] = []
+    for index, image in grain.MapDataset.range(len(paths)).map(read).to_iter_dataset(ahead):
+        if isinstance(image, BadImageError):
+            if not skip_bad:
+                raise image
+            if on_bad is not None:
+                on_bad(paths[index], str(image))
+            continue
+        indices.append(index)
+        images.append(image)
+        if len(images) == batch:
+            yield np.asarray(indices), np.stack(images)
+            indices, images = [], []
+    if images:
+        yield np.asarray(indices), np.stack(images)
+
+
+def load_images(
+    paths: Sequence[Path], size: int, *, skip_bad: bool = False
+) -> tuple[Int[np.ndarray, " n"], UInt8[np.ndarray, "n size size 3"], tuple[tuple[Path, str], ...]]:
+    """Reads images that fit in memory together.
+
+    Returns:
+        The indices into ``paths`` of the images that were read, the images, and the path and
+        error message of each image left out.
+
+    Raises:
+        BadImageError: if an image cannot be read and ``skip_bad`` is off.
+    """
+    bad: list[tuple[Path, str]] = []
+    indices = np.empty(len(paths), np.int64)
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+    count = 0
+    for index, chunk in iter_batches(
+        paths, size, 64, skip_bad=skip_bad, on_bad=lambda path, reason: bad.append((path, reason))
+    ):
+        indices[count : count + len(index)] = index
+        images[count : count + len(index)] = chunk
+        count += len(index)
+    return indices[:count], images[:count], tuple(bad)
+
+
+def _read_picture(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    with Image.open(path, formats=_FORMATS) as image:
+        _check_pixels(image.width, image.height)
+        # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
+        # the size wanted.
+        image.draft(None, (2 * size, 2 * size))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):
+            # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255. Mode I
+            # has 32 bits per pixel, in which 16-bit values arrive.
+            values = np.asarray(image)
+            if image.mode == "I":
+                if values.min() < 0 or values.max() > 65535:
+                    raise ValueError("32-bit values outside 0 to 65535")
+                values = values.astype(np.uint16)
+            return _resized(_as_float(values)[..., None], size)
+        rgb = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(rgb)
+
+
+def _read_npy(path: Path) -> Float[np.ndarray, "h w c"]:
+    """The values of a ``.npy`` file as 0 to 255, with one or three channels."""
+    if not path.stat().st_size:
+        raise ValueError("empty file")
+    # Mapping the file reads nothing yet, and refuses pickled objects and files that are too short.
+    array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] == 2:
+        raise ValueError(f"shape {array.shape}; it must be [h, w], [h, w, 1] or [h, w, 3 or more]")
+    if array.shape[0] <= 4 < array.shape[2]:
+        raise ValueError(f"shape {array.shape}, channels first; it must be [h, w, c]")
+    _check_pixels(array.shape[1], array.shape[0])
+    return _as_float(np.asarray(array[..., :3]))
+
+
+def _as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Values as 0 to 255 in float32, by the rule that ``read_image`` states."""
+    if values.dtype == np.uint8:
+        return values.astype(np.float32)
+    if values.dtype == np.bool_:
+        return values.astype(np.float32) * 255
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return values.astype(np.float32) / 257
+    if values.dtype.kind != "f":
+        raise ValueError(f"values of type {values.dtype}; use uint8, uint16 or floating point")
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite")
+    if values.min() < 0 or values.max() > 255:
+        raise ValueError(
+            f"values from {values.min():g} to {values.max():g}; floating point must be within "
+            "0 to 1 or 0 to 255"
+        )
+    return values.astype(np.float32) * (255 if values.max() <= 1 else 1)
+
+
+def _resized(values: Float[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Values from 0 to 255, one or three channels, resized as Pillow resizes 8-bit images."""
+    planes = [
+        Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
+        for channel in range(values.shape[2])
+    ]
+    stacked = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    rounded = np.clip(np.rint(stacked), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rounded, (size, size, 3)))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} can be read")

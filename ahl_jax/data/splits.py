@@ -1,0 +1,160 @@
+"""The general and the hard protocol: which anomalies training sees, and what the test holds."""
+
+import unicodedata
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ahl_jax.config import DataConfig
+from ahl_jax.data.images import image_digest
+from ahl_jax.data.samples import Dataset, Sample, Split
+from ahl_jax.errors import BadImageError, UserError
+
+T = TypeVar("T")
+
+
+def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
+    """Draws the labelled anomalies and lays out training and test set.
+
+    General: M = ``config.shots`` anomalies at random from all classes together; the test has every
+    other anomaly. Hard: M from ``config.seen_class``; the test has the anomalies of all other
+    classes. ``config.limit`` then thins training normals, test normals and the test images of each
+    class evenly; it does not change which anomalies a seed draws.
+
+    Test images that are byte for byte in the training set too are left out with a warning (see
+    ``shared_images`` for the cost).
+
+    Args:
+        dataset: The images.
+        config: The protocol.
+        seed: Decides which anomalies are drawn; the same seed gives the same split.
+
+    Raises:
+        UserError: if the data set cannot give such a split.
+    """
+    where = config.data if config.category is None else f"{config.data} ({config.category})"
+    if not dataset.train_normals:
+        raise UserError(f"{where} has no training normals; put images of good parts in train/good")
+    seen, unseen = _draw(dataset, config, seed, where)
+    by_class: dict[str | None, list[Sample]] = {
+        None: [Sample(path, None) for path in dataset.test_normals]
+    }
+    for sample in unseen:
+        by_class.setdefault(sample.anomaly_class, []).append(sample)
+    split = _without_shared(
+        Split(
+            train_normals=tuple(_thinned(dataset.train_normals, config.limit)),
+            seen=tuple(seen),
+            test=tuple(s for group in by_class.values() for s in _thinned(group, config.limit)),
+        )
+    )
+    if not any(sample.anomaly_class is None for sample in split.test):
+        raise UserError(f"{where} has no test normals; put images of good parts in test/good")
+    if all(sample.anomaly_class is None for sample in split.test):
+        raise UserError(
+            f"{where} has no anomaly left for the test after {config.shots} for training; add "
+            "images, or lower --shots"
+        )
+    return split
+
+
+def shared_images(split: Split) -> list[tuple[Path, Path]]:
+    """Pairs of a training and a test file with the same bytes, in the order of the test.
+
+    Only files whose sizes agree are read, so the usual cost is one ``stat`` per image; where all
+    must be hashed it is about 0.2 ms per small image. Files that cannot be read are passed over:
+    whoever decodes them reports them.
+    """
+    train = [*split.train_normals, *(sample.path for sample in split.seen)]
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in train:
+        if (size := _size(path)) is not None:
+            by_size[size].append(path)
+    digests: dict[int, dict[str, Path]] = {}
+    pairs = []
+    for path in (sample.path for sample in split.test):
+        size = _size(path)
+        if size is None or size not in by_size:
+            continue
+        if size not in digests:
+            hashed = ((_digest(other), other) for other in reversed(by_size[size]))
+            digests[size] = {digest: other for digest, other in hashed if digest}
+        if twin := digests[size].get(_digest(path) or ""):
+            pairs.append((twin, path))
+    return pairs
+
+
+def _draw(
+    dataset: Dataset, config: DataConfig, seed: int, where: str
+) -> tuple[list[Sample], list[Sample]]:
+    """The M seen anomalies, and the anomalies that the test may have, both ordered by class."""
+    pool = [Sample(path, name) for name, paths in dataset.anomalies.items() for path in paths]
+    source = "anomalies"
+    rest: list[Sample] = []
+    if config.setting == "hard":
+        wanted = unicodedata.normalize("NFC", config.seen_class or "")
+        classes = ", ".join(dataset.anomalies) or "none"
+        if wanted not in dataset.anomalies:
+            raise UserError(
+                f"{where} has no anomaly class {config.seen_class!r}; --seen-class takes one of: "
+                f"{classes}"
+            )
+        if len(dataset.anomalies) == 1:
+            raise UserError(
+                f"{where} has the one anomaly class {wanted}, so the hard setting leaves none for "
+                "the test; use --setting general"
+            )
+        rest = [sample for sample in pool if sample.anomaly_class != wanted]
+        pool = [sample for sample in pool if sample.anomaly_class == wanted]
+        source = f"anomalies of class {wanted}"
+    if len(pool) < config.shots:
+        raise UserError(
+            f"{where} has {len(pool)} {source}, fewer than the {config.shots} that training is to "
+            "see; add images, or lower --shots"
+        )
+    chosen = np.sort(np.random.default_rng(seed).choice(len(pool), config.shots, replace=False))
+    seen = [pool[i] for i in chosen]
+    if config.setting == "general":
+        drawn = set(chosen.tolist())
+        rest = [sample for i, sample in enumerate(pool) if i not in drawn]
+    return seen, rest
+
+
+def _thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most ``limit`` of the items, evenly spaced."""
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _without_shared(split: Split) -> Split:
+    pairs = shared_images(split)
+    if not pairs:
+        return split
+    twin, path = pairs[0]
+    warnings.warn(
+        f"left {len(pairs)} image(s) out of the test because training has the same file, such as "
+        f"{path} ({twin})",
+        stacklevel=3,
+    )
+    shared = {path for _, path in pairs}
+    return replace(split, test=tuple(s for s in split.test if s.path not in shared))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return image_digest(path)
+    except BadImageError:
+        return None
