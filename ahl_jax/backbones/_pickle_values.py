@@ -7,7 +7,6 @@ constructors, each of which builds a record in this file. Nothing in a stream ca
 import or look up anything. Every size is bounded, because a file may claim any.
 """
 
-import io
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ _PARAMETER = "torch._utils._rebuild_parameter"
 _GLOBALS = {_ORDERED_DICT, *_TENSOR, _PARAMETER, *(f"torch.{name}" for name in STORAGES)}
 
 
-class PickleError(ValueError):
+class FormatError(ValueError):
     """The stream is damaged, or asks for more than plain tensors; the message is a clause."""
 
 
@@ -87,31 +86,31 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NO_EFFECT = {"PROTO", "FRAME"}
 
 
-def read_value(stream: BinaryIO | bytes) -> Any:
+def read_value(stream: BinaryIO) -> tuple[Any, dict[str, StorageRef]]:
     """Reads one pickled value, up to its STOP opcode, where the stream is left.
 
     Args:
-        stream: bytes, or a seekable in-memory stream.
+        stream: a seekable in-memory stream.
 
     Returns:
-        Plain Python values, with ``TensorRef``, ``StorageRef`` and ``GlobalName`` inside.
+        Plain Python values, with ``TensorRef``, ``StorageRef`` and ``GlobalName`` inside; and every
+        storage they name, by key.
 
     Raises:
-        PickleError: if the stream is damaged or holds anything but plain values and tensors.
+        FormatError: if the stream is damaged or holds anything but plain values and tensors.
     """
     machine = _Machine()
     try:
         # genops decodes the arguments of opcodes and does nothing with them.
-        opcodes = pickletools.genops(io.BytesIO(stream) if isinstance(stream, bytes) else stream)
-        for count, (opcode, argument, _) in enumerate(opcodes):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count >= MAX_OPCODES:
-                raise PickleError("describes far more values than a network has")
+                raise FormatError("describes far more values than a network has")
             machine.step(opcode.name, argument)
-        return machine.pop()
-    except PickleError:
+        return machine.pop(), machine.storages
+    except FormatError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise PickleError("is damaged or is not a torch weights file") from error
+        raise FormatError("is damaged or is not a torch weights file") from error
 
 
 class _Machine:
@@ -120,11 +119,12 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, StorageRef] = {}
 
     def pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise PickleError("is damaged or is not a torch weights file")
+            raise FormatError("is damaged or is not a torch weights file")
         return value
 
     def pop_to_mark(self) -> list[Any]:
@@ -133,7 +133,7 @@ class _Machine:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items
-        raise PickleError("is damaged or is not a torch weights file")
+        raise FormatError("is damaged or is not a torch weights file")
 
     def step(self, opcode: str, argument: Any) -> None:
         push = self.stack.append
@@ -157,14 +157,14 @@ class _Machine:
         elif opcode in ("APPEND", "APPENDS"):
             items = [self.pop()] if opcode == "APPEND" else self.pop_to_mark()
             if type(self.stack[-1]) is not list:
-                raise PickleError("is damaged or is not a torch weights file")
+                raise FormatError("is damaged or is not a torch weights file")
             self.stack[-1].extend(items)
         elif opcode == "GLOBAL":
             push(_global(argument.replace(" ", ".", 1)))
         elif opcode == "STACK_GLOBAL":
             name, module = self.pop(), self.pop()
             if type(name) is not str or type(module) is not str:
-                raise PickleError("is damaged or is not a torch weights file")
+                raise FormatError("is damaged or is not a torch weights file")
             push(_global(f"{module}.{name}"))
         elif opcode == "REDUCE":
             arguments, name = self.pop(), self.pop()
@@ -173,23 +173,26 @@ class _Machine:
             # State of an OrderedDict: torch's version numbers of modules. Not needed, so dropped.
             self.pop()
             if type(self.stack[-1]) is not dict:
-                raise PickleError("holds an object with state of its own, not only tensors")
+                raise FormatError("holds an object with state of its own, not only tensors")
         elif opcode == "BINPERSID":
-            push(_storage(self.pop()))
+            storage = _storage(self.pop())
+            if self.storages.setdefault(storage.key, storage) != storage:
+                raise FormatError("describes one storage in two ways")
+            push(storage)
         elif opcode not in _NO_EFFECT and opcode != "STOP":
-            raise PickleError(f"uses the pickle opcode {opcode}, which no weights need")
+            raise FormatError(f"uses the pickle opcode {opcode}, which no weights need")
 
 
 def _update(target: Any, keys: list[Any], values: list[Any]) -> None:
     # Keys are restricted because hashing a deeply nested tuple can exhaust the C stack.
     if type(target) is not dict or not all(type(key) in (str, int) for key in keys):
-        raise PickleError("holds something other than a dict of named tensors")
+        raise FormatError("holds something other than a dict of named tensors")
     target.update(zip(keys, values, strict=True))
 
 
 def _global(name: str) -> GlobalName:
     if name not in _GLOBALS:
-        raise PickleError(
+        raise FormatError(
             f"asks for {name[:80]!a}, which is code and not a tensor, and was not run"
         )
     return GlobalName(name)
@@ -198,7 +201,7 @@ def _global(name: str) -> GlobalName:
 def _construct(function: Any, arguments: Any) -> Any:
     """What the three known constructors mean; ``function`` is a name and is never called."""
     if not isinstance(function, GlobalName) or type(arguments) is not tuple:
-        raise PickleError("calls something that is not a tensor constructor")
+        raise FormatError("calls something that is not a tensor constructor")
     if function.name == _ORDERED_DICT and not arguments:
         return {}
     if function.name in _TENSOR and len(arguments) >= 4:
@@ -207,19 +210,19 @@ def _construct(function: Any, arguments: Any) -> Any:
             return TensorRef(storage, offset, shape, strides)
     if function.name == _PARAMETER and arguments and isinstance(arguments[0], TensorRef):
         return arguments[0]
-    raise PickleError("has a tensor description that makes no sense")
+    raise FormatError("has a tensor description that makes no sense")
 
 
 def _storage(identity: Any) -> StorageRef:
     """The persistent id ("storage", type, key, location, numel, and in old files a view)."""
     if type(identity) is not tuple or not 5 <= len(identity) <= 6 or identity[0] != "storage":
-        raise PickleError("has a storage description that makes no sense")
+        raise FormatError("has a storage description that makes no sense")
     kind, key, numel = identity[1], identity[2], identity[4]
     dtype = STORAGES.get(kind.name.removeprefix("torch.")) if isinstance(kind, GlobalName) else None
     if dtype is None or type(key) is not str or not _sizes((numel,)):
-        raise PickleError("has a storage description that makes no sense")
+        raise FormatError("has a storage description that makes no sense")
     if len(identity) == 6 and identity[5] is not None:
-        raise PickleError("has storages that are views, as torch before 0.4 wrote them")
+        raise FormatError("has storages that are views, as torch before 0.4 wrote them")
     return StorageRef(dtype, key, numel)
 
 

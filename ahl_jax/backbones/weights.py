@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from ahl_jax.backbones._pickle_values import PickleError, StorageRef, TensorRef, read_value
+from ahl_jax.backbones._pickle_values import FormatError, StorageRef, TensorRef, read_value
 from ahl_jax.errors import UserError
 
 # What torch's original format starts with: pickles of this number and of the format's version.
@@ -60,10 +60,10 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
         return _named(_read_legacy(data))
     except OSError as error:
         raise UserError(f"cannot read the weights file {path}: {error.strerror}") from error
-    except PickleError as error:
+    except FormatError as error:
         raise UserError(
-            f"the weights file {path} {error}; save a plain state_dict with torch.save or as "
-            ".safetensors and give that"
+            f"the weights file {path} {error}; bring a whole file with a plain state dict "
+            "(torch.save, or .safetensors)"
         ) from error
 
 
@@ -71,10 +71,10 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     try:
         parts = safetensors.deserialize(data)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise PickleError("is damaged or is not a safetensors file") from error
+        raise FormatError("is damaged or is not a safetensors file") from error
     # safetensors.numpy knows no bfloat16 and safetensors.flax narrows int64; hence the table.
     if unknown := {part["dtype"] for _, part in parts} - _SAFETENSORS.keys():
-        raise PickleError(f"has numbers of type {min(unknown)}, which no supported network uses")
+        raise FormatError(f"has numbers of type {min(unknown)}, which no supported network uses")
     return {
         name: np.frombuffer(part["data"], _dtype(_SAFETENSORS[part["dtype"]])).reshape(
             part["shape"]
@@ -94,7 +94,7 @@ def _read_zip(data: bytes) -> dict[str, Any]:
         # claim gigabytes, so together they may not exceed the file.
         budget -= info.file_size
         if info.compress_type != zipfile.ZIP_STORED or budget < 0:
-            raise PickleError("has compressed or overlapping parts, which torch never writes")
+            raise FormatError("has compressed or overlapping parts, which torch never writes")
         return archive.read(info)
 
     try:
@@ -104,11 +104,11 @@ def _read_zip(data: bytes) -> dict[str, Any]:
                 n.removesuffix("data.pkl") for n in names if n.split("/")[1:] == ["data.pkl"]
             ]
             if len(folders) != 1:
-                raise PickleError("is a zip file without the data.pkl of a torch checkpoint")
+                raise FormatError("is a zip file without the data.pkl of a torch checkpoint")
             folder = folders[0]
             if f"{folder}byteorder" in names and member(archive, f"{folder}byteorder") != b"little":
-                raise PickleError("was written on a big-endian machine, which is not supported")
-            value = read_value(member(archive, f"{folder}data.pkl"))
+                raise FormatError("was written on a big-endian machine, which is not supported")
+            value, _ = read_value(io.BytesIO(member(archive, f"{folder}data.pkl")))
             blobs: dict[str, memoryview] = {}
 
             def storage(ref: StorageRef) -> memoryview:
@@ -121,39 +121,38 @@ def _read_zip(data: bytes) -> dict[str, Any]:
         zipfile.BadZipFile, zlib.error, KeyError, EOFError, struct.error, ValueError,
         RuntimeError, OverflowError,
     ) as error:  # fmt: skip
-        if isinstance(error, PickleError):
+        if isinstance(error, FormatError):
             raise
-        raise PickleError("is damaged or cut short") from error
+        raise FormatError("is damaged or cut short") from error
 
 
 def _read_legacy(data: bytes) -> dict[str, Any]:
     """The format before torch 1.6: five pickles, then for each storage its length and numbers."""
     stream = io.BytesIO(data)
-    if data[:1] != b"\x80" or read_value(stream) != _MAGIC or read_value(stream) != _VERSION:
-        raise PickleError("is not a torch checkpoint")
-    system = read_value(stream)
-    if type(system) is not dict or system.get("little_endian") is not True:
-        raise PickleError("was written on a big-endian machine, which is not supported")
-    value, keys = read_value(stream), read_value(stream)
+    if data[:1] != b"\x80" or read_value(stream)[0] != _MAGIC:
+        raise FormatError("is not a torch checkpoint")
+    version, system = read_value(stream)[0], read_value(stream)[0]
+    if version != _VERSION or type(system) is not dict or system.get("little_endian") is not True:
+        raise FormatError("is of a version or a byte order that is not supported")
+    value, refs = read_value(stream)
+    keys = read_value(stream)[0]
     if type(keys) is not list or not all(type(key) is str for key in keys):
-        raise PickleError("is damaged or is not a torch checkpoint")
+        raise FormatError("is damaged or is not a torch checkpoint")
     position = stream.tell()
-    # Only the description tells how wide a storage's numbers are, and so where the next begins.
-    refs = {tensor.storage.key: tensor.storage for tensor in _tensors(value).values()}
     view = memoryview(data)
     blobs: dict[str, memoryview] = {}
     for key in keys:
         if key not in refs or key in blobs:
-            raise PickleError("lists storages that no tensor uses")
+            raise FormatError("lists storages that no tensor uses")
         if view[position : position + 8] != struct.pack("<q", refs[key].numel):
-            raise PickleError("is damaged or cut short")
-        start, position = (
-            position + 8,
-            position + 8 + refs[key].numel * _dtype(refs[key].dtype).itemsize,
-        )
+            raise FormatError("is damaged or cut short")
+        start = position + 8
+        position = start + refs[key].numel * _dtype(refs[key].dtype).itemsize
+        if position > len(data):
+            raise FormatError("is damaged or cut short")
         blobs[key] = view[start:position]
     if not refs.keys() <= blobs.keys():
-        raise PickleError("lacks the numbers of some of its tensors")
+        raise FormatError("lacks the numbers of some of its tensors")
     return _resolve(value, lambda ref: blobs[ref.key])
 
 
@@ -161,11 +160,11 @@ def _tensors(value: Any) -> dict[Any, TensorRef]:
     """The tensors of a state dict, or of the one under ``state_dict``."""
     if type(value) is dict and type(value.get("state_dict")) is dict:
         value = value["state_dict"]
-    tensors = (
-        {k: v for k, v in value.items() if isinstance(v, TensorRef)} if type(value) is dict else {}
-    )
+    if type(value) is not dict:
+        raise FormatError("holds no state dict of tensors")
+    tensors = {name: item for name, item in value.items() if isinstance(item, TensorRef)}
     if not tensors:
-        raise PickleError("holds no state dict of tensors")
+        raise FormatError("holds no state dict of tensors")
     return tensors
 
 
@@ -178,15 +177,17 @@ def _array(ref: TensorRef, storage: _Storages) -> np.ndarray:
     blob, dtype = storage(ref.storage), _dtype(ref.storage.dtype)
     numel = ref.storage.numel
     if len(blob) != numel * dtype.itemsize:
-        raise PickleError("is damaged or cut short")
+        raise FormatError("is damaged or cut short")
     shape, strides = ref.shape, ref.strides
     # The last test refuses expanded tensors, whose copies would be larger than the file.
     if len(shape) != len(strides) or len(shape) > 8 or math.prod(shape) > numel:
-        raise PickleError("has a tensor that does not fit its storage")
+        raise FormatError("has a tensor that does not fit its storage")
     if 0 in shape:
-        return np.empty([min(n, 1) for n in shape], dtype)
+        if math.prod(n for n in shape if n) >= 2**48:  # NumPy's sizes would overflow
+            raise FormatError("has a tensor that does not fit its storage")
+        return np.empty(0, dtype).reshape(shape)
     if ref.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) >= numel:
-        raise PickleError("has a tensor that does not fit its storage")
+        raise FormatError("has a tensor that does not fit its storage")
     # The stride of an axis of length one is arbitrary, and never used.
     steps = [s * dtype.itemsize if n > 1 else 0 for n, s in zip(shape, strides, strict=True)]
     return np.ndarray(shape, dtype, blob, ref.offset * dtype.itemsize, steps)
@@ -200,5 +201,5 @@ def _named(tensors: dict[Any, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the prefix of data-parallel training."""
     named = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
     if len(named) != len(tensors):
-        raise PickleError("holds two tensors of one name")
+        raise FormatError("holds two tensors of one name")
     return named

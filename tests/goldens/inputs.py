@@ -1,0 +1,67 @@
+"""Inputs that the golden scripts and the tests build alike; needs NumPy and Pillow only."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+GOLDENS = Path(__file__).parent
+CELLS = ("cell0001.png", "cell1500.png")
+SIZES = (256, 128)
+
+
+def elpv_image(name: str, size: int) -> np.ndarray:
+    """An ELPV cell as RGB [1, size, size, 3], float32 in 0..255, resized bilinearly."""
+    spec = importlib.util.find_spec("elpv_dataset")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "images" / name
+    with Image.open(path) as image:
+        image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float32)[None]
+
+
+def random_images(height: int, width: int) -> np.ndarray:
+    """Two images of smooth noise [2, height, width, 3], float32 in 0..255."""
+    coarse = np.random.RandomState(7).uniform(0, 255, (2, height // 8, width // 8, 3))
+    return coarse.repeat(8, 1).repeat(8, 2).astype(np.float32)
+
+
+def resnet18_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of torchvision's ResNet-18 state dict, in its order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(convolution: str, norm: str, shape: tuple[int, ...]) -> None:
+        shapes[f"{convolution}.weight"] = shape
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{part}"] = shape[:1]
+        shapes[f"{norm}.num_batches_tracked"] = ()
+
+    layer("conv1", "bn1", (64, 3, 7, 7))
+    inputs = 64
+    for stage, width in enumerate((64, 128, 256, 512), start=1):
+        for block in range(2):
+            name = f"layer{stage}.{block}"
+            layer(f"{name}.conv1", f"{name}.bn1", (width, inputs, 3, 3))
+            layer(f"{name}.conv2", f"{name}.bn2", (width, width, 3, 3))
+            if inputs != width:
+                layer(f"{name}.downsample.0", f"{name}.downsample.1", (width, inputs, 1, 1))
+            inputs = width
+    return shapes | {"fc.weight": (1000, 512), "fc.bias": (1000,)}
+
+
+def resnet18_state_dict() -> dict[str, np.ndarray]:
+    """Random weights and batch-norm statistics, float32, the same wherever they are made."""
+    random = np.random.RandomState(18)
+    tensors: dict[str, np.ndarray] = {}
+    for name, shape in resnet18_shapes().items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = np.array(1000)
+            continue
+        if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
+            values = random.uniform(0.5, 1.5, shape)
+        elif len(shape) == 1:
+            values = random.normal(0, 0.3, shape)
+        else:
+            values = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+        tensors[name] = values.astype(np.float32)
+    return tensors
