@@ -7,7 +7,7 @@ A new trunk is one module beside this one (an NNX module like ``ResNet18``) and 
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +67,7 @@ class Trunk:
     channels: int
     stride: int
     digest: str
-    params: PyTree
+    params: PyTree = field(repr=False)
 
     def apply(
         self, params: PyTree, images: Float[Array, "b h w 3"]
@@ -81,20 +81,25 @@ class Trunk:
         Raises:
             UserError: if the images have another shape (seen when tracing).
         """
-        if (
-            images.ndim != 4
-            or images.shape[-1] != 3
-            or any(n % self.stride for n in images.shape[1:3])
-        ):
-            raise UserError(
-                f"{self.name} got images of shape {images.shape}; it needs [batch, height, width, "
-                f"3] with sides that are multiples of {self.stride}"
-            )
-        return nnx.merge(_structure(self.name)[0], params)(images)
+        return _apply(self.name, params, images)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/stride w/stride c"]:
-        """``apply`` with the trunk's own parameters."""
-        return self.apply(self.params, images)
+        """``apply`` with the trunk's own parameters, compiled once per shape of ``images``."""
+        return _compiled(self.name, self.params, images)
+
+
+def _apply(name: str, params: PyTree, images: Array) -> Array:
+    stride = TRUNKS[name].stride
+    if images.ndim != 4 or images.shape[-1] != 3 or any(n % stride for n in images.shape[1:3]):
+        raise UserError(
+            f"{name} got images of shape {images.shape}; it needs [batch, height, width, 3] with "
+            f"sides that are multiples of {stride}"
+        )
+    return nnx.merge(_structure(name)[0], params)(images)
+
+
+# At module level, so that all trunks of one name share the compiled program.
+_compiled = jax.jit(_apply, static_argnums=0)
 
 
 def load_trunk(name: str, weights: Path | None = None) -> Trunk:

@@ -46,7 +46,8 @@ def golden() -> Tensors:
 
 def _saved(tensors: Tensors, folder: Path) -> Path:
     path = folder / "weights.safetensors"
-    safetensors.numpy.save_file(tensors, path)
+    # safetensors writes the memory of a strided array, not its values: give it C order.
+    safetensors.numpy.save_file({name: value.copy() for name, value in tensors.items()}, path)
     return path
 
 
