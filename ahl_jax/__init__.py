@@ -1,1 +1,37 @@
-"""Open-set anomaly detection from normal images and a handful of labelled defects, in JAX."""
+"""Open-set anomaly detection from normal images and a handful of labelled defects, in JAX.
+
+Anomaly Heterogeneity Learning (AHL): T base detectors, one per heterogeneous subset of the training
+data, train in one compiled step; a sequence model over their scores says how much each counts; one
+unified detector learns from all of them.
+"""
+
+from ahl_jax.config import (
+    Config,
+    DataConfig,
+    DetectorConfig,
+    FeatureConfig,
+    ImportanceConfig,
+    LearningConfig,
+    PseudoConfig,
+    SubsetConfig,
+)
+from ahl_jax.errors import BadImageError, UserError
+from ahl_jax.evaluate import evaluate
+from ahl_jax.presets import preset
+from ahl_jax.train import train
+
+__all__ = [
+    "BadImageError",
+    "Config",
+    "DataConfig",
+    "DetectorConfig",
+    "FeatureConfig",
+    "ImportanceConfig",
+    "LearningConfig",
+    "PseudoConfig",
+    "SubsetConfig",
+    "UserError",
+    "evaluate",
+    "preset",
+    "train",
+]

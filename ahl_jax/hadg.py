@@ -78,7 +78,8 @@ def cluster_normals(
         )
     found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features)
     members = [np.flatnonzero(found == c) for c in range(clusters)]
-    kept = [m for m in members if len(m) >= SMALLEST_CLUSTER]
+    # Parallel k-means may number the same clusters differently from run to run.
+    kept = sorted((m for m in members if len(m) >= SMALLEST_CLUSTER), key=lambda m: int(m[0]))
     if len(kept) < 2:
         raise UserError(
             f"k-means with --clusters {clusters} left {len(kept)} clusters of {SMALLEST_CLUSTER} "

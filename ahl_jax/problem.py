@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from ahl_jax.backbones import TRUNKS
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
-from ahl_jax.detectors import Functional, Model, make_detector
+from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
 from ahl_jax.detectors.inputs import make_inputs
+from ahl_jax.errors import UserError
 from ahl_jax.hadg import (
     Bank,
     Subset,
@@ -24,6 +26,7 @@ from ahl_jax.hadg import (
 from ahl_jax.learning import Learner, TrainingData
 from ahl_jax.losses import draw_prior
 from ahl_jax.plain import Plain
+from ahl_jax.pseudo import GENERATORS
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,24 @@ class Problem:
     data: TrainingData
     subsets: list[Subset]
     key: Key[Array, ""]
+
+
+def check_names(config: Config) -> None:
+    """Find a name that no registry has before any work is done.
+
+    Raises:
+        UserError: naming the option and the choices.
+    """
+    for option, names, known in (
+        ("detector", [config.detector.detector], DETECTORS),
+        ("trunk", [config.features.trunk], TRUNKS),
+        ("generators", config.pseudo.generators, GENERATORS),
+    ):
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"--{option} has no '{name}'; choose from {', '.join(sorted(known))}"
+                )
 
 
 LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {"ahl": CDL, "base": Plain}
@@ -66,7 +87,7 @@ def make_problem(
     bank = Bank(len(normals[0]), len(anomalies[0]), np.asarray(generator), np.asarray(source))
     maps = [np.concatenate(parts) for parts in zip(normals, anomalies, pseudo, strict=True)]
     inputs = make_inputs(maps)
-    pooled = np.concatenate([m.mean(axis=(1, 2)) for m in normals], axis=1)
+    pooled = np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in normals], axis=1)
     clusters = cluster_normals(pooled, config.subsets.clusters, config.seed)
     subsets = make_subsets(
         config.subsets, bank, clusters, len(config.pseudo.generators), config.seed

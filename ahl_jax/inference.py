@@ -1,0 +1,74 @@
+"""Scores of feature maps by a trained detector, and the trained detector as saved arrays."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ahl_jax.config import DetectorConfig
+from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
+from ahl_jax.detectors.inputs import take
+from ahl_jax.features import FeatureMaps
+
+BATCH = 64
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    functional: Functional, model: Model, reference: Inputs, inputs: Inputs
+) -> Float[Array, " b"]:
+    return functional.score(model, inputs, reference)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A trained detector: g and the mean reference that its residual compares with."""
+
+    functional: Functional
+    model: Model
+    reference: Inputs
+
+    def score(self, maps: FeatureMaps) -> Float[np.ndarray, " n"]:
+        """Anomaly scores of n images, higher for more anomalous.
+
+        Args:
+            maps: float32 [n, h, w, c], one array per scale.
+        """
+        images = len(maps[0])
+        scores = [np.zeros(0, np.float32)]
+        for start in range(0, images, BATCH):
+            # The last batch is padded, so that there is one compilation.
+            rows = np.minimum(np.arange(start, start + BATCH), images - 1)
+            inputs = make_inputs([scale[rows] for scale in maps])
+            batch = _score(self.functional, self.model, self.reference, inputs)
+            scores.append(np.asarray(batch)[: images - start])
+        return np.concatenate(scores)
+
+    def arrays(self) -> dict[str, Any]:
+        """Everything but the architecture, as nested dicts of arrays."""
+        reference = {
+            f"scale{i}": scale.grid.to_map(scale.locations.T).transpose(1, 2, 0)
+            for i, scale in enumerate(self.reference)
+        }
+        # A detector without running statistics has none to save.
+        model = {k: v for k, v in self.model._asdict().items() if v}
+        return {"model": model, "reference": reference}
+
+
+def scorer_from_arrays(config: DetectorConfig, arrays: dict[str, Any]) -> Scorer:
+    """The inverse of ``Scorer.arrays``, for the detector that ``config`` names."""
+    maps: Sequence[np.ndarray] = [
+        arrays["reference"][name][None] for name in sorted(arrays["reference"])
+    ]
+    reference = take(make_inputs(maps), jnp.array(0))
+    functional, fresh = make_detector(config, reference[0].channels, jax.random.key(0))
+    saved = arrays["model"]
+    model = Model(saved["params"], saved.get("stats", {}))
+    if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError("the saved arrays do not fit the detector")
+    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference)

@@ -1,0 +1,48 @@
+"""Named settings for ``--preset``; single options override a preset's."""
+
+import dataclasses
+from typing import Any
+
+from ahl_jax.config import (
+    Config,
+    DataConfig,
+    DetectorConfig,
+    FeatureConfig,
+    ImportanceConfig,
+    LearningConfig,
+    PseudoConfig,
+    SubsetConfig,
+)
+
+
+def _paper(data: str) -> Config:
+    """The published hyper-parameters: the defaults of every field."""
+    return Config(DataConfig(data))
+
+
+def _debug(data: str) -> Config:
+    """A slice of the data and a few short epochs: shows in under a minute that all parts work."""
+    return Config(
+        DataConfig(data, limit=24),
+        features=FeatureConfig(image_size=192),
+        pseudo=PseudoConfig(pseudo_per_generator=16),
+        subsets=SubsetConfig(subsets=2, clusters=2),
+        detector=DetectorConfig(references=3),
+        learning=LearningConfig(epochs=4, steps=4, batch=12, passes=2),
+        importance=ImportanceConfig(history=2),
+    )
+
+
+PRESETS = {"paper": _paper, "debug": _debug}
+
+
+def preset(name: str, data: str, **data_options: Any) -> Config:
+    """A preset's config for a data set.
+
+    Args:
+        name: ``paper`` or ``debug``.
+        data: the data set's name or folder.
+        data_options: other fields of ``DataConfig``, such as ``category``.
+    """
+    config = PRESETS[name](data)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data_options))

@@ -1,0 +1,164 @@
+"""The files of a run: run.json, history.csv, metrics.json and checkpoint/ in one folder."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ahl_jax.config import Config
+from ahl_jax.errors import UserError
+
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint")
+"""Everything that a run writes; ``--overwrite`` removes these and nothing else."""
+
+
+class Workdir:
+    """The folder of one run."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def claim(self, config: Config, *, overwrite: bool) -> None:
+        """Make the folder this run's, or find that it is already.
+
+        Raises:
+            UserError: if it holds another run, or files that no run of ours left; nothing is
+                changed then.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; give --workdir a folder")
+        there = [name for name in FILES if (self.path / name).exists()]
+        if there and overwrite:
+            self._clear()
+        elif there:
+            self._check_same(config, there)
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("run.json", _json({"config": config.to_dict()}))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.path} ({(error.strerror or str(error)).lower()}); "
+                "give --workdir another folder"
+            ) from error
+
+    def config(self) -> Config:
+        """The settings of the run.
+
+        Raises:
+            UserError: if the folder holds no run.
+        """
+        return Config.from_dict(self._run()["config"])
+
+    def bind_data(self, digest: str) -> None:
+        """Tie the run to its images, named by a digest over all of their bytes.
+
+        Raises:
+            UserError: if the run began with other images.
+        """
+        run = self._run()
+        if run.setdefault("data", digest) != digest:
+            raise UserError(
+                f"the images changed since the run in {self.path} began; restore them, "
+                "start over with --overwrite, or give another --workdir"
+            )
+        self._write("run.json", _json(run))
+
+    def data_digest(self) -> str | None:
+        """The digest that ``bind_data`` stored."""
+        return self._run().get("data")
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Write history.csv, a row per epoch."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self._write("history.csv", text.getvalue())
+
+    def read_history(self, epochs: int) -> list[dict[str, Any]]:
+        """The rows of the first ``epochs`` epochs, as text.
+
+        Raises:
+            UserError: if one is missing.
+        """
+        path = self.path / "history.csv"
+        rows: list[dict[str, Any]] = []
+        if epochs and path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))[:epochs]
+        if len(rows) < epochs:
+            raise UserError(
+                f"{path} lacks epochs that the checkpoint has; start over with --overwrite"
+            )
+        return rows
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write metrics.json."""
+        self._write("metrics.json", _json(metrics))
+
+    def _run(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.path} holds no run (there is no run.json); name the --workdir of a training"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); train again") from error
+        if not isinstance(run, dict) or "config" not in run:
+            raise UserError(f"{path} is not the description of a run; train again")
+        return run
+
+    def _check_same(self, config: Config, there: list[str]) -> None:
+        if "run.json" not in there:
+            raise UserError(
+                f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
+                "give another --workdir, or --overwrite to replace it"
+            )
+        saved, wanted = dict(_flat(self._run()["config"])), dict(_flat(config.to_dict()))
+        different = [name for name in wanted if saved.get(name) != wanted[name]]
+        if different:
+            name = different[0]
+            more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+            raise UserError(
+                f"{self.path} already holds a different run (--{name.replace('_', '-')} is "
+                f"{saved.get(name)} there and {wanted[name]} here{more}); give another --workdir, "
+                "or --overwrite to replace it"
+            )
+
+    def _clear(self) -> None:
+        for name in FILES:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file in one step, so that a kill leaves the old one or the new one."""
+        path = self.path / name
+        temporary = path.with_name(f".{name}.tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every field of a config under its own name, which is also its option's."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield name, value
