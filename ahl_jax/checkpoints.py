@@ -8,7 +8,6 @@ damaged byte.
 """
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from ahl_jax.errors import UserError
+from ahl_jax.host_arrays import digest, flat_host, from_host, host_shape, to_host
 
 PyTree = Any
 
@@ -92,11 +90,11 @@ class Checkpoints:
         Raises:
             UserError: if they cannot be written.
         """
-        host = jax.tree.map(_to_host, params)
+        host = jax.tree.map(to_host, params)
         if self._trunk.is_dir():
             with contextlib.suppress(UserError):
                 saved_name, saved = self.load_trunk()
-                if saved_name == name and _digest(saved) == _digest(host):
+                if saved_name == name and digest(saved) == digest(host):
                     return
         with _writing(self._trunk), _checkpointer() as checkpointer:
             checkpointer.save(self._trunk, args=_args({"name": name}, params=host), force=True)
@@ -131,10 +129,10 @@ class Checkpoints:
             raise ValueError("these checkpoints are closed, or read-only")
         args = _args(
             metadata,
-            inference=jax.tree.map(_to_host, inference),
+            inference=jax.tree.map(to_host, inference),
             # A flat dict: Orbax needs to know nothing of optimizer states and other containers.
             # It cannot save arrays of no elements, which their shape alone restores.
-            state={key: leaf for key, leaf in _flat_host(state).items() if leaf.size},
+            state={key: leaf for key, leaf in flat_host(state).items() if leaf.size},
         )
         with _writing(self.folder):
             self._manager.wait_until_finished()
@@ -171,7 +169,7 @@ class Checkpoints:
         saved, _ = _read(folder, "state")
         leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
         wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-        abstract = {key: _host_shape(leaf) for key, leaf in wanted.items()}
+        abstract = {key: host_shape(leaf) for key, leaf in wanted.items()}
         for key, leaf in abstract.items():
             if leaf.size == 0:
                 saved[key] = np.zeros(leaf.shape, leaf.dtype)
@@ -185,7 +183,7 @@ class Checkpoints:
                 f"the training state in {folder} was saved with other settings ({differ[0]} does "
                 "not fit); use the settings it was saved with, or another folder"
             )
-        restored = [_from_host(saved[key], leaf) for key, leaf in wanted.items()]
+        restored = [from_host(saved[key], leaf) for key, leaf in wanted.items()]
         return jax.tree.unflatten(treedef, restored)
 
     def restore_inference(self, epoch: int | None = None) -> tuple[PyTree, dict[str, Any]]:
@@ -215,7 +213,7 @@ class Checkpoints:
 
 def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
     """What Orbax saves as one checkpoint: pytrees of numpy arrays, and a JSON item about them."""
-    digests = {name: _digest(tree) for name, tree in items.items()}
+    digests = {name: digest(tree) for name, tree in items.items()}
     return ocp.args.Composite(
         metadata=ocp.args.JsonSave({"metadata": metadata, "sha256": digests}),
         **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
@@ -239,7 +237,7 @@ def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
             )
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             about = checkpointer.restore(folder / "metadata", args=ocp.args.JsonRestore())
-        if _digest(arrays) != about["sha256"][item]:
+        if digest(arrays) != about["sha256"][item]:
             raise ValueError(f"the checksum of {item} is wrong")
         return arrays, about["metadata"]
     except Exception as error:  # a damaged file can raise nearly anything
@@ -265,67 +263,3 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def _is_key(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    """A copy of its own in host memory: the caller may donate the original right after."""
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.array(leaf)
-
-
-def _host_shape(leaf: Any) -> Any:
-    """Shape and dtype of the leaf as ``_to_host`` saves it."""
-    if _is_key(leaf):
-        return jax.eval_shape(jax.random.key_data, leaf)
-    return leaf if hasattr(leaf, "shape") else np.array(leaf)
-
-
-def _from_host(value: np.ndarray, like: Any) -> Any:
-    """The saved value as the type, and on the devices, of ``like``."""
-    if isinstance(like, bool | int | float | complex):
-        return type(like)(value.item())
-    if isinstance(like, np.ndarray | np.generic):
-        return like.dtype.type(value) if isinstance(like, np.generic) else value
-    # A copy, as the array may be donated and numpy would keep the memory.
-    array = jnp.array(value)
-    if _is_key(like):
-        array = jax.random.wrap_key_data(array, impl=_key_impl(like))
-    sharding = getattr(like, "sharding", None)
-    if sharding is not None and len(sharding.device_set) > 1:
-        array = jax.device_put(array, sharding)
-    return array
-
-
-def _key_impl(like: Any) -> Any:
-    """The generator of a PRNG key; inside a trace, as an abstract key does not tell it itself."""
-    found = []
-
-    def look(key: jax.Array) -> jax.Array:
-        found.append(jax.random.key_impl(key))
-        return key
-
-    jax.eval_shape(look, like)
-    return found[0]
-
-
-def _flat_host(state: PyTree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path): _to_host(leaf) for path, leaf in leaves}
-
-
-def _digest(tree: PyTree) -> str:
-    """SHA-256 of the names, shapes, dtypes and bits of a pytree of numpy arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()

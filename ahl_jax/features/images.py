@@ -1,0 +1,202 @@
+"""Feature maps of image files, from the store where it has them."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped, UInt8
+
+from ahl_jax.backbones import Trunk
+from ahl_jax.config import FeatureConfig
+from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.errors import BadImageError
+from ahl_jax.features.progress import Progress
+from ahl_jax.features.store import Store, entry_key
+
+FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
+"""One float32 array per scale, the larger scale first."""
+
+SCALES = 2
+
+# To be raised by whoever changes what a given image and trunk give: the reading and resizing of
+# images, the scales, or the pseudo-anomaly generators.
+_VERSION = 1
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+
+def extract(
+    paths: Sequence[Path],
+    trunk: Trunk,
+    config: FeatureConfig,
+    store: Store,
+    *,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> tuple[FeatureMaps, list[int]]:
+    """The trunk's feature maps of image files.
+
+    An image is read at ``config.image_size``, and its second scale is the exact mean of 2 x 2
+    pixels. Files of equal content are computed once.
+
+    Args:
+        paths: The image files; the same one may appear more than once.
+        trunk: The frozen network.
+        config: Its image size and batch are used.
+        store: Read first; what it lacks is computed and written to it.
+        skip_bad: Leave out images that cannot be read, with a warning.
+        progress: Show how far it is, on stderr.
+
+    Returns:
+        The maps of the images that could be read, [n, h, w, c] for each scale, and their indices
+        into ``paths``, in order.
+
+    Raises:
+        BadImageError: if an image cannot be read and ``skip_bad`` is off; what was computed until
+            then stays in the store.
+        UserError: if the store cannot be written to.
+    """
+    keys: list[str | None] = []
+    for path in paths:
+        try:
+            keys.append(image_key(image_digest(path), trunk, config))
+        except BadImageError as error:
+            if not skip_bad:
+                raise
+            _warn(path, str(error))
+            keys.append(None)
+    # The first file of each content.
+    files = {key: path for key, path in zip(reversed(keys), reversed(paths), strict=True) if key}
+    distinct = list(dict.fromkeys(key for key in keys if key))
+
+    def compute(missing: list[str]) -> Iterator[tuple[list[str], tuple[jax.Array, ...]]]:
+        batches = iter_batches(
+            [files[key] for key in missing],
+            config.image_size,
+            config.image_batch,
+            skip_bad=skip_bad,
+            on_bad=_warn,
+        )
+        for indices, images in batches:
+            yield [missing[i] for i in indices], trunk_maps(trunk, images, config.image_batch)
+
+    maps, found = cached(distinct, trunk, config, store, compute, "images" if progress else None)
+    rows = {key: row for row, key in enumerate(found)}
+    kept = [i for i, key in enumerate(keys) if key in rows]
+    order = [rows[key] for key in keys if key in rows]
+    if order != list(range(len(found))):
+        maps = tuple(m[order] for m in maps)
+    return maps, kept
+
+
+def image_key(digest: str, trunk: Trunk, config: FeatureConfig, **more: str | int) -> str:
+    """The store's key of an image: ``digest`` is its file's, ``more`` what was done to it since."""
+    return entry_key(
+        version=_VERSION,
+        image=digest,
+        trunk=trunk.name,
+        weights=trunk.digest,
+        image_size=config.image_size,
+        scales=SCALES,
+        **more,
+    )
+
+
+def cached(
+    keys: Sequence[str],
+    trunk: Trunk,
+    config: FeatureConfig,
+    store: Store,
+    compute: Callable[[list[str]], Iterable[tuple[list[str], tuple[jax.Array, ...]]]],
+    label: str | None,
+) -> tuple[FeatureMaps, list[str]]:
+    """Maps from the store, where need be after computing and writing them.
+
+    Args:
+        keys: Distinct keys.
+        trunk: Tells, with ``config``, the shapes of the maps.
+        config: See ``trunk``.
+        store: The store.
+        compute: Called with the missing keys; yields batches of keys and their maps, of which
+            rows past the keys are padding. It may leave keys out.
+        label: What the entries are, for the progress on stderr; None for no progress.
+
+    Returns:
+        The maps, and the keys of their rows: ``keys`` without those left out.
+    """
+    sides = [config.image_size // 2**scale // trunk.stride for scale in range(SCALES)]
+    shapes = [(side, side, trunk.channels) for side in sides]
+    maps = tuple(np.empty((len(keys), *shape), np.float32) for shape in shapes)
+    row = {key: i for i, key in enumerate(keys)}
+    missing = []
+    for key in keys:
+        entry = store.read(key, shapes)
+        if entry is None:
+            missing.append(key)
+            continue
+        for whole, one in zip(maps, entry, strict=True):
+            whole[row[key]] = one
+    if not missing:
+        return maps, list(keys)
+    left_out = set(missing)
+    with Progress(len(missing), label, cached=len(keys) - len(missing)) as bar:
+        for batch, computed in _one_behind(compute(missing)):
+            arrays = [np.asarray(c) for c in computed]
+            for i, key in enumerate(batch):
+                store.write(key, [a[i] for a in arrays])
+                for whole, a in zip(maps, arrays, strict=True):
+                    whole[row[key]] = a[i]
+            left_out.difference_update(batch)
+            bar.update(len(batch))
+    found = [key for key in keys if key not in left_out]
+    if left_out:
+        maps = tuple(m[[row[key] for key in found]] for m in maps)
+    return maps, found
+
+
+def trunk_maps(
+    trunk: Trunk, images: UInt8[np.ndarray | Array, "b size size 3"], batch: int
+) -> tuple[Float[Array, "batch h w c"], ...]:
+    """The maps of up to ``batch`` images; rows past theirs are padding.
+
+    Every call has the same shapes, so there is one compilation, and an image's maps do not depend
+    on how many others came with it.
+    """
+    whole = images if len(images) == batch else padded(np.asarray(images), batch)
+    return _two_scales(trunk.apply, trunk.params, whole)
+
+
+def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray, "batch ..."]:
+    """The array with its last row repeated until it has ``batch`` rows."""
+    return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _two_scales(
+    apply: Callable[[PyTree, Array], Array], params: PyTree, images: UInt8[Array, "b size size 3"]
+) -> tuple[Float[Array, "b h w c"], ...]:
+    large = images.astype(jnp.float32)
+    b, size, _, c = large.shape
+    # Sums of four 8-bit values and their quarters are exact in float32.
+    small = large.reshape(b, size // 2, 2, size // 2, 2, c).sum((2, 4)) / 4
+    return apply(params, large), apply(params, small)
+
+
+def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
+    """The items, each only once the next is under way: the device works while the host writes."""
+    before: list[_T] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
+
+
+def _warn(path: Path, reason: str) -> None:
+    _log.warning("left out: %s", reason)

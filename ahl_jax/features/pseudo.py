@@ -1,0 +1,142 @@
+"""Feature maps of pseudo-anomalies made from normal images."""
+
+import functools
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+
+from ahl_jax.backbones import Trunk
+from ahl_jax.config import FeatureConfig, PseudoConfig
+from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.features.images import FeatureMaps, cached, image_key, padded, trunk_maps
+from ahl_jax.features.store import Store
+from ahl_jax.pseudo import make_pseudo
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoFeatures:
+    """The maps of all pseudo-anomalies, generator after generator."""
+
+    maps: FeatureMaps
+    """One float32 array [n, h, w, c] per scale."""
+
+    generator: Int[np.ndarray, " n"]
+    """Which made it: an index into the configured generators."""
+
+    source: Int[np.ndarray, " n"]
+    """The normal image it was made from: an index into the given normals."""
+
+
+def extract_pseudo(
+    normals: Sequence[Path],
+    trunk: Trunk,
+    features: FeatureConfig,
+    pseudo: PseudoConfig,
+    seed: int,
+    store: Store,
+    *,
+    progress: bool = True,
+) -> PseudoFeatures:
+    """Makes pseudo-anomalies and extracts their feature maps.
+
+    Each is made from a random normal and another one, which CutMix takes its patch from. What one
+    generator makes does not depend on which others are in use, nor on how the images are batched.
+
+    Args:
+        normals: Image files of the training normals, all readable.
+        trunk: The frozen network.
+        features: As for ``extract``.
+        pseudo: The generators, and how many images each makes.
+        seed: Decides everything random.
+        store: Read first; what it lacks is computed and written to it.
+        progress: Show how far it is, on stderr.
+
+    Raises:
+        BadImageError: if an image cannot be read.
+        UserError: if the store cannot be written to.
+    """
+    digests = [image_digest(path) for path in normals]
+    parts = []
+    for name in pseudo.generators:
+        drawn = _draw(len(normals), pseudo.pseudo_per_generator, seed, name)
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _number(name))
+        label = f"{name} pseudo-anomalies" if progress else None
+        maps = _extract_one(
+            name, key, seed, drawn, normals, digests, trunk, features, store, label
+        )  # fmt: skip
+        parts.append((maps, drawn[:, 0]))
+    count = pseudo.pseudo_per_generator
+    return PseudoFeatures(
+        maps=tuple(np.concatenate(scale) for scale in zip(*(m for m, _ in parts), strict=True)),
+        generator=np.repeat(np.arange(len(parts)), count),
+        source=np.concatenate([source for _, source in parts]),
+    )
+
+
+def _draw(normals: int, count: int, seed: int, name: str) -> Int[np.ndarray, "count 2"]:
+    """Pairs of two different normals, or of the same where there is only one."""
+    rng = np.random.default_rng((seed, _number(name)))
+    # Row by row, so that a larger count goes on where a smaller one ended.
+    drawn = rng.integers([normals, max(normals - 1, 1)], size=(count, 2))
+    return np.stack([drawn[:, 0], (drawn.sum(1) + 1) % normals], axis=1)
+
+
+def _number(name: str) -> int:
+    """A generator's number, the same whichever others are in use."""
+    return zlib.crc32(name.encode())
+
+
+def _extract_one(
+    name: str,
+    key: PRNGKeyArray,
+    seed: int,
+    drawn: Int[np.ndarray, "count 2"],
+    normals: Sequence[Path],
+    digests: Sequence[str],
+    trunk: Trunk,
+    features: FeatureConfig,
+    store: Store,
+    label: str | None,
+) -> FeatureMaps:
+    """The maps of one generator's images."""
+    batch = features.image_batch
+    keys = [
+        image_key(digests[image], trunk, features,
+                  generator=name, seed=seed, item=item, source=digests[source])
+        for item, (image, source) in enumerate(drawn)
+    ]  # fmt: skip
+    item_of = {entry: item for item, entry in enumerate(keys)}
+
+    def compute(missing: list[str]) -> Iterator[tuple[list[str], tuple[jax.Array, ...]]]:
+        items = np.array([item_of[entry] for entry in missing])
+        # Image, source, image, source: so that both are read ahead by the same threads.
+        files = [normals[i] for i in drawn[items].flat]
+        for start, (_, images) in enumerate(iter_batches(files, features.image_size, 2 * batch)):
+            here = slice(start * batch, start * batch + len(images) // 2)
+            made = _make(
+                name, key, *(padded(a, batch) for a in (items[here], images[::2], images[1::2]))
+            )
+            yield missing[here], trunk_maps(trunk, made, batch)
+
+    return cached(keys, trunk, features, store, compute, label)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _make(
+    name: str,
+    key: PRNGKeyArray,
+    items: Int[Array, " b"],
+    images: UInt8[Array, "b h w 3"],
+    sources: UInt8[Array, "b h w 3"],
+) -> UInt8[Array, "b h w 3"]:
+    """A pseudo-anomaly per image, each with a key of its own that the batch does not decide."""
+
+    def one(item: Array, image: Array, source: Array) -> Array:
+        return make_pseudo(name, jax.random.fold_in(key, item), image[None], source[None])[0]
+
+    return jax.vmap(one)(items, images, sources)

@@ -1,0 +1,99 @@
+"""The feature store: one small file per image, found by what it was computed from."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float
+
+from ahl_jax.errors import UserError
+
+
+def default_folder() -> Path:
+    """$AHL_CACHE, else ahl_jax in $XDG_CACHE_HOME, else ~/.cache/ahl_jax."""
+    if chosen := os.environ.get("AHL_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ahl_jax"
+
+
+class Store:
+    """Feature maps on disk, content-addressed.
+
+    Every entry appears whole or not at all, so several runs may share a folder, and may be killed
+    at any time. Deleting the folder, or files in it, costs only the time to compute them again.
+
+    Args:
+        folder: Where the entries are; made if missing. By default ``default_folder()``.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = default_folder() if folder is None else Path(folder)
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """The file of an entry."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def read(
+        self, key: str, shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[Float[np.ndarray, "h w c"], ...] | None:
+        """The maps of an entry, or None where it is missing, unreadable or of other shapes."""
+        try:
+            tensors = safetensors.numpy.load(self.path(key).read_bytes())
+            maps = tuple(tensors[f"scale{i}"] for i in range(len(shapes)))
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+            return None
+        fits = len(tensors) == len(shapes) and all(
+            m.shape == shape and m.dtype == np.float32
+            for m, shape in zip(maps, shapes, strict=True)
+        )
+        return maps if fits else None
+
+    def write(self, key: str, maps: Sequence[Float[np.ndarray, "h w c"]]) -> None:
+        """Writes an entry, in place of one that is there.
+
+        Raises:
+            UserError: if the disk is full or the folder cannot be written to.
+        """
+        path = self.path(key)
+        part = path.with_name(f"{key}.{uuid.uuid4().hex}.tmp")
+        content = safetensors.numpy.save(
+            {f"scale{i}": np.ascontiguousarray(m, np.float32) for i, m in enumerate(maps)}
+        )
+        with _writing(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            try:
+                part.write_bytes(content)
+                os.replace(part, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
+
+
+def entry_key(**origin: str | int) -> str:
+    """The key of an entry: SHA-256 over everything that decides its content."""
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns a failure to write into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write features to {folder} ({(error.strerror or str(error)).lower()}); make "
+            "room there, or set AHL_CACHE to another folder"
+        ) from error
