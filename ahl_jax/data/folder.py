@@ -21,7 +21,7 @@ def load(config: DataConfig) -> Dataset:
     """The images below the folder ``config.data``, or below one category of it.
 
     A link that leads out of that folder is never followed: a linked folder of the layout is an
-    error, a linked image or inner folder is left out with a warning.
+    error, a linked image is left out with a warning. So is any linked folder inside a class.
 
     Raises:
         UserError: if the category is missing or unknown, if the folder has no ``train/good``, if
@@ -49,7 +49,8 @@ def _load(root: Path, category: str | None) -> Dataset:
             anomalies[name] = anomalies.get(name, ()) + _images(folder, root, skipped)
     if skipped:
         warnings.warn(
-            f"left out {len(skipped)} link(s) that lead out of {root}, such as {skipped[0]}",
+            f"left out {len(skipped)} link(s) that lead to a folder or out of {root}, such as "
+            f"{skipped[0]}",
             stacklevel=4,
         )
     return Dataset(

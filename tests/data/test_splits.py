@@ -1,0 +1,183 @@
+import dataclasses
+import unicodedata
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahl_jax.config import DataConfig
+from ahl_jax.data.samples import Dataset, Sample, Split
+from ahl_jax.data.splits import make_split, shared_images
+from ahl_jax.errors import UserError
+
+
+def dataset(train=20, test=10, **classes):
+    classes = classes or {"cut": 8, "dent": 9, "hole": 5}
+
+    def paths(kind, count):
+        return tuple(Path(f"/nowhere/{kind}/{i:03}.png") for i in range(count))
+
+    return Dataset(
+        name="parts",
+        train_normals=paths("train", train),
+        test_normals=paths("test", test),
+        anomalies={name: paths(name, count) for name, count in sorted(classes.items())},
+    )
+
+
+def config(**values):
+    return DataConfig("parts", **values)
+
+
+counts = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 12), min_size=1)
+
+
+@given(counts=counts, seed=st.integers(0, 2**31 - 1), data=st.data())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_general_split_is_a_partition(counts, seed, data):
+    total = sum(counts.values())
+    shots = data.draw(st.integers(1, total))
+    parts = dataset(**counts)
+    if shots == total:
+        with pytest.raises(UserError, match="no anomaly left"):
+            make_split(parts, config(shots=shots), seed)
+        return
+    split = make_split(parts, config(shots=shots), seed)
+    assert split == make_split(parts, config(shots=shots), seed)
+    assert split.train_normals == parts.train_normals
+    assert len(set(split.seen)) == shots
+    assert not set(split.seen) & set(split.test)
+    every = {Sample(path, name) for name, paths in parts.anomalies.items() for path in paths}
+    assert set(split.seen) | set(split.test[len(parts.test_normals) :]) == every
+    assert split.test[: len(parts.test_normals)] == tuple(
+        Sample(path, None) for path in parts.test_normals
+    )
+    classes = [sample.anomaly_class for sample in split.test[len(parts.test_normals) :]]
+    assert classes == sorted(classes)
+
+
+@given(counts=counts.filter(lambda c: len(c) > 1), seed=st.integers(0, 2**31 - 1), data=st.data())
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_hard_split_sees_one_class_and_tests_the_others(counts, seed, data):
+    seen_class = data.draw(st.sampled_from(sorted(counts)))
+    shots = data.draw(st.integers(1, counts[seen_class]))
+    parts = dataset(**counts)
+    split = make_split(parts, config(setting="hard", seen_class=seen_class, shots=shots), seed)
+    assert len(set(split.seen)) == shots
+    assert {sample.anomaly_class for sample in split.seen} == {seen_class}
+    anomalies = [sample for sample in split.test if sample.anomaly_class is not None]
+    assert anomalies == [
+        Sample(path, name)
+        for name, paths in parts.anomalies.items()
+        if name != seen_class
+        for path in paths
+    ]
+
+
+def test_every_anomaly_is_drawn_about_equally_often():
+    times = Counter(
+        sample
+        for seed in range(400)
+        for sample in make_split(dataset(), config(shots=11), seed).seen
+    )
+    assert len(times) == 22
+    assert min(times.values()) > 150  # 200 expected, standard deviation 10
+    assert max(times.values()) < 250
+
+
+def test_limit_thins_evenly_and_draws_the_same_anomalies():
+    full = make_split(dataset(), config(shots=4), 7)
+    quick = make_split(dataset(), config(shots=4, limit=3), 7)
+    assert quick.seen == full.seen
+    assert [path.stem for path in quick.train_normals] == ["000", "006", "013"]
+    assert len(quick.test) == 3 + 3 * 3
+    assert set(quick.test) < set(full.test)
+    # More labelled anomalies than the limit are still all there.
+    assert len(make_split(dataset(), config(shots=19, limit=3), 0).seen) == 19
+
+
+def test_a_class_may_be_spelled_in_either_unicode_form():
+    split = make_split(
+        dataset(fissuré=3, cut=2),
+        config(setting="hard", seen_class=unicodedata.normalize("NFD", "fissuré"), shots=2),
+        0,
+    )
+    assert {sample.anomaly_class for sample in split.seen} == {"fissuré"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings_", "words"),
+    [
+        (dataset(), {"shots": 23}, ["22", "23", "parts", "--shots"]),
+        (dataset(), {"shots": 22}, ["no anomaly left", "--shots"]),
+        (dataset(), {"setting": "hard", "seen_class": "rust"}, ["'rust'", "cut, dent, hole"]),
+        (dataset(), {"setting": "hard", "seen_class": "hole"}, ["5", "class hole", "10"]),
+        (dataset(cut=20), {"setting": "hard", "seen_class": "cut"}, ["--setting general"]),
+        (dataset(train=0), {}, ["train/good", "parts"]),
+        (dataset(test=0), {}, ["test/good", "parts"]),
+        (dataset(train=0), {"category": "cup"}, ["parts (cup)"]),
+        (dataclasses.replace(dataset(), anomalies={}), {}, ["0 anomalies"]),
+    ],
+)
+def test_impossible_splits_are_explained(parts, settings_, words):
+    with pytest.raises(UserError) as caught:
+        make_split(parts, config(**settings_), 0)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def on_disk(root, **contents):
+    """A data set of real files; equal strings make byte-identical files."""
+
+    def write(kind):
+        paths = []
+        for i, content in enumerate(contents.get(kind, ())):
+            path = root / kind / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+            paths.append(path)
+        return tuple(paths)
+
+    return Dataset(
+        "parts", write("train"), write("test"), {"cut": write("cut"), "hole": write("hole")}
+    )
+
+
+def test_test_copies_of_training_images_are_left_out(tmp_path):
+    parts = on_disk(
+        tmp_path,
+        train=["n1", "n2", "twin"], test=["n3", "twin", "n4"],
+        cut=["same", "c2"], hole=["same", "n1", "h3"],
+    )  # fmt: skip
+    settings_ = config(setting="hard", seen_class="cut", shots=2)
+    with pytest.warns(UserWarning, match="left 3 image"):
+        split = make_split(parts, settings_, 0)
+    assert [sample.path for sample in split.test] == [
+        parts.test_normals[0], parts.test_normals[2], parts.anomalies["hole"][2],
+    ]  # fmt: skip
+    assert shared_images(split) == []
+
+
+def test_shared_images_pairs_training_with_test(tmp_path):
+    parts = on_disk(tmp_path, train=["a", "b", "b"], test=["b", "long", "c"], cut=["c"])
+    split = Split(
+        parts.train_normals,
+        (Sample(parts.anomalies["cut"][0], "cut"),),
+        tuple(Sample(path, None) for path in parts.test_normals),
+    )
+    assert shared_images(split) == [
+        (parts.train_normals[1], parts.test_normals[0]),
+        (parts.anomalies["cut"][0], parts.test_normals[2]),
+    ]
+
+
+def test_nothing_left_after_copies_are_out_is_an_error(tmp_path):
+    parts = on_disk(tmp_path, train=["a"], test=["a"], cut=["b", "c"])
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(UserError, match="no test normals"),
+    ):
+        make_split(parts, config(shots=1), 0)
