@@ -90,3 +90,11 @@ def test_every_extra_of_jax_exists():
 
 def test_the_package_is_marked_as_typed():
     assert (ROOT / "ahl_jax" / "py.typed").is_file()
+
+
+def test_the_command_exists():
+    (line,) = SETUP["options.entry_points"]["console_scripts"].strip().splitlines()
+    name, value = (part.strip() for part in line.split("="))
+    assert name == "ahl"
+    command = importlib.metadata.EntryPoint(name, value, "console_scripts").load()
+    assert callable(command)
