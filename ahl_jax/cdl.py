@@ -186,7 +186,7 @@ class CDL:
         return jax.tree.map(lambda g: g / steps, total), losses.mean(0)
 
     def scores(self, models: Model, data: TrainingData) -> Float[Array, "n t"]:
-        """s_j^t: the base models' scores of every training image that psi follows.
+        """s_j^t: the base models' scores of every training image, on the scale of the labels.
 
         Args:
             models: leading axis T.
@@ -202,7 +202,7 @@ class CDL:
         def score(index: Array) -> Float[Array, "b t"]:
             inputs = take(data.inputs, index)
             return jax.vmap(
-                lambda model: self.functional.score(model, inputs, reference), out_axes=1
+                lambda model: self.functional.label_score(model, inputs, reference), out_axes=1
             )(models)
 
         scores = jax.lax.map(score, index)

@@ -67,6 +67,14 @@ class Detector(nnx.Module):
     def total_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
         """The anomaly score; higher is more anomalous."""
 
+    def label_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
+        """The score on the scale of the labels: 0 for an ideal normal, 1 for an ideal anomaly.
+
+        AHL Eq. 6 compares scores with labels, so psi follows this one. Override it where the total
+        score is on another scale.
+        """
+        return self.total_score(head_scores)
+
     @abstractmethod
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """Anomaly score of every location, one map per scale; higher is more anomalous."""
@@ -116,6 +124,18 @@ class DeviationDetector(Detector):
         """Sum of the heads' scores, each with its sign."""
         return head_scores @ jnp.array([h.sign for h in self.table], head_scores.dtype)
 
+    def label_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
+        """The total score, scaled so that the heads' targets for normals and anomalies are 0 and 1.
+
+        A target of 0 puts a head's score at 0, a target of 1 at the margin; a head that does not
+        train on anomalies is taken to leave them at 0.
+        """
+        normal, anomaly = (
+            self.margin * sum(h.sign * (h.targets[label] or 0) for h in self.table)
+            for label in (NORMAL, ANOMALY)
+        )
+        return (self.total_score(head_scores) - normal) / (anomaly - normal)
+
 
 class Model(NamedTuple):
     """The arrays of a detector."""
@@ -164,6 +184,11 @@ class Functional:
         """Anomaly scores at inference."""
         detector = self.merge(model)
         return detector.total_score(detector.head_scores(inputs, reference))
+
+    def label_score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
+        """Scores at inference on the scale of the labels."""
+        detector = self.merge(model)
+        return detector.label_score(detector.head_scores(inputs, reference))
 
 
 def functional(detector: Detector) -> tuple[Functional, Model]:
