@@ -1,13 +1,7 @@
 """The command line: `ahl train` and `ahl evaluate`."""
 
-import contextlib
 import json
-import logging
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +9,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ahl_jax.config import Config
-from ahl_jax.errors import UserError
+from ahl_jax.evaluate import evaluate
 from ahl_jax.presets import PRESETS
-
-log = logging.getLogger("ahl_jax")
+from ahl_jax.runtime import keep_compiled_programs, run_command
+from ahl_jax.train import train
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Train:
 class Evaluate:
     """Score the test images with a run's newest checkpoint and print the metrics."""
 
-    workdir: Annotated[Path, tyro.conf.Positional]
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """The folder that was given to the training."""
 
     data: str | None = None
@@ -63,23 +57,17 @@ class Evaluate:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the exit code is 2 for bad input, 130 or 143 for a stop."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    _set_up_logging()
-    try:
-        with _sigterm_raises():
-            command = _parse(arguments)
-            if isinstance(command, Train):
-                _train(command)
-            else:
-                _evaluate(command)
-    except UserError as error:
-        print(f"ahl: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        code = stop.args[0] if stop.args else signal.SIGINT
-        print("\nahl: stopped; the same command goes on from where it was", file=sys.stderr)
-        sys.exit(128 + code)
+    """Run the command line; see ``ahl_jax.runtime.run_command`` for the exit codes."""
+
+    def command() -> None:
+        chosen = _parse(sys.argv[1:] if arguments is None else arguments)
+        keep_compiled_programs(chosen.cache_dir)
+        if isinstance(chosen, Train):
+            _train(chosen)
+        else:
+            _evaluate(chosen)
+
+    run_command(command)
 
 
 def _parse(arguments: list[str]) -> Train | Evaluate:
@@ -114,9 +102,6 @@ def _named_preset(arguments: list[str]) -> str:
 
 
 def _train(command: Train) -> None:
-    from ahl_jax.train import train
-
-    _keep_compiled_programs(command.cache_dir)
     metrics = train(
         command.config,
         command.workdir,
@@ -127,9 +112,6 @@ def _train(command: Train) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
-    from ahl_jax.evaluate import evaluate
-
-    _keep_compiled_programs(command.cache_dir)
     metrics = evaluate(command.workdir, data=command.data, cache_dir=command.cache_dir)
     if command.json:
         print(json.dumps(metrics, ensure_ascii=False))
@@ -152,40 +134,6 @@ def _in_words(config: Config, metrics: dict[str, Any], workdir: Path) -> str:
         f"{metrics['auc_roc']:.4f} and an AUC-PR of {metrics['auc_pr']:.4f} on "
         f"{metrics['n_test']} test images; everything is in {workdir}."
     )
-
-
-def _keep_compiled_programs(cache_dir: Path | None) -> None:
-    """Let later processes skip compilation, unless the user has set JAX's own cache."""
-    import jax
-
-    from ahl_jax.features import default_folder
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = (cache_dir or default_folder()) / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C: what is being written is finished, then the process ends."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise KeyboardInterrupt(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ahl_jax.errors import UserError
 class DataConfig:
     """Which images, and which of them are seen in training."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """The data set: `elpv`, or a folder in MVTec layout (train/good, test/good, test/CLASS)."""
 
     category: str | None = None

@@ -1,0 +1,61 @@
+"""What every command of this project does at its edge: logging, compiled programs, exit codes."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from ahl_jax.errors import UserError
+from ahl_jax.features import default_folder
+
+log = logging.getLogger("ahl_jax")
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; then exit with 2 for bad input, 130 for Ctrl-C and 143 for SIGTERM.
+
+    Progress and warnings of the package go to stderr.
+    """
+    _set_up_logging()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command()
+    except UserError as error:
+        print(f"ahl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print("\nahl: stopped; the same command goes on from where it was", file=sys.stderr)
+        sys.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def keep_compiled_programs(cache_dir: Path | None = None) -> None:
+    """Let later processes skip compilation, unless the user has set JAX's own cache.
+
+    Args:
+        cache_dir: the folder that keeps features too; see ``ahl_jax.features.default_folder``.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = (cache_dir or default_folder()) / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Stop as Ctrl-C does: what is being written is finished first."""
+    raise KeyboardInterrupt(number)

@@ -1,0 +1,1 @@
+"""One script per table; each is a thin loop over ahl_jax."""

@@ -1,0 +1,53 @@
+"""A tiny data set in MVTec layout, and one finished run on it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ahl_jax import Config, preset, train
+
+
+def _picture(rng: np.random.Generator, defect: str | None) -> np.ndarray:
+    rows, columns = np.mgrid[:96, :96]
+    weave = 128 + 40 * np.sin(rows / 3 + rng.uniform(0, 6)) * np.sin(columns / 4)
+    picture = weave[..., None] + rng.normal(0, 6, (96, 96, 3))
+    top, left = rng.integers(10, 60, 2)
+    if defect == "scratch":
+        picture[top : top + 3, left : left + 30] = 250
+    elif defect == "spot":
+        picture[top : top + 14, left : left + 14] = 10
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "weave"
+    rng = np.random.default_rng(0)
+    parts = [("train/good", 20, None), ("test/good", 9, None)]
+    parts += [("test/scratch", 7, "scratch"), ("test/spot", 7, "spot")]
+    for folder, count, defect in parts:
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(_picture(rng, defect)).save(root / folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def config(weave: Path) -> Config:
+    return preset("debug", str(weave), shots=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    config: Config
+    workdir: Path
+    metrics: dict
+
+
+@pytest.fixture(scope="session")
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    return FinishedRun(config, workdir, train(config, workdir, progress=False))

@@ -1,0 +1,175 @@
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ahl_jax import Config, UserError, evaluate, train
+from ahl_jax.checkpoints import Checkpoints
+from ahl_jax.workdir import Workdir
+from tests.run.conftest import FinishedRun
+
+
+def inference(workdir: Path, epoch: int | None = None) -> list[np.ndarray]:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return jax.tree.leaves(checkpoints.restore_inference(epoch)[0])
+
+
+def history(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.pop("seconds")
+    return rows
+
+
+def test_a_run_leaves_metrics_history_and_a_checkpoint(finished: FinishedRun) -> None:
+    metrics = json.loads((finished.workdir / "metrics.json").read_text())
+    assert metrics == finished.metrics
+    assert 0 <= metrics["auc_roc"] <= 1
+    assert 0 <= metrics["auc_pr"] <= 1
+    assert metrics["n_train_normal"] == 20
+    assert metrics["n_seen"] == 4
+    assert metrics["n_test"] == 9 + 14 - 4
+    assert sum(c["n"] for c in metrics["per_class"].values()) == 10
+    assert metrics["setting"] == "general"
+    assert metrics["seed"] == 0
+    rows = history(finished.workdir)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    heads = ["seen", "pseudo", "residual", "normality"]
+    assert {f"support_{h}" for h in heads} | {f"query_{h}" for h in heads} <= rows[0].keys()
+    assert rows[0]["w_1"] == rows[1]["w_2"] == "0.5"
+    assert rows[1]["r_1"] == ""
+    assert float(rows[3]["r_1"]) > 0
+    assert float(rows[3]["w_1"]) + float(rows[3]["w_2"]) == pytest.approx(1)
+
+
+def test_it_learns_to_tell_defects_it_has_seen(finished: FinishedRun) -> None:
+    assert finished.metrics["auc_roc"] > 0.8
+
+
+def test_evaluate_gives_the_same_numbers_with_and_without_cached_features(
+    finished: FinishedRun, tmp_path: Path
+) -> None:
+    assert evaluate(finished.workdir, progress=False) == finished.metrics
+    assert evaluate(finished.workdir, cache_dir=tmp_path, progress=False) == finished.metrics
+
+
+def test_evaluate_needs_only_the_workdir_and_the_data_wherever_they_are(
+    finished: FinishedRun, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(finished.workdir, tmp_path / "elsewhere")
+    data = shutil.copytree(finished.config.data.data, tmp_path / "moved")
+    (workdir / "metrics.json").unlink()
+    (workdir / "history.csv").unlink()
+    assert evaluate(workdir, data=str(data), progress=False) == finished.metrics
+
+
+def test_evaluate_warns_when_the_images_are_others(
+    finished: FinishedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(finished.config.data.data, tmp_path / "moved")
+    (data / "test/good/00.png").unlink()
+    evaluate(finished.workdir, data=str(data), progress=False)
+    assert "the images are not the ones" in caplog.text
+
+
+def test_a_finished_run_is_not_run_again(
+    finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package exports a function of the module's name.
+    monkeypatch.setattr(sys.modules["ahl_jax.train"], "make_problem", None)
+    assert train(finished.config, finished.workdir, progress=False) == finished.metrics
+
+
+@pytest.mark.parametrize("method", ["ahl", "base"])
+def test_a_stopped_run_goes_on_to_the_bit_identical_result(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    config = dataclasses.replace(
+        config, learning=dataclasses.replace(config.learning, method=method)
+    )
+    whole = train(config, tmp_path / "whole", progress=False)
+    write = Workdir.write_history
+
+    def stop_in_epoch_3(self: Workdir, rows: list) -> None:
+        write(self, rows)
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "write_history", stop_in_epoch_3)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts", progress=False)
+    assert not (tmp_path / "parts/metrics.json").exists()
+    parts = train(config, tmp_path / "parts", progress=False)
+    for a, b in zip(inference(tmp_path / "whole"), inference(tmp_path / "parts"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+    assert whole | {"seconds": 0} == parts | {"seconds": 0}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_process_leaves_a_run_that_can_go_on(
+    finished: FinishedRun, tmp_path: Path, how: signal.Signals
+) -> None:
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "ahl_jax", "train", finished.config.data.data]
+    command += ["--workdir", str(workdir), "--preset", "debug", "--shots", "4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(how)
+    rest = process.stderr.read()
+    code = process.wait()
+    if how == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    elif code != 0:  # A signal may come when all is done.
+        assert code == 128 + how, seen + rest
+        assert "the same command goes on" in rest
+        assert "Traceback" not in rest
+    metrics = train(finished.config, workdir, progress=False)
+    assert metrics | {"seconds": 0} == finished.metrics | {"seconds": 0}
+    for a, b in zip(inference(finished.workdir), inference(workdir), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_devnet_and_the_hard_setting_run(config: Config, tmp_path: Path) -> None:
+    data = dataclasses.replace(config.data, setting="hard", seen_class="spot")
+    detector = dataclasses.replace(config.detector, detector="devnet")
+    hard = dataclasses.replace(config, data=data, detector=detector)
+    metrics = train(hard, tmp_path, progress=False)
+    assert metrics["per_class"].keys() == {"scratch"}
+    assert evaluate(tmp_path, progress=False) == metrics
+
+
+def test_seeds_differ(config: Config, finished: FinishedRun, tmp_path: Path) -> None:
+    other = train(dataclasses.replace(config, seed=1), tmp_path, progress=False)
+    assert other["auc_pr"] != finished.metrics["auc_pr"]
+
+
+def test_a_run_whose_images_changed_does_not_go_on(finished: FinishedRun, tmp_path: Path) -> None:
+    data = Path(finished.config.data.data)
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    moved = shutil.copytree(data, tmp_path / "weave")
+    run = json.loads((workdir / "run.json").read_text())
+    run["config"]["data"]["data"] = str(moved)
+    (workdir / "run.json").write_text(json.dumps(run))
+    (moved / "train/good/00.png").write_bytes((moved / "train/good/01.png").read_bytes())
+    changed = dataclasses.replace(
+        finished.config, data=dataclasses.replace(finished.config.data, data=str(moved))
+    )
+    with pytest.raises(UserError, match="images changed"):
+        train(changed, workdir, progress=False)
