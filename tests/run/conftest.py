@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ahl_jax import Config, preset, train
+from ahl_jax.runtime import keep_compiled_programs
 
 
 def _picture(rng: np.random.Generator, defect: str | None) -> np.ndarray:
@@ -20,6 +21,12 @@ def _picture(rng: np.random.Generator, defect: str | None) -> np.ndarray:
     elif defect == "spot":
         picture[top : top + 14, left : left + 14] = 10
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(feature_cache: Path) -> None:
+    """Compile each program once for all runs; they differ in more than their shapes in few tests."""
+    keep_compiled_programs()
 
 
 @pytest.fixture(scope="session")

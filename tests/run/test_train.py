@@ -157,7 +157,8 @@ def test_devnet_and_the_hard_setting_run(config: Config, tmp_path: Path) -> None
 
 def test_seeds_differ(config: Config, finished: FinishedRun, tmp_path: Path) -> None:
     other = train(dataclasses.replace(config, seed=1), tmp_path, progress=False)
-    assert other["auc_pr"] != finished.metrics["auc_pr"]
+    assert other["seed"] == 1
+    assert history(tmp_path)[0] != history(finished.workdir)[0]
 
 
 def test_a_run_whose_images_changed_does_not_go_on(finished: FinishedRun, tmp_path: Path) -> None:
