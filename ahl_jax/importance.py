@@ -103,9 +103,10 @@ class Estimator:
             params=params,
             optimizer=self.optimizer.init(params),
             history=jnp.zeros((images, self.config.history, t)),
-            weights=jnp.full(t, 1 / t),
-            errors=jnp.full(t, jnp.nan),
-            loss=jnp.array(jnp.nan),
+            # With a dtype, as after a restart: without one an epoch would be compiled anew.
+            weights=jnp.full(t, 1 / t, float),
+            errors=jnp.full(t, jnp.nan, float),
+            loss=jnp.array(jnp.nan, float),
         )
 
     def predict(self, params: Params, history: Float[Array, "n k t"]) -> Float[Array, "n t"]:
