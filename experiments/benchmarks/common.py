@@ -1,0 +1,143 @@
+"""What the benchmarks share: synthetic training problems, the machine's peak, tables."""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ahl_jax.config import (
+    Config,
+    DataConfig,
+    DetectorConfig,
+    LearningConfig,
+    PseudoConfig,
+    SubsetConfig,
+)
+from ahl_jax.problem import Problem, make_problem
+
+Shape = tuple[int, int, int]
+"""Height, width and channels of a feature map."""
+
+PAPER_SHAPES: tuple[Shape, ...] = ((14, 14, 512), (7, 7, 512))
+"""ResNet-18's maps of images of 448 and 224 pixels, as in the paper."""
+
+DEMO_SHAPES: tuple[Shape, ...] = ((8, 8, 320), (4, 4, 320))
+"""EfficientNet-Lite0's maps of images of 256 and 128 pixels, as in the demo."""
+
+
+def synthetic_problem(
+    detector: str,
+    subsets: int,
+    shapes: tuple[Shape, ...],
+    *,
+    normals: int = 1131,
+    anomalies: int = 10,
+    pseudo_per_generator: int = 64,
+    **learning: Any,
+) -> Problem:
+    """A training problem of ELPV's size with random features.
+
+    Args:
+        detector: dra or devnet.
+        subsets: T.
+        shapes: the scales.
+        normals: training normals.
+        anomalies: M.
+        pseudo_per_generator: pseudo-anomalies of each of the three generators.
+        learning: fields of ``LearningConfig`` that differ from the published ones.
+    """
+    config = Config(
+        DataConfig("synthetic"),
+        detector=DetectorConfig(detector=detector),
+        subsets=SubsetConfig(subsets=subsets),
+        pseudo=PseudoConfig(pseudo_per_generator=pseudo_per_generator),
+        learning=LearningConfig(**learning),
+    )
+    rng = np.random.default_rng(0)
+
+    def maps(count: int, shift: float) -> list[np.ndarray]:
+        return [
+            rng.standard_normal((count, *shape), dtype=np.float32) + np.float32(shift)
+            for shape in shapes
+        ]
+
+    generators = len(config.pseudo.generators)
+    total = generators * pseudo_per_generator
+    return make_problem(
+        config,
+        maps(normals, 0.0),
+        maps(anomalies, 0.2),
+        maps(total, 0.1),
+        np.arange(total) // pseudo_per_generator,
+        np.arange(total) % normals,
+    )
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Wall-clock seconds of each of ``repeats`` calls, results awaited."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def matmul_peak(dtype: jax.typing.DTypeLike = "float32", side: int = 0, repeats: int = 10) -> float:
+    """The best GFLOP/s of a square matrix product on the default device, at default precision."""
+    side = side or (2048 if jax.default_backend() == "cpu" else 8192)
+    a, b = (
+        jax.random.normal(key, (side, side), jnp.float32).astype(dtype)
+        for key in jax.random.split(jax.random.key(0))
+    )
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, b))
+    return 2 * side**3 / min(seconds(lambda: product(a, b), repeats)) / 1e9
+
+
+def peak_mib() -> float:
+    """Peak memory in MiB: the device's where it keeps count, else the process's so far."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def device_name() -> str:
+    """The default device in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    name = "CPU"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+        name += f", {len([x for x in lines if x.startswith('processor')])} cores"
+    return name
+
+
+def report(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Print the rows as a Markdown table and write them as JSON if asked to."""
+    columns = list(rows[0])
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v, float) and v < 1000 else
+                 f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values()]  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def replaced(problem: Problem, **changes: Any) -> Problem:
+    """The problem with other training data."""
+    return dataclasses.replace(problem, data=dataclasses.replace(problem.data, **changes))
