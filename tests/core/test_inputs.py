@@ -1,0 +1,109 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahl_jax.detectors.inputs import (
+    Grid,
+    concatenate,
+    count,
+    make_inputs,
+    mean_of,
+    replace_features,
+    take,
+)
+
+grids = st.builds(Grid, st.integers(3, 14), st.integers(3, 14))
+
+
+@given(grids)
+def test_patch_order_is_a_permutation_and_to_map_inverts_it(grid):
+    np.testing.assert_array_equal(np.sort(grid.order), np.arange(grid.height * grid.width))
+    values = np.arange(2 * grid.height * grid.width).reshape(2, -1)
+    maps = values.reshape(2, grid.height, grid.width)
+    np.testing.assert_array_equal(grid.to_map(values[:, grid.order]), maps)
+
+
+@given(grids)
+def test_patches_are_3x3_do_not_overlap_and_lie_centred(grid):
+    row, column = np.divmod(grid.order[: 9 * grid.patches].reshape(-1, 3, 3), grid.width)
+    top, left = row[:, 0, 0], column[:, 0, 0]
+    steps = np.arange(3)
+    np.testing.assert_array_equal(row, (top[:, None] + steps)[:, :, None].repeat(3, 2))
+    np.testing.assert_array_equal(column, (left[:, None] + steps)[:, None].repeat(3, 1))
+    for position, side in ((row, grid.height), (column, grid.width)):
+        before, after = position.min(), side - 1 - position.max()
+        assert before + after == side % 3
+        assert 0 <= after - before <= 1
+
+
+@given(grids)
+def test_spread_gives_every_location_the_value_of_its_own_or_the_nearest_patch(grid):
+    values = np.arange(grid.patches) + 10
+    spread = np.asarray(grid.spread(values[None]))[0]
+    assert spread.shape == (grid.height, grid.width)
+    row, column = np.divmod(grid.order[: 9 * grid.patches].reshape(-1, 9), grid.width)
+    np.testing.assert_array_equal(spread[row, column], values[:, None].repeat(9, 1))
+    # Chebyshev distance to the patches' centres: the value is that of a nearest one.
+    centres = np.stack([row.mean(1), column.mean(1)], 1)
+    here = np.stack(np.indices(spread.shape), -1)
+    distance = np.abs(here[:, :, None] - centres).max(-1)
+    own = np.take_along_axis(distance, (spread - 10)[..., None], 2)[..., 0]
+    np.testing.assert_array_equal(own, distance.min(-1))
+
+
+@pytest.mark.parametrize("side", [(2, 5), (5, 2)])
+def test_a_map_without_room_for_a_patch_is_refused(side):
+    with pytest.raises(ValueError, match="holds no 3x3 patch"):
+        Grid(*side)
+
+
+@pytest.fixture
+def maps():
+    random = np.random.RandomState(0)
+    return [random.normal(size=(4, *side, 2)).astype(np.float32) for side in ((7, 5), (4, 3))]
+
+
+def test_patches_and_pooled_features_are_those_of_the_maps(maps):
+    for features, scale in zip(maps, make_inputs(maps), strict=True):
+        np.testing.assert_allclose(scale.pooled, features.mean((1, 2)), rtol=1e-5, atol=1e-6)
+        (h, w) = features.shape[1:3]
+        top, left = (h % 3) // 2, (w % 3) // 2
+        first = features[:, top : top + 3, left : left + 3].reshape(4, -1)
+        np.testing.assert_array_equal(scale.patches()[:, 0], first)
+        assert scale.patches().shape == (4, (h // 3) * (w // 3), 18)
+        assert scale.channels == 2
+
+
+def test_take_and_concatenate_work_on_images(maps):
+    inputs = make_inputs(maps)
+    assert count(inputs) == 4
+    twice = concatenate([take(inputs, jnp.array([2])), inputs])
+    assert count(twice) == 5
+    for scale, expected in zip(twice, inputs, strict=True):
+        np.testing.assert_array_equal(scale.locations[0], expected.locations[2])
+        np.testing.assert_array_equal(scale.pooled[1:], expected.pooled)
+
+
+def test_a_reference_is_the_same_weighted_mean_at_both_scales(maps):
+    # Image j holds the number j at both scales, so the mean tells which images are in it.
+    numbered = make_inputs([np.zeros_like(m) + np.arange(4).reshape(4, 1, 1, 1) for m in maps])
+    weights = jnp.array([0.0, 1.0, 0.0, 3.0])
+    for scale in mean_of(numbered, weights):
+        np.testing.assert_allclose(scale.locations, (1 + 3 * 3) / 4)
+        np.testing.assert_allclose(scale.pooled, (1 + 3 * 3) / 4)
+        assert scale.locations.ndim == 2
+    exact = mean_of(make_inputs(maps), weights)
+    for scale, features in zip(exact, maps, strict=True):
+        mean = (features[1] + 3 * features[3]) / 4
+        np.testing.assert_allclose(
+            scale.grid.to_map(scale.locations.T), mean.transpose(2, 0, 1), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_replaced_features_are_pooled_anew(maps):
+    scale = make_inputs(maps)[0]
+    changed = replace_features(scale, scale.locations * 2 + 1)
+    np.testing.assert_allclose(changed.pooled, scale.pooled * 2 + 1, rtol=1e-5, atol=1e-6)
+    assert changed.grid == scale.grid

@@ -1,0 +1,90 @@
+import jax
+import numpy as np
+import pytest
+
+from ahl_jax.errors import UserError
+from ahl_jax.hadg import error_weights
+from ahl_jax.plain import Plain
+from tests.core.setting import assert_trees_equal, make_config, make_setting, plain
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_setting(make_config(detector="devnet", subsets=4, holistic=True))
+
+
+def test_labels_and_error_weights_belong_to_the_normals_and_anomalies(problem):
+    np.testing.assert_array_equal(problem.data.labels, [0] * 15 + [1] * 5)
+    weights = np.asarray(problem.data.error_weights)
+    assert weights.shape == (5, 20)
+    for row, subset in zip(weights, problem.subsets, strict=True):
+        assert np.flatnonzero(row == 0).tolist() == subset.normals[0].tolist()
+        assert np.flatnonzero(row == 1).tolist() == subset.anomalies[1].tolist()
+        assert set(row) == {0, 0.5, 1}
+
+
+def test_error_weights_are_those_of_the_subsets(problem):
+    class Bank:
+        normals, anomalies = 15, 5
+
+    expected = error_weights(problem.subsets, Bank)
+    np.testing.assert_array_equal(problem.data.error_weights, expected)
+
+
+def test_the_bank_is_normals_then_anomalies_then_pseudo_anomalies(problem):
+    for scale in problem.data.inputs:
+        assert len(scale.pooled) == 15 + 5 + 18
+        pooled = np.asarray(scale.pooled)
+        assert (pooled[15:20, 2] > 1).all()
+        assert (np.delete(pooled, range(15, 20), 0)[:, 2] < 1).all()
+        assert (pooled[20:, 3] > 0.8).all()
+
+
+@pytest.mark.parametrize("references", [1, 5, 15, 50])
+def test_references_are_different_normals_and_no_more_than_there_are(references):
+    data = make_setting(make_config(detector="devnet", references=references)).data
+    chosen = np.asarray(data.reference)
+    assert len(chosen) == len(set(chosen)) == min(references, 15)
+    assert set(chosen) <= set(range(15))
+
+
+def test_the_same_seed_gives_the_same_problem_and_another_seed_another():
+    def arrays(seed: int):
+        problem = make_setting(make_config(detector="devnet", seed=seed))
+        return jax.tree.map(plain, (problem.model, problem.data, problem.key))
+
+    first, again, other = arrays(0), arrays(0), arrays(1)
+    assert_trees_equal(first, again)
+    for pick in (
+        lambda p: p[0].params["locate"]["kernel"],
+        lambda p: p[1].prior.mean,
+        lambda p: p[1].support.anomalies.members,
+        lambda p: p[2],
+    ):
+        assert not np.array_equal(pick(first), pick(other))
+
+
+def test_one_labelled_anomaly_is_enough():
+    data = make_setting(make_config(detector="devnet"), anomalies=1).data
+    for pools in (data.support, data.query):
+        np.testing.assert_array_equal(pools.anomalies.members, 15)
+
+
+def test_the_detector_alone_sees_every_training_image():
+    problem = make_setting(make_config(detector="devnet", method="base"))
+    assert isinstance(problem.learner, Plain)
+    assert sum(int(pool.size) for pool in problem.data.everything) == 15 + 5 + 18
+
+
+@pytest.mark.parametrize(
+    ("normals", "message"),
+    [(2, "only 2 training normals"), (4, "use fewer clusters or give more normals")],
+)
+def test_too_few_normals_are_the_users_error(normals, message):
+    with pytest.raises(UserError, match=message):
+        make_setting(make_config(detector="devnet"), normals=normals)
+
+
+def test_an_unknown_detector_is_the_users_error():
+    with pytest.raises(UserError, match="no detector 'draa'"):
+        make_setting(make_config(detector="draa"))
