@@ -18,7 +18,7 @@ from ahl_jax.config import (
 from ahl_jax.errors import BadImageError, UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.presets import preset
-from ahl_jax.train import train
+from ahl_jax.train import train, train_seeds
 
 __all__ = [
     "BadImageError",
@@ -34,4 +34,5 @@ __all__ = [
     "evaluate",
     "preset",
     "train",
+    "train_seeds",
 ]

@@ -200,7 +200,7 @@ class CDL:
         reference = data.inference_reference()
 
         def score(index: Array) -> Float[Array, "b t"]:
-            inputs = take(data.inputs, index)
+            inputs = take(data.inputs, data.followed[index])
             return jax.vmap(
                 lambda model: self.functional.label_score(model, inputs, reference), out_axes=1
             )(models)

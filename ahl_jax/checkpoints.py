@@ -139,14 +139,17 @@ class Checkpoints:
             if epoch not in self._manager.all_steps():
                 self._manager.save(epoch, args=args)
 
-    def latest_epoch(self) -> int | None:
-        """The newest epoch with a whole checkpoint, or None."""
+    def epochs(self) -> list[int]:
+        """The epochs with a whole checkpoint, the newest last."""
         if self._manager is None:
-            return None
+            return []
         with _writing(self.folder):
             self._manager.wait_until_finished()
-        latest: int | None = self._manager.latest_step()
-        return latest
+        return sorted(self._manager.all_steps())
+
+    def latest_epoch(self) -> int | None:
+        """The newest epoch with a whole checkpoint, or None."""
+        return max(self.epochs(), default=None)
 
     def restore_state(self, like: PyTree, epoch: int | None = None) -> PyTree:
         """The training state of an epoch, bit for bit as it was saved.

@@ -1,6 +1,7 @@
 """The command line: `ahl train` and `ahl evaluate`."""
 
 import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ahl_jax.config import Config
+from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.presets import PRESETS
 from ahl_jax.runtime import keep_compiled_programs, run_command
-from ahl_jax.train import train
+from ahl_jax.train import train, train_seeds
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Train:
     preset: Literal["paper", "debug"] = "paper"
     """Where the other settings start from. paper: the published hyper-parameters; debug: a slice of
     the data and a few epochs, to see in under a minute that everything works."""
+
+    seeds: tuple[int, ...] = ()
+    """Train these seeds in one program, each in WORKDIR/seed-N, instead of --seed alone."""
+
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints; the compiled program runs that many in one call."""
 
     overwrite: bool = False
     """Replace a different run that the folder holds."""
@@ -102,13 +110,24 @@ def _named_preset(arguments: list[str]) -> str:
 
 
 def _train(command: Train) -> None:
-    metrics = train(
-        command.config,
-        command.workdir,
-        overwrite=command.overwrite,
-        cache_dir=command.cache_dir,
-    )
-    print(_in_words(command.config, metrics, command.workdir))
+    if command.checkpoint_every < 1:
+        raise UserError(f"--checkpoint-every is {command.checkpoint_every}; it must be 1 or more")
+    options: dict[str, Any] = {
+        "overwrite": command.overwrite,
+        "cache_dir": command.cache_dir,
+        "checkpoint_every": command.checkpoint_every,
+    }
+    if not command.seeds:
+        metrics = train(command.config, command.workdir, **options)
+        print(_in_words(command.config, metrics, command.workdir))
+        return
+    results = train_seeds(command.config, command.workdir, command.seeds, **options)
+    for metrics in results:
+        folder = command.workdir / f"seed-{metrics['seed']}"
+        print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))
+    values = [metrics["auc_roc"] for metrics in results]
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    print(f"AUC-ROC over {len(values)} seeds: {statistics.mean(values):.4f}{spread}.")
 
 
 def _evaluate(command: Evaluate) -> None:

@@ -22,6 +22,7 @@ class TrainingFeatures:
     """The maps of a run's training images."""
 
     normals: FeatureMaps
+    normal_paths: tuple[Path, ...]
     anomalies: FeatureMaps
     pseudo: PseudoFeatures
 
@@ -61,9 +62,18 @@ def split_digest(split: Split) -> str:
 
 
 def training_features(
-    config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
+    config: Config,
+    split: Split,
+    trunk: Trunk,
+    store: Store,
+    *,
+    shared: "TrainingFeatures | None" = None,
+    progress: bool,
 ) -> TrainingFeatures:
     """Extract, or read from the store, all that training needs.
+
+    ``shared`` is another run's features with the same training normals; their arrays are used
+    again.
 
     Raises:
         UserError: for a bad image, unless the config skips them; or if too few are left.
@@ -74,7 +84,10 @@ def training_features(
         maps, kept = extract(paths, trunk, config.features, store, skip_bad=skip, progress=progress)
         return maps, [paths[i] for i in kept]
 
-    normals, kept_normals = maps_of(split.train_normals)
+    if shared is None:
+        normals, kept_normals = maps_of(split.train_normals)
+    else:
+        normals, kept_normals = shared.normals, list(shared.normal_paths)
     anomalies, kept_anomalies = maps_of([sample.path for sample in split.seen])
     for kind, kept in (("training normal", kept_normals), ("labelled anomaly", kept_anomalies)):
         if not kept:
@@ -88,7 +101,7 @@ def training_features(
         store,
         progress=progress,
     )
-    return TrainingFeatures(normals, anomalies, pseudo)
+    return TrainingFeatures(normals, tuple(kept_normals), anomalies, pseudo)
 
 
 def test_features(

@@ -19,16 +19,20 @@ from ahl_jax.losses import Prior
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "inputs", "support", "query", "labels", "error_weights", "everything", "reference", "prior",
+        "inputs", "support", "query", "everything", "followed", "labels", "error_weights",
+        "reference", "prior",
     ],
     meta_fields=[],
 )  # fmt: skip
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything that a run reads, on the device once."""
+    """Everything that a run reads, on the device once.
+
+    For several seeds in one program every field but ``inputs`` has a leading seed axis.
+    """
 
     inputs: Inputs
-    """The bank of training images: n normals, M labelled anomalies, pseudo-anomalies."""
+    """The bank: every training image of every seed, which the index arrays point into."""
 
     support: PoolSet
     """Support sets D_i^s, leading axis T."""
@@ -36,14 +40,17 @@ class TrainingData:
     query: PoolSet
     """Query sets D_i^q, leading axis T."""
 
+    everything: PoolSet
+    """All training images as one set, without a subset axis."""
+
+    followed: Int[Array, " n"]
+    """The images that psi follows: all normals and labelled anomalies."""
+
     labels: Float[Array, " n"]
-    """y_j of the n + M images that psi follows: 0 for normals, 1 for anomalies."""
+    """y_j of those: 0 for normals, 1 for anomalies."""
 
     error_weights: Float[Array, "t n"]
-    """c_j of AHL Eq. 6, 0 outside of D'."""
-
-    everything: PoolSet
-    """All training images as one set, without a leading axis."""
+    """c_j of AHL Eq. 6 of those, 0 outside of D'."""
 
     reference: Int[Array, " r"]
     """The normals that inference compares with."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.backbones import TRUNKS
+from ahl_jax.batches import PoolSet
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
 from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
-from ahl_jax.detectors.inputs import make_inputs
+from ahl_jax.detectors.inputs import Inputs, make_inputs
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import (
     Bank,
@@ -28,6 +30,9 @@ from ahl_jax.losses import draw_prior
 from ahl_jax.plain import Plain
 from ahl_jax.pseudo import GENERATORS
 
+Maps = Sequence[Float[np.ndarray, "n h w c"]]
+"""Feature maps of n images, one array per scale."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -40,6 +45,36 @@ class Problem:
     data: TrainingData
     subsets: list[Subset]
     key: Key[Array, ""]
+
+
+class SharedBank(NamedTuple):
+    """Features on the device that several runs may share, and one run's place in them."""
+
+    inputs: Inputs
+    place: Int[np.ndarray, " b"]
+
+
+def shared_bank(runs: Sequence[tuple[Maps, Maps, Maps]]) -> list[SharedBank]:
+    """One bank of several runs' normals, anomalies and pseudo-anomalies.
+
+    Runs that hold the very same arrays of normals have them in the bank once.
+    """
+    parts: list[Maps] = []
+    starts: dict[int, int] = {}
+    places = []
+    total = 0
+    for run in runs:
+        place = []
+        for maps in run:
+            key = id(maps[0])
+            if key not in starts:
+                starts[key] = total
+                total += len(maps[0])
+                parts.append(maps)
+            place.append(starts[key] + np.arange(len(maps[0])))
+        places.append(np.concatenate(place))
+    inputs = make_inputs([np.concatenate(scale) for scale in zip(*parts, strict=True)])
+    return [SharedBank(inputs, place) for place in places]
 
 
 def check_names(config: Config) -> None:
@@ -65,11 +100,13 @@ LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {"ahl": CDL, "bas
 
 def make_problem(
     config: Config,
-    normals: Sequence[Float[np.ndarray, "n h w c"]],
-    anomalies: Sequence[Float[np.ndarray, "m h w c"]],
-    pseudo: Sequence[Float[np.ndarray, "p h w c"]],
+    normals: Maps,
+    anomalies: Maps,
+    pseudo: Maps,
     generator: Int[np.ndarray, " p"],
     source: Int[np.ndarray, " p"],
+    *,
+    bank: SharedBank | None = None,
 ) -> Problem:
     """Set up a run from the feature maps of its training images, one array per scale.
 
@@ -80,36 +117,43 @@ def make_problem(
         pseudo: maps of the pseudo-anomalies.
         generator: which generator made each pseudo-anomaly.
         source: which normal each pseudo-anomaly was made from.
+        bank: features that are on the device already, and where this run's images are in them, in
+            the order normals, anomalies, pseudo-anomalies; made from the maps if not given.
 
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
-    bank = Bank(len(normals[0]), len(anomalies[0]), np.asarray(generator), np.asarray(source))
-    maps = [np.concatenate(parts) for parts in zip(normals, anomalies, pseudo, strict=True)]
-    inputs = make_inputs(maps)
+    roles = Bank(len(normals[0]), len(anomalies[0]), np.asarray(generator), np.asarray(source))
+    if bank is None:
+        bank = shared_bank([(normals, anomalies, pseudo)])[0]
     pooled = np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in normals], axis=1)
     clusters = cluster_normals(pooled, config.subsets.clusters, config.seed)
     subsets = make_subsets(
-        config.subsets, bank, clusters, len(config.pseudo.generators), config.seed
+        config.subsets, roles, clusters, len(config.pseudo.generators), config.seed
     )
     support, query = pool_sets(subsets)
+    followed = roles.normals + roles.anomalies
     root = jax.random.key(config.seed)
     model_key, prior_key, run_key = jax.random.split(root, 3)
-    references = min(config.detector.references, bank.normals)
+    references = min(config.detector.references, roles.normals)
     rng = np.random.default_rng([config.seed, 2])
-    labels = np.zeros(bank.normals + bank.anomalies, np.float32)
-    labels[bank.normals :] = 1
+    place = jnp.asarray(bank.place, jnp.int32)
+
+    def placed(pools: PoolSet) -> PoolSet:
+        return PoolSet(*(pool._replace(members=place[pool.members]) for pool in pools))
+
     data = TrainingData(
-        inputs=inputs,
-        support=support,
-        query=query,
-        labels=jnp.asarray(labels),
-        error_weights=jnp.asarray(error_weights(subsets, bank)),
-        everything=everything(bank),
-        reference=jnp.asarray(rng.choice(bank.normals, references, replace=False)),
+        inputs=bank.inputs,
+        support=placed(support),
+        query=placed(query),
+        everything=placed(everything(roles)),
+        followed=place[:followed],
+        labels=jnp.asarray(np.arange(followed) >= roles.normals, jnp.float32),
+        error_weights=jnp.asarray(error_weights(subsets, roles)),
+        reference=place[rng.choice(roles.normals, references, replace=False)],
         prior=draw_prior(prior_key),
     )
     detector: Functional
-    detector, model = make_detector(config.detector, inputs[0].channels, model_key)
+    detector, model = make_detector(config.detector, bank.inputs[0].channels, model_key)
     learner = LEARNERS[config.learning.method](config, detector)
     return Problem(learner, model, data, subsets, run_key)

@@ -1,0 +1,98 @@
+"""Several seeds in one program: problems stacked along an axis that an epoch is vmapped over.
+
+A seed's result is the one that it has alone, up to the rounding of differently batched products.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ahl_jax.batches import Pool
+from ahl_jax.errors import UserError
+from ahl_jax.learning import EpochLog, Learner, TrainingData
+from ahl_jax.problem import Problem
+
+_axes: dict[str, Any] = {f.name: 0 for f in dataclasses.fields(TrainingData)}
+_DATA_AXES = TrainingData(**_axes | {"inputs": None})
+
+
+def stack_problems(problems: Sequence[Problem]) -> tuple[Any, TrainingData]:
+    """The initial states and the data of problems on one bank, with a leading seed axis.
+
+    Raises:
+        UserError: if the seeds differ in their numbers of images.
+    """
+    learner = problems[0].learner
+    states = [learner.init(p.model, p.data, p.key) for p in problems]
+    followed = {p.data.followed.shape for p in problems}
+    if len(followed) > 1:
+        raise UserError(
+            "the seeds differ in how many images can be read, so they cannot train in one program; "
+            "replace the bad images, or train one seed at a time"
+        )
+    inputs = problems[0].data.inputs
+    rest = [dataclasses.replace(p.data, inputs=()) for p in problems]
+    widths = [_widths(data) for data in rest]
+    widest = [max(each) for each in zip(*widths, strict=True)]
+    data = _stack([_widened(data, widest) for data in rest])
+    return _stack(states), dataclasses.replace(data, inputs=inputs)
+
+
+def run_epochs(
+    learner: Learner, states: Any, data: TrainingData, epochs: Int[Array, " e"]
+) -> tuple[Any, EpochLog]:
+    """Epochs of all seeds as one scan of a vmap; jit it with the states donated.
+
+    Args:
+        learner: how to train.
+        states: states with a leading seed axis.
+        data: see ``stack_problems``.
+        epochs: the epochs' numbers, from 0.
+
+    Returns:
+        The new states, and the logs with leading axes epoch and seed.
+    """
+    every_seed = jax.vmap(learner.epoch, in_axes=(0, _DATA_AXES, None))
+    return jax.lax.scan(lambda s, epoch: every_seed(s, data, epoch), states, epochs)
+
+
+def one_seed(tree: Any, seed: int) -> Any:
+    """The part of a stacked tree that belongs to one seed."""
+    return jax.tree.map(lambda x: x[seed], tree)
+
+
+def seed_data(data: TrainingData, seed: int) -> TrainingData:
+    """One seed's data, on the shared bank."""
+    rest = one_seed(dataclasses.replace(data, inputs=()), seed)
+    return dataclasses.replace(rest, inputs=data.inputs)
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _is_pool(node: Any) -> bool:
+    return isinstance(node, Pool)
+
+
+def _widths(data: TrainingData) -> list[int]:
+    nodes = jax.tree.leaves(data, is_leaf=_is_pool)
+    return [node.members.shape[-1] for node in nodes if _is_pool(node)]
+
+
+def _widened(data: TrainingData, widths: Sequence[int]) -> TrainingData:
+    """Pad the pools; a draw looks at a pool's members only, so it stays the same."""
+    remaining = iter(widths)
+
+    def widen(node: Any) -> Any:
+        if not _is_pool(node):
+            return node
+        more = next(remaining) - node.members.shape[-1]
+        padding = [(0, 0)] * (node.members.ndim - 1) + [(0, more)]
+        return node._replace(members=jnp.pad(node.members, padding, mode="edge"))
+
+    return jax.tree.map(widen, data, is_leaf=_is_pool)
