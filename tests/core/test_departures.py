@@ -58,7 +58,8 @@ def batches_of(problem, subset: int = 0):
 def test_a_fresh_residual_head_is_not_constant_and_all_of_it_learns(problem):
     functional, model = problem.learner.functional, problem.model
     np.testing.assert_array_equal(model.params["norm"]["scale"], 1)
-    scores = functional.head_scores(model, problem.data.inputs, problem.data.inference_reference())
+    reference = problem.data.inference_reference()
+    scores = jax.jit(functional.head_scores)(model, problem.data.inputs, reference)
     assert np.ptp(np.asarray(scores[:, functional.kind.heads.index("residual")])) > 0.01
     batch = jax.tree.map(lambda x: x[0], batches_of(problem))
 

@@ -2,6 +2,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -159,7 +160,7 @@ def test_the_seed_decides_everything(case):
 def test_pools_hold_each_subsets_members_and_their_number(case):
     config, bank, clusters, generators, seed = case
     subsets = make_subsets(config, bank, clusters, generators, seed)
-    for side, pools in enumerate(pool_sets(subsets)):
+    for side, pools in enumerate(jax.device_get(pool_sets(subsets))):
         for name in ("normals", "anomalies", "pseudo"):
             pool = getattr(pools, name)
             for row, subset in enumerate(subsets):
