@@ -282,10 +282,11 @@ def _check(config: Config) -> None:
             f"--image-size is {config.features.image_size}; it must be a multiple of 64, so that "
             "both scales divide by the trunk's stride"
         )
-    if len(set(config.pseudo.generators)) < 2:
+    names = config.pseudo.generators
+    if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(
-            "--generators needs two different generators, because the support and the query set of "
-            "a subset never share one"
+            "--generators needs two or more different generators, because the support and the "
+            "query set of a subset never share one"
         )
     if lrn.steps % lrn.updates_per_epoch or lrn.updates_per_epoch < 1:
         raise UserError(

@@ -1,5 +1,7 @@
 """AHL against its base detectors on the same features, splits and seeds.
 
+All seeds of a method train in one program.
+
     python -m experiments.compare --data elpv
 
 writes experiments/results/compare_elpv.csv (a row per run) and .md (mean and standard deviation per
@@ -16,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from ahl_jax import preset, train
+from ahl_jax import preset, train_seeds
 from ahl_jax.config import Config
 from ahl_jax.runtime import keep_compiled_programs, run_command
 
@@ -37,8 +39,6 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 """Row of the table -> the settings that differ from the preset."""
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Compare:
     workdir: Path = Path("runs/compare")
     """The folder for the runs."""
 
-    out: Path = RESULTS
+    out: Path = Path("experiments/results")
     """The folder for the tables."""
 
 
@@ -79,9 +79,9 @@ def main() -> None:
     name += "_quick" if args.quick else ""
     rows = []
     for method in args.methods:
-        for seed in args.seeds:
-            folder = args.workdir / name / f"{_slug(method)}-{seed}"
-            metrics = train(_config(args, method, seed), folder)
+        folder = args.workdir / name / _slug(method)
+        for metrics in train_seeds(_config(args, method), folder, args.seeds):
+            seed = metrics["seed"]
             rows.append({"method": method, "seed": seed} | _long(metrics))
             print(f"{method}, seed {seed}: AUC-ROC {metrics['auc_roc']:.4f}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def main() -> None:
     print(text)
 
 
-def _config(args: Compare, method: str, seed: int) -> Config:
+def _config(args: Compare, method: str) -> Config:
     base = preset(
         "debug" if args.quick else "paper", args.data, category=args.category, shots=args.shots
     )
@@ -103,7 +103,7 @@ def _config(args: Compare, method: str, seed: int) -> Config:
     if args.quick and "updates_per_epoch" in settings:
         settings["updates_per_epoch"] = base.learning.steps
     learning = dataclasses.replace(base.learning, **settings)
-    return dataclasses.replace(base, seed=seed, detector=detector, learning=learning)
+    return dataclasses.replace(base, detector=detector, learning=learning)
 
 
 def _long(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=RESULTS.parent
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

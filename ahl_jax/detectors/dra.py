@@ -29,7 +29,8 @@ class DRA(DeviationDetector):
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         # One product for both heads reads the locations once; the columns share nothing.
         self.locate = nnx.Linear(channels, 2, rngs=rngs)
-        self.residual = nnx.Linear(PATCH**2 * channels, channels, rngs=rngs)
+        # Batch norm takes any bias out again; what Adam makes of its rounding would drift.
+        self.residual = nnx.Linear(PATCH**2 * channels, channels, use_bias=False, rngs=rngs)
         self.norm = WeightedBatchNorm(channels)
         self.residual_out = nnx.Linear(channels, 1, rngs=rngs)
         self.normality = nnx.Linear(channels, config.hidden, rngs=rngs)

@@ -134,7 +134,8 @@ class DeviationDetector(Detector):
             self.margin * sum(h.sign * (h.targets[label] or 0) for h in self.table)
             for label in (NORMAL, ANOMALY)
         )
-        return (self.total_score(head_scores) - normal) / (anomaly - normal)
+        # Heads that tell no difference by their targets keep their own scale.
+        return (self.total_score(head_scores) - normal) / ((anomaly - normal) or 1.0)
 
 
 class Model(NamedTuple):

@@ -34,7 +34,7 @@ def params_of(name: str, torch: dict) -> dict:
     kernel = torch["residual.weight"].transpose(2, 3, 1, 0).reshape(-1, given.CHANNELS)
     return {
         "locate": linear(torch, "seen", "pseudo"),
-        "residual": {"kernel": kernel, "bias": torch["residual.bias"]},
+        "residual": {"kernel": kernel},
         "norm": {"scale": torch["norm.weight"], "shift": torch["norm.bias"]},
         "residual_out": linear(torch, "residual_out"),
         "normality": linear(torch, "normality"),

@@ -42,7 +42,6 @@ def weights(detector: str) -> dict[str, np.ndarray]:
             "pseudo.weight": (1, c, 1, 1),
             "pseudo.bias": (1,),
             "residual.weight": (c, c, 3, 3),
-            "residual.bias": (c,),
             "norm.weight": (c,),
             "norm.bias": (c,),
             "residual_out.weight": (1, c, 1, 1),

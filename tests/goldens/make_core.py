@@ -34,7 +34,7 @@ class _DRA(nn.Module):
         c = given.CHANNELS
         self.seen = nn.Conv2d(c, 1, 1)
         self.pseudo = nn.Conv2d(c, 1, 1)
-        self.residual = nn.Conv2d(c, c, 3, stride=3)
+        self.residual = nn.Conv2d(c, c, 3, stride=3, bias=False)
         self.norm = nn.BatchNorm2d(c)
         self.residual_out = nn.Conv2d(c, 1, 1)
         self.normality = nn.Linear(c, given.HIDDEN)

@@ -25,7 +25,7 @@ def _picture(rng: np.random.Generator, defect: str | None) -> np.ndarray:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(feature_cache: Path) -> None:
-    """Compile each program once for all runs; they differ in more than their shapes in few tests."""
+    """Compile each program once for all runs."""
     keep_compiled_programs()
 
 
