@@ -14,6 +14,7 @@ import numpy as np
 from ahl_jax import seeds
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
+from ahl_jax.devices import compile_epochs, mesh_for, spread
 from ahl_jax.gather import TrainingFeatures
 from ahl_jax.inference import Scorer
 from ahl_jax.learning import EpochLog, Learner, TrainingData
@@ -69,9 +70,13 @@ def run_epochs(runs: Sequence[Run], chunk: int, *, progress: bool) -> None:
             for i, run in enumerate(runs)
         ]
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+    mesh = mesh_for(len(runs), data.error_weights.shape[1])
+    states, data = spread(states, data, mesh)
     if progress:
         _announce(data, runs, done)
-    step = jax.jit(seeds.run_epochs, static_argnums=0, donate_argnums=1)
+        if mesh.size > 1:
+            log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
+    step = compile_epochs(mesh)
     while done < epochs:
         numbers = np.arange(done, min(done + chunk, epochs))
         start = time.perf_counter()
