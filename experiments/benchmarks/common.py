@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from ahl_jax.config import (
     Config,
     DataConfig,
     DetectorConfig,
+    ImportanceConfig,
     LearningConfig,
     PseudoConfig,
     SubsetConfig,
@@ -41,6 +42,7 @@ def synthetic_problem(
     normals: int = 1131,
     anomalies: int = 10,
     pseudo_per_generator: int = 64,
+    importance: Literal["psi", "uniform"] = "psi",
     **learning: Any,
 ) -> Problem:
     """A training problem of ELPV's size with random features.
@@ -52,6 +54,7 @@ def synthetic_problem(
         normals: training normals.
         anomalies: M.
         pseudo_per_generator: pseudo-anomalies of each of the three generators.
+        importance: whether psi is on.
         learning: fields of ``LearningConfig`` that differ from the published ones.
     """
     config = Config(
@@ -60,6 +63,7 @@ def synthetic_problem(
         subsets=SubsetConfig(subsets=subsets),
         pseudo=PseudoConfig(pseudo_per_generator=pseudo_per_generator),
         learning=LearningConfig(**learning),
+        importance=ImportanceConfig(importance=importance),
     )
     rng = np.random.default_rng(0)
 

@@ -1,0 +1,99 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahl_jax.backbones import load_trunk
+from experiments.benchmarks import extract
+
+ROOT = Path(__file__).parents[2]
+OUTCOME = ("share_agreeing", "largest_difference", "gradient_difference")
+
+
+def run(module: str, *args: str, ok: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"experiments.benchmarks.{module}", *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == ok, done.stderr
+    return done
+
+
+def rows(tmp_path: Path, module: str, *args: str) -> list[dict]:
+    done = run(module, "--quick", "--json", str(tmp_path / "rows.json"), *args)
+    measured = json.loads((tmp_path / "rows.json").read_text())
+    # The table on stdout has a header, a rule and as many rows.
+    assert len(done.stdout.splitlines()) == 2 + len(measured)
+    for row in measured:
+        assert row["device"]
+        numbers = {k: v for k, v in row.items() if isinstance(v, float) and k not in OUTCOME}
+        assert numbers
+        assert all(np.isfinite(v) and v > 0 for v in numbers.values()), row
+    return measured
+
+
+@pytest.mark.slow
+def test_epoch(tmp_path):
+    (row,) = rows(tmp_path, "epoch", "--detectors", "devnet")
+    assert {"detector", "size", "subsets", "seconds_per_epoch", "fraction_of_peak"} <= row.keys()
+    assert row["detector"] == "devnet"
+
+
+@pytest.mark.slow
+def test_extract(tmp_path):
+    measured = rows(tmp_path, "extract")
+    assert [row["trunk"] for row in measured] == ["efficientnet_lite0", "resnet18"]
+    for row in measured:
+        assert {
+            "image_size",
+            "images_per_second_trunk",
+            "images_per_second_decode",
+            "images_per_second_extract",
+        } <= row.keys()
+
+
+@pytest.mark.slow
+def test_vs_loop(tmp_path):
+    pytest.importorskip("torch")
+    measured = rows(tmp_path, "vs_loop")
+    assert [row["detector"] for row in measured] == ["dra", "devnet"]
+    for row in measured:
+        assert {"subsets", "seconds_ours", "seconds_loop", "ratio", "size"} <= row.keys()
+        assert row["ratio"] == pytest.approx(row["seconds_loop"] / row["seconds_ours"])
+        assert row["share_agreeing"] > 0.99
+        assert row["gradient_difference"] < 1e-3
+
+
+def test_vs_loop_without_torch(tmp_path, monkeypatch):
+    # A finder in front of all others that hides torch, whether it is installed or not.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, package=None: None if name == 'torch' else find(name, package)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run("vs_loop", "--quick", ok=2)
+    assert done.stderr.splitlines() == [
+        "ahl: vs_loop compares with PyTorch, which is not installed; run: pip install torch"
+    ]
+
+
+def test_unknown_trunk():
+    done = run("extract", "--quick", "--trunks", "vgg", ok=2)
+    assert "there is no trunk 'vgg'" in done.stderr
+
+
+def test_random_weights_keep_the_scale_of_features(tmp_path):
+    extract.random_weights("resnet18", tmp_path / "random.safetensors")
+    trunk = load_trunk("resnet18", tmp_path / "random.safetensors")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    features = np.asarray(trunk(images))
+    assert features.shape == (2, 2, 2, 512)
+    # Neither dead nor growing without bound, so speed is that of ordinary numbers.
+    assert 0.1 < features.std() < 100
+    assert (features > 0).mean() > 0.2
+
+
+def test_images_of_the_benchmark_differ():
+    paths = extract.distinct_images(40)
+    assert len({path.read_bytes() for path in paths}) == 40
