@@ -92,7 +92,7 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--history", "0"], "--history is 0; it must be 1 or more"),
         (["--shots", "0"], "--shots is 0; it must be 1 or more"),
         (["--shots", "15"], "14"),
-        (["--clusters", "21", "--shots", "4"], "only 20 training normals"),
+        (["--preset", "debug", "--clusters", "21", "--shots", "4"], "only 20 training normals"),
         (["--setting", "hard"], "needs --seen-class"),
         (["--setting", "hard", "--seen-class", "dent", "--shots", "4"], "scratch, spot"),
         (["--category", "cloth"], "cloth"),

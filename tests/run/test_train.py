@@ -85,8 +85,7 @@ def test_evaluate_warns_when_the_images_are_others(
 def test_a_finished_run_is_not_run_again(
     finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The package exports a function of the module's name.
-    monkeypatch.setattr(sys.modules["ahl_jax.train"], "make_problem", None)
+    monkeypatch.setattr("ahl_jax.loop.make_problem", None)
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
 
 
