@@ -127,31 +127,6 @@ def iter_batches(
         yield np.asarray(indices), np.stack(images)
 
 
-def load_images(
-    paths: Sequence[Path], size: int, *, skip_bad: bool = False
-) -> tuple[Int[np.ndarray, " n"], UInt8[np.ndarray, "n size size 3"], tuple[tuple[Path, str], ...]]:
-    """Reads images that fit in memory together.
-
-    Returns:
-        The indices into ``paths`` of the images that were read, the images, and the path and
-        error message of each image left out.
-
-    Raises:
-        BadImageError: if an image cannot be read and ``skip_bad`` is off.
-    """
-    bad: list[tuple[Path, str]] = []
-    indices = np.empty(len(paths), np.int64)
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-    count = 0
-    for index, chunk in iter_batches(
-        paths, size, 64, skip_bad=skip_bad, on_bad=lambda path, reason: bad.append((path, reason))
-    ):
-        indices[count : count + len(index)] = index
-        images[count : count + len(index)] = chunk
-        count += len(index)
-    return indices[:count], images[:count], tuple(bad)
-
-
 def _read_picture(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     with Image.open(path, formats=_FORMATS) as image:
         _check_pixels(image.width, image.height)

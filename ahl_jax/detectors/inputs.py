@@ -1,6 +1,5 @@
 """What a detector reads: feature maps in patch order, with everything constant computed once."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,18 +113,3 @@ def mean_of(inputs: Inputs, weights: Float[Array, " b"]) -> Inputs:
     """The weighted mean image of a batch, with no batch axis: the reference of a residual."""
     share = weights / weights.sum()
     return jax.tree.map(lambda array: jnp.tensordot(share, array, axes=1), inputs)
-
-
-def concatenate(parts: Sequence[Inputs]) -> Inputs:
-    """The images of several inputs one after another."""
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-
-
-def count(inputs: Inputs) -> int:
-    """Number of images."""
-    return inputs[0].pooled.shape[0]
-
-
-def replace_features(scale: Scale, locations: Float[Array, "*n l c"]) -> Scale:
-    """The same grid with other features."""
-    return dataclasses.replace(scale, locations=locations, pooled=locations.mean(axis=-2))

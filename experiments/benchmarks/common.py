@@ -1,6 +1,5 @@
 """What the benchmarks share: synthetic training problems, the machine's peak, tables."""
 
-import dataclasses
 import json
 import resource
 import sys
@@ -140,8 +139,3 @@ def report(rows: list[dict[str, Any]], out: Path | None) -> None:
         print("| " + " | ".join(cells) + " |")
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-def replaced(problem: Problem, **changes: Any) -> Problem:
-    """The problem with other training data."""
-    return dataclasses.replace(problem, data=dataclasses.replace(problem.data, **changes))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ahl_jax.data import images as images_module
-from ahl_jax.data.images import image_digest, iter_batches, load_images, read_image
+from ahl_jax.data.images import image_digest, iter_batches, read_image
 from ahl_jax.errors import BadImageError
 
 
@@ -264,13 +264,3 @@ def test_reading_runs_ahead_of_the_caller_and_stops_with_it(many, monkeypatch):
 
 def test_no_images_give_no_batches():
     assert list(iter_batches([], 16, 4)) == []
-
-
-def test_load_images_gives_one_array(many):
-    many[2].write_bytes(b"")
-    indices, images, bad = load_images(many, 16, skip_bad=True)
-    assert indices.tolist() == [i for i in range(23) if i != 2]
-    np.testing.assert_array_equal(images[:, 0, 0, 0], indices * 10)
-    assert [path for path, _ in bad] == [many[2]]
-    with pytest.raises(BadImageError, match=r"02\.png"):
-        load_images(many, 16)
