@@ -140,7 +140,7 @@ def _evaluate(command: Evaluate) -> None:
     for name, values in metrics["per_class"].items():
         print(
             f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
-            f"({values['n']} images)"
+            f"({values['n']} anomalies)"
         )
 
 

@@ -80,15 +80,19 @@ def training_features(
     """
     skip = config.data.skip_bad_images
 
-    def maps_of(paths: Sequence[Path]) -> tuple[FeatureMaps, list[Path]]:
-        maps, kept = extract(paths, trunk, config.features, store, skip_bad=skip, progress=progress)
+    def maps_of(paths: Sequence[Path], label: str) -> tuple[FeatureMaps, list[Path]]:
+        maps, kept = extract(
+            paths, trunk, config.features, store, skip_bad=skip, progress=progress, label=label
+        )
         return maps, [paths[i] for i in kept]
 
     if shared is None:
-        normals, kept_normals = maps_of(split.train_normals)
+        normals, kept_normals = maps_of(split.train_normals, "training normals")
     else:
         normals, kept_normals = shared.normals, list(shared.normal_paths)
-    anomalies, kept_anomalies = maps_of([sample.path for sample in split.seen])
+    anomalies, kept_anomalies = maps_of(
+        [sample.path for sample in split.seen], "labelled anomalies"
+    )
     for kind, kept in (("training normal", kept_normals), ("labelled anomaly", kept_anomalies)):
         if not kept:
             raise UserError(f"no {kind} of {config.data.data} can be read; replace the images")
@@ -119,6 +123,7 @@ def test_features(
         store,
         skip_bad=config.data.skip_bad_images,
         progress=progress,
+        label="test images",
     )
     samples = tuple(split.test[i] for i in kept)
     kinds = {sample.anomaly_class is None for sample in samples}

@@ -76,7 +76,9 @@ def run_epochs(runs: Sequence[Run], chunk: int, *, progress: bool) -> None:
         _announce(data, runs, done)
         if mesh.size > 1:
             log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
+        log.info("compiling the training step, which takes a while the first time")
     step = compile_epochs(mesh)
+    first = done
     while done < epochs:
         numbers = np.arange(done, min(done + chunk, epochs))
         start = time.perf_counter()
@@ -91,7 +93,8 @@ def run_epochs(runs: Sequence[Run], chunk: int, *, progress: bool) -> None:
             run.workdir.write_history(rows)
             _save(run, learner, seeds.one_seed(states, i), seeds.seed_data(data, i), rows)
         if progress:
-            log.info("%s", _progress(logs, done, epochs, seconds * len(runs)))
+            left = None if int(numbers[0]) == first else epochs - done
+            log.info("%s", _progress(logs, done, epochs, seconds * len(runs), left))
 
 
 def _announce(data: TrainingData, runs: Sequence[Run], done: int) -> None:
@@ -133,12 +136,19 @@ def _row(epoch: int, learner: Learner, epoch_log: EpochLog, seconds: float) -> d
     return {name: "" if np.isnan(v) else str(v) for name, v in values.items()}
 
 
-def _progress(logs: EpochLog, done: int, epochs: int, seconds: float) -> str:
-    """One line: epoch, losses and spread of w of the chunk's last epoch, time left."""
+def _progress(logs: EpochLog, done: int, epochs: int, seconds: float, left: int | None) -> str:
+    """One line: epoch, losses and spread of w of the chunk's last epoch, time left.
+
+    ``left`` is the number of epochs to come; None after the first chunk, whose time is mostly
+    compilation and tells nothing about them.
+    """
     last: EpochLog = jax.tree.map(lambda x: x[-1], logs)
     parts = [f"epoch {done}/{epochs}", f"loss {last.support_losses.sum(-1).mean():.3f}"]
     if not np.isnan(last.weights).any():
         low, high = last.weights.min(), last.weights.max()
         parts += [f"query {last.query_losses.sum(-1).mean():.3f}", f"w {low:.3f} to {high:.3f}"]
-    left = round(seconds * (epochs - done))
-    return "  ".join([*parts, f"{seconds:.1f} s", f"{left // 60}:{left % 60:02d} left"])
+    parts.append(f"{seconds:.1f} s")
+    if left is not None:
+        remaining = round(seconds * left)
+        parts.append(f"{remaining // 60}:{remaining % 60:02d} left")
+    return "  ".join(parts)

@@ -40,6 +40,7 @@ def extract(
     *,
     skip_bad: bool = False,
     progress: bool = True,
+    label: str = "images",
 ) -> tuple[FeatureMaps, list[int]]:
     """The trunk's feature maps of image files.
 
@@ -53,6 +54,7 @@ def extract(
         store: Read first; what it lacks is computed and written to it.
         skip_bad: Leave out images that cannot be read, with a warning.
         progress: Show how far it is, on stderr.
+        label: What the progress calls them.
 
     Returns:
         The maps of the images that could be read, [n, h, w, c] for each scale, and their indices
@@ -87,7 +89,7 @@ def extract(
         for indices, images in batches:
             yield [missing[i] for i in indices], trunk_maps(trunk, images, config.image_batch)
 
-    maps, found = cached(distinct, trunk, config, store, compute, "images" if progress else None)
+    maps, found = cached(distinct, trunk, config, store, compute, label if progress else None)
     rows = {key: row for row, key in enumerate(found)}
     kept = [i for i, key in enumerate(keys) if key in rows]
     order = [rows[key] for key in keys if key in rows]
