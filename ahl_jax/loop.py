@@ -14,6 +14,7 @@ import numpy as np
 from ahl_jax import seeds
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
+from ahl_jax.detectors import Inputs
 from ahl_jax.devices import compile_epochs, mesh_for, spread
 from ahl_jax.gather import TrainingFeatures
 from ahl_jax.inference import Scorer
@@ -69,7 +70,9 @@ def run_epochs(runs: Sequence[Run], chunk: int, *, progress: bool) -> None:
             run.checkpoints.restore_state(seeds.one_seed(states, i), done)
             for i, run in enumerate(runs)
         ]
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+        states = seeds.stack(restored)
+    # Constant over the run, and read back by nothing but the checkpoints.
+    references = [seeds.seed_data(data, i).inference_reference() for i in range(len(runs))]
     mesh = mesh_for(len(runs), data.error_weights.shape[1])
     states, data = spread(states, data, mesh)
     if progress:
@@ -91,7 +94,7 @@ def run_epochs(runs: Sequence[Run], chunk: int, *, progress: bool) -> None:
                 one = jax.tree.map(lambda x, i=i, k=k: x[k, i], logs)
                 rows.append(_row(int(number) + 1, learner, one, seconds))
             run.workdir.write_history(rows)
-            _save(run, learner, seeds.one_seed(states, i), seeds.seed_data(data, i), rows)
+            _save(run, learner, seeds.one_seed(states, i), references[i], rows)
         if progress:
             left = None if int(numbers[0]) == first else epochs - done
             log.info("%s", _progress(logs, done, epochs, seconds * len(runs), left))
@@ -107,9 +110,9 @@ def _announce(data: TrainingData, runs: Sequence[Run], done: int) -> None:
 
 
 def _save(
-    run: Run, learner: Learner, state: Any, data: TrainingData, rows: list[dict[str, Any]]
+    run: Run, learner: Learner, state: Any, reference: Inputs, rows: list[dict[str, Any]]
 ) -> None:
-    scorer = Scorer(learner.functional, learner.model(state), data.inference_reference())
+    scorer = Scorer(learner.functional, learner.model(state), reference)
     run.checkpoints.save(
         len(rows),
         inference=scorer.arrays(),

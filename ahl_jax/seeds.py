@@ -38,8 +38,8 @@ def stack_problems(problems: Sequence[Problem]) -> tuple[Any, TrainingData]:
     rest = [dataclasses.replace(p.data, inputs=()) for p in problems]
     widths = [_widths(data) for data in rest]
     widest = [max(each) for each in zip(*widths, strict=True)]
-    data = _stack([_widened(data, widest) for data in rest])
-    return _stack(states), dataclasses.replace(data, inputs=inputs)
+    data = stack([_widened(data, widest) for data in rest])
+    return stack(states), dataclasses.replace(data, inputs=inputs)
 
 
 def run_epochs(
@@ -71,7 +71,8 @@ def seed_data(data: TrainingData, seed: int) -> TrainingData:
     return dataclasses.replace(rest, inputs=data.inputs)
 
 
-def _stack(trees: Sequence[Any]) -> Any:
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of equal structure and shapes as one, with a leading seed axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
