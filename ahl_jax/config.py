@@ -57,6 +57,10 @@ class FeatureConfig:
     image_batch: int = 16
     """Images in one pass through the trunk."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """How the features are held, and multiplied with the weights, in training and scoring;
+    bfloat16 halves their memory. Sums, weights and everything else are float32."""
+
 
 @dataclass(frozen=True)
 class PseudoConfig:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ahl_jax.config import DetectorConfig
 from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
-from ahl_jax.detectors.inputs import take
+from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.features import FeatureMaps
 
 BATCH = 64
@@ -44,17 +44,14 @@ class Scorer:
         for start in range(0, images, BATCH):
             # The last batch is padded, so that there is one compilation.
             rows = np.minimum(np.arange(start, start + BATCH), images - 1)
-            inputs = make_inputs([scale[rows] for scale in maps])
+            inputs = make_inputs([scale[rows] for scale in maps], self.reference.patches.dtype)
             batch = _score(self.functional, self.model, self.reference, inputs)
             scores.append(np.asarray(batch)[: images - start])
         return np.concatenate(scores)
 
     def arrays(self) -> dict[str, Any]:
         """Everything but the architecture, as nested dicts of arrays."""
-        reference = {
-            f"scale{i}": scale.grid.to_map(scale.locations.T).transpose(1, 2, 0)
-            for i, scale in enumerate(self.reference)
-        }
+        reference = {f"scale{i}": features for i, features in enumerate(to_maps(self.reference))}
         # A detector without running statistics has none to save.
         model = {k: v for k, v in self.model._asdict().items() if v}
         return {"model": model, "reference": reference}
@@ -65,8 +62,8 @@ def scorer_from_arrays(config: DetectorConfig, arrays: dict[str, Any]) -> Scorer
     maps: Sequence[np.ndarray] = [
         arrays["reference"][name][None] for name in sorted(arrays["reference"])
     ]
-    reference = take(make_inputs(maps), jnp.array(0))
-    functional, fresh = make_detector(config, reference[0].channels, jax.random.key(0))
+    reference = make_inputs(maps).take(jnp.array(0))
+    functional, fresh = make_detector(config, reference.channels, jax.random.key(0))
     saved = arrays["model"]
     model = Model(saved["params"], saved.get("stats", {}))
     if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):

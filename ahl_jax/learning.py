@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from ahl_jax.bank import Streamed
 from ahl_jax.batches import Batch, PoolSet
 from ahl_jax.config import LearningConfig
-from ahl_jax.detectors.inputs import Inputs, mean_of, take
+from ahl_jax.detectors.inputs import Inputs, mean_of
 from ahl_jax.detectors.protocol import Functional, Model, Params
 from ahl_jax.losses import Prior
 
@@ -31,7 +32,7 @@ class TrainingData:
     For several seeds in one program every field but ``inputs`` has a leading seed axis.
     """
 
-    inputs: Inputs
+    inputs: Inputs | Streamed
     """The bank: every training image of every seed, which the index arrays point into."""
 
     support: PoolSet
@@ -59,8 +60,8 @@ class TrainingData:
 
     def inference_reference(self) -> Inputs:
         """The mean of the reference normals, the same images at every scale."""
-        chosen = take(self.inputs, self.reference)
-        return mean_of(chosen, jnp.ones(self.reference.shape[0], chosen[0].pooled.dtype))
+        chosen = self.inputs.take(self.reference)
+        return mean_of(chosen, jnp.ones(self.reference.shape[0], chosen.pooled.dtype))
 
 
 class EpochLog(NamedTuple):
@@ -112,10 +113,10 @@ def batch_loss(
     functional: Functional, params: Params, stats: Params, data: TrainingData, batch: Batch
 ) -> tuple[Float[Array, ""], tuple[Params, Float[Array, " heads"]]]:
     """A detector's loss on one batch; beside it the new running statistics and each head's loss."""
-    reference = mean_of(take(data.inputs, batch.reference), batch.reference_weights)
+    reference = mean_of(data.inputs.take(batch.reference), batch.reference_weights)
     return functional.loss(
         Model(params, stats),
-        take(data.inputs, batch.index),
+        data.inputs.take(batch.index),
         reference,
         batch.labels,
         batch.weights,

@@ -1,20 +1,19 @@
 """From feature maps to a training problem: bank, subsets, batches' pools, and a fresh model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from ahl_jax.backbones import TRUNKS
+from ahl_jax.bank import Maps, SharedBank, shared_bank
 from ahl_jax.batches import PoolSet
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
 from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
-from ahl_jax.detectors.inputs import Inputs, make_inputs
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import (
     Bank,
@@ -30,9 +29,6 @@ from ahl_jax.losses import draw_prior
 from ahl_jax.plain import Plain
 from ahl_jax.pseudo import GENERATORS
 
-Maps = Sequence[Float[np.ndarray, "n h w c"]]
-"""Feature maps of n images, one array per scale."""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -45,36 +41,6 @@ class Problem:
     data: TrainingData
     subsets: list[Subset]
     key: Key[Array, ""]
-
-
-class SharedBank(NamedTuple):
-    """Features on the device that several runs may share, and one run's place in them."""
-
-    inputs: Inputs
-    place: Int[np.ndarray, " b"]
-
-
-def shared_bank(runs: Sequence[tuple[Maps, Maps, Maps]]) -> list[SharedBank]:
-    """One bank of several runs' normals, anomalies and pseudo-anomalies.
-
-    Runs that hold the very same arrays of normals have them in the bank once.
-    """
-    parts: list[Maps] = []
-    starts: dict[int, int] = {}
-    places = []
-    total = 0
-    for run in runs:
-        place = []
-        for maps in run:
-            key = id(maps[0])
-            if key not in starts:
-                starts[key] = total
-                total += len(maps[0])
-                parts.append(maps)
-            place.append(starts[key] + np.arange(len(maps[0])))
-        places.append(np.concatenate(place))
-    inputs = make_inputs([np.concatenate(scale) for scale in zip(*parts, strict=True)])
-    return [SharedBank(inputs, place) for place in places]
 
 
 def check_names(config: Config) -> None:
@@ -125,7 +91,7 @@ def make_problem(
     """
     roles = Bank(len(normals[0]), len(anomalies[0]), np.asarray(generator), np.asarray(source))
     if bank is None:
-        bank = shared_bank([(normals, anomalies, pseudo)])[0]
+        (bank,) = shared_bank([(normals, anomalies, pseudo)], config.features.precision)
     pooled = np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in normals], axis=1)
     clusters = cluster_normals(pooled, config.subsets.clusters, config.seed)
     subsets = make_subsets(
@@ -154,6 +120,6 @@ def make_problem(
         prior=draw_prior(prior_key),
     )
     detector: Functional
-    detector, model = make_detector(config.detector, bank.inputs[0].channels, model_key)
+    detector, model = make_detector(config.detector, bank.inputs.channels, model_key)
     learner = LEARNERS[config.learning.method](config, detector)
     return Problem(learner, model, data, subsets, run_key)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Key
 from ahl_jax.config import DetectorConfig
 from ahl_jax.detectors.devnet import DevNet
 from ahl_jax.detectors.dra import DRA
-from ahl_jax.detectors.inputs import Inputs, Scale, make_inputs, take
+from ahl_jax.detectors.inputs import Inputs, make_inputs
 from ahl_jax.detectors.protocol import Detector, Functional, Model, functional
 from ahl_jax.errors import UserError
 
@@ -37,9 +37,7 @@ __all__ = [
     "Functional",
     "Inputs",
     "Model",
-    "Scale",
     "functional",
     "make_detector",
     "make_inputs",
-    "take",
 ]

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ahl_jax.config import DetectorConfig
-from ahl_jax.detectors.heads import top_mean
+from ahl_jax.detectors.heads import FeatureLinear, top_mean
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head
 
@@ -16,9 +16,12 @@ class DevNet(DeviationDetector):
     table = (Head("anomaly", targets=(0, 1, 1)),)
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
-        self.locate = nnx.Linear(channels, 1, rngs=rngs)
+        self.locate = FeatureLinear(channels, 1, rngs=rngs)
         self.top_k = config.top_k
         self.margin = config.margin
+
+    def _score(self, locations: Float[Array, "*b l c"]) -> Float[Array, "*b l"]:
+        return jnp.abs(self.locate(locations)[..., 0])
 
     def head_scores(
         self,
@@ -28,14 +31,11 @@ class DevNet(DeviationDetector):
     ) -> Float[Array, "b 1"]:
         """The mean over scales of the top locations' mean."""
         del reference, weights
-        scales = [
-            top_mean(jnp.abs(self.locate(scale.locations)[..., 0]), self.top_k) for scale in inputs
-        ]
+        scales = [top_mean(scores, self.top_k) for scores in inputs.at_locations(self._score)]
         return jnp.stack(scales).mean(0)[:, None]
 
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """|1x1 convolution| of every location."""
         del reference
-        return tuple(
-            scale.grid.to_map(jnp.abs(self.locate(scale.locations)[..., 0])) for scale in inputs
-        )
+        scores = inputs.at_locations(self._score)
+        return tuple(grid.to_map(x) for grid, x in zip(inputs.grids, scores, strict=True))

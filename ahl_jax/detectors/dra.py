@@ -1,14 +1,18 @@
 """DRA: disentangled representations of abnormality, four heads on the same features."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ahl_jax.config import DetectorConfig
-from ahl_jax.detectors.heads import WeightedBatchNorm, top_mean
-from ahl_jax.detectors.inputs import PATCH, Inputs, Scale
+from ahl_jax.detectors.heads import FeatureLinear, WeightedBatchNorm, top_mean, top_mean_of
+from ahl_jax.detectors.inputs import PATCH, Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head
+
+PatchScore = Callable[[Float[Array, "b p c"]], Float[Array, "b p"]]
 
 
 class DRA(DeviationDetector):
@@ -28,28 +32,32 @@ class DRA(DeviationDetector):
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         # One product for both heads reads the locations once; the columns share nothing.
-        self.locate = nnx.Linear(channels, 2, rngs=rngs)
+        self.locate = FeatureLinear(channels, 2, rngs=rngs)
         # Batch norm takes any bias out again; what Adam makes of its rounding would drift.
-        self.residual = nnx.Linear(PATCH**2 * channels, channels, use_bias=False, rngs=rngs)
+        self.residual = FeatureLinear(PATCH**2 * channels, channels, use_bias=False, rngs=rngs)
         self.norm = WeightedBatchNorm(channels)
         self.residual_out = nnx.Linear(channels, 1, rngs=rngs)
-        self.normality = nnx.Linear(channels, config.hidden, rngs=rngs)
+        self.normality = FeatureLinear(channels, config.hidden, rngs=rngs)
         self.normality_out = nnx.Linear(config.hidden, 1, rngs=rngs)
         self.top_k = config.top_k
         self.margin = config.margin
 
-    def _abnormality(self, scale: Scale) -> Float[Array, "b l 2"]:
-        return jnp.abs(self.locate(scale.locations))
+    def _abnormality(self, inputs: Inputs) -> tuple[Float[Array, "b l 2"], ...]:
+        """Of each scale, the seen and the pseudo score of every location."""
+        return inputs.at_locations(lambda x: jnp.abs(self.locate(x)))
 
     def _residual(
-        self, scale: Scale, reference: Scale, weights: Float[Array, " b"] | None
-    ) -> Float[Array, "b p"]:
-        difference = reference.patches() - scale.patches()
-        hidden = jax.nn.relu(self.norm(self.residual(difference), weights))
-        return jnp.abs(self.residual_out(hidden)[..., 0])
+        self, inputs: Inputs, reference: Inputs, weights: Float[Array, " b"] | None
+    ) -> list[tuple[Float[Array, "b p c"], PatchScore]]:
+        """Of each scale, the hidden features of the patches, and the score of such features."""
+        # Subtracting behind the layer, which is linear, would save a pass over the patches, but
+        # cost as much in the gradient of the reference's product.
+        scales = inputs.at_patches(lambda patches: self.residual(reference.patches - patches))
+        # Batch norm has moments of its own for each scale.
+        return [(hidden, self._patch_score(self.norm(hidden, weights))) for hidden in scales]
 
-    def _normality(self, pooled: Float[Array, "b c"]) -> Float[Array, " b"]:
-        return self.normality_out(jax.nn.relu(self.normality(pooled)))[:, 0]
+    def _patch_score(self, normalise: Callable[[Array], Array]) -> PatchScore:
+        return lambda h: jnp.abs(self.residual_out(jax.nn.relu(normalise(h)))[..., 0])
 
     def head_scores(
         self,
@@ -58,20 +66,19 @@ class DRA(DeviationDetector):
         weights: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b 4"]:
         """Scores in the order of ``heads``, the mean over scales."""
-        scales = []
-        for scale, normal in zip(inputs, reference, strict=True):
-            seen_pseudo = top_mean(self._abnormality(scale).swapaxes(1, 2), self.top_k)
-            residual = top_mean(self._residual(scale, normal, weights), self.top_k)
-            normality = self._normality(scale.pooled)
-            scales.append(
-                jnp.concatenate([seen_pseudo, residual[:, None], normality[:, None]], axis=1)
-            )
-        return jnp.stack(scales).mean(0)
+        abnormality = [top_mean(x.swapaxes(1, 2), self.top_k) for x in self._abnormality(inputs)]
+        residual = [
+            top_mean_of(score, hidden, self.top_k)[:, None]
+            for hidden, score in self._residual(inputs, reference, weights)
+        ]
+        normality = self.normality_out(jax.nn.relu(self.normality(inputs.pooled)))
+        means = [jnp.stack(scales).mean(0) for scales in (abnormality, residual)]
+        return jnp.concatenate([*means, normality.mean(1)], axis=1)
 
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """Seen + pseudo + residual of every location; normality belongs to the whole image."""
-        maps = []
-        for scale, normal in zip(inputs, reference, strict=True):
-            residual = scale.grid.spread(self._residual(scale, normal, None))
-            maps.append(scale.grid.to_map(self._abnormality(scale).sum(-1)) + residual)
-        return tuple(maps)
+        parts = (inputs.grids, self._abnormality(inputs), self._residual(inputs, reference, None))
+        return tuple(
+            grid.to_map(seen_pseudo.sum(-1)) + grid.spread(score(hidden))
+            for grid, seen_pseudo, (hidden, score) in zip(*parts, strict=True)
+        )

@@ -1,12 +1,13 @@
 """What a detector reads: feature maps in patch order, with everything constant computed once."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 PATCH = 3
@@ -18,8 +19,8 @@ class Grid:
     """Height and width of a feature map whose locations are stored in patch order.
 
     In patch order the locations of the non-overlapping 3x3 patches come first, patch by patch, and
-    those that no patch covers last. A 3x3 convolution with stride 3 is then a reshape and a matrix
-    product, with no copy of the features. Where 3 does not divide a side, the patches are centred.
+    those that no patch covers last. A 3x3 convolution with stride 3 is then a matrix product.
+    Where 3 does not divide a side, the patches are centred.
     """
 
     height: int
@@ -33,6 +34,11 @@ class Grid:
     def patches(self) -> int:
         """Number of patches."""
         return (self.height // PATCH) * (self.width // PATCH)
+
+    @property
+    def uncovered(self) -> int:
+        """Number of locations outside of all patches."""
+        return self.height * self.width - self.patches * PATCH**2
 
     @functools.cached_property
     def order(self) -> Int[np.ndarray, " l"]:
@@ -62,54 +68,103 @@ class Grid:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["locations", "pooled"],
-    meta_fields=["grid"],
+    data_fields=["patches", "rest", "pooled"],
+    meta_fields=["grids"],
 )
 @dataclass(frozen=True)
-class Scale:
-    """The features of n images at one scale."""
+class Inputs:
+    """The features of n images at all scales, the larger scale first.
 
-    locations: Float[Array, "*n l c"]
-    """Feature vectors in patch order."""
+    Every location is held once: most of them as patches, so that the residual head reads both
+    scales in one matrix product and copies nothing, and the others apart.
+    """
 
-    pooled: Float[Array, "*n c"]
-    """Global average over the locations."""
+    patches: Float[Array, "*n p k"]
+    """Non-overlapping 3x3 patches, scale after scale, flattened to k = 9 C."""
 
-    grid: Grid
+    rest: Float[Array, "*n r c"]
+    """The locations that no patch covers, scale after scale."""
+
+    pooled: Float[Array, "*n s c"]
+    """Global average over the locations of each scale, at least float32."""
+
+    grids: tuple[Grid, ...]
 
     @property
     def channels(self) -> int:
         """C."""
-        return self.locations.shape[-1]
+        return self.pooled.shape[-1]
 
-    def patches(self) -> Float[Array, "*n p k"]:
-        """Non-overlapping 3x3 patches, flattened to k = 9 C; a view of ``locations``."""
-        covered = self.locations[..., : self.grid.patches * PATCH**2, :]
-        return covered.reshape(*covered.shape[:-2], self.grid.patches, -1)
+    @property
+    def images(self) -> int:
+        """N, where there is one leading axis."""
+        return self.pooled.shape[0]
+
+    def take(self, index: Int[Array, "*b"]) -> "Inputs":
+        """The images at ``index``."""
+        return jax.tree.map(lambda array: array[index], self)
+
+    def at_patches(
+        self, function: Callable[[Float[Array, "*n p k"]], Float[Array, "*n p h"]]
+    ) -> tuple[Float[Array, "*n q h"], ...]:
+        """``function`` of every flattened patch: one array per scale."""
+        return self._by_scale(function(self.patches), [grid.patches for grid in self.grids])
+
+    def at_locations(
+        self, function: Callable[[Float[Array, "*n l c"]], Float[Array, "*n l h"]]
+    ) -> tuple[Float[Array, "*n m h"], ...]:
+        """``function`` of every location's feature vector: one array per scale, in patch order."""
+        axis = self.patches.ndim - 2
+        covered = self.patches.reshape(*self.patches.shape[:-2], -1, self.channels)
+        inside = self._by_scale(function(covered), [g.patches * PATCH**2 for g in self.grids])
+        outside = self._by_scale(function(self.rest), [g.uncovered for g in self.grids])
+        return tuple(jnp.concatenate(parts, axis) for parts in zip(inside, outside, strict=True))
+
+    def _by_scale(self, values: Array, counts: Sequence[int]) -> tuple[Array, ...]:
+        """Values along the axis of patches or locations, cut into the scales."""
+        return tuple(jnp.split(values, np.cumsum(counts)[:-1], self.patches.ndim - 2))
 
 
-Inputs = tuple[Scale, ...]
-"""What a detector reads of n images: one ``Scale`` per scale, the larger first."""
+def make_inputs(
+    maps: Sequence[Float[Array | np.ndarray, "n h w c"]], dtype: DTypeLike | None = None
+) -> Inputs:
+    """Feature maps, one array per scale, as a detector reads them.
 
-
-def make_inputs(maps: Sequence[Float[Array | np.ndarray, "n h w c"]]) -> Inputs:
-    """Feature maps, one array per scale, as a detector reads them (on the default device)."""
-
-    def scale(features: Float[Array | np.ndarray, "n h w c"]) -> Scale:
+    Args:
+        maps: all of NumPy, which stays on the host, or all of JAX.
+        dtype: of the patches and the rest; by default that of the maps.
+    """
+    xp = np if isinstance(maps[0], np.ndarray) else jnp
+    dtype = dtype or maps[0].dtype
+    grids = tuple(Grid(*m.shape[1:3]) for m in maps)
+    patches, rest, pooled = [], [], []
+    for features, grid in zip(maps, grids, strict=True):
         n, h, w, c = features.shape
-        grid = Grid(h, w)
-        locations = jnp.asarray(features).reshape(n, h * w, c)[:, grid.order]
-        return Scale(locations, locations.mean(axis=1), grid)
+        flat = features.reshape(n, h * w, c)
+        covered, others = np.split(grid.order, [grid.patches * PATCH**2])
+        patches.append(flat[:, covered].reshape(n, grid.patches, PATCH**2 * c).astype(dtype))
+        rest.append(flat[:, others].astype(dtype))
+        pooled.append(features.mean(axis=(1, 2)))
+    return Inputs(
+        xp.concatenate(patches, axis=1), xp.concatenate(rest, axis=1), xp.stack(pooled, 1), grids
+    )
 
-    return tuple(scale(features) for features in maps)
 
-
-def take(inputs: Inputs, index: Int[Array, "*b"]) -> Inputs:
-    """The images at ``index``."""
-    return jax.tree.map(lambda array: array[index], inputs)
+def to_maps(inputs: Inputs) -> tuple[Float[Array, "*n h w c"], ...]:
+    """The inverse of ``make_inputs``."""
+    locations = inputs.at_locations(lambda x: x)
+    return tuple(
+        jnp.moveaxis(grid.to_map(jnp.swapaxes(values, -1, -2)), -3, -1)
+        for grid, values in zip(inputs.grids, locations, strict=True)
+    )
 
 
 def mean_of(inputs: Inputs, weights: Float[Array, " b"]) -> Inputs:
     """The weighted mean image of a batch, with no batch axis: the reference of a residual."""
     share = weights / weights.sum()
-    return jax.tree.map(lambda array: jnp.tensordot(share, array, axes=1), inputs)
+
+    def mean(array: Float[Array, "b ..."]) -> Float[Array, "..."]:
+        precise = jnp.promote_types(array.dtype, share.dtype)
+        return jnp.tensordot(share, array.astype(precise), axes=1).astype(array.dtype)
+
+    return jax.tree.map(mean, inputs)

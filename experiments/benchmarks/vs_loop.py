@@ -38,6 +38,7 @@ import optax
 import tyro
 
 from ahl_jax.batches import Batch, PoolSet, draw_batches
+from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.errors import UserError
 from ahl_jax.problem import Problem
 from ahl_jax.runtime import run_command
@@ -160,10 +161,8 @@ def write_problem(problem: Problem, state: Any, epochs: int, folder: Path) -> No
     config, data = problem.learner.config, problem.data  # type: ignore[attr-defined]
     learning = config.learning
     arrays = {"reference": np.asarray(data.reference), "followed": np.asarray(data.followed)}
-    for i, scale in enumerate(data.inputs):
-        grid, locations = scale.grid, np.asarray(scale.locations)
-        maps = locations[:, np.argsort(grid.order)]
-        arrays[f"maps{i}"] = maps.reshape(len(maps), grid.height, grid.width, -1)
+    for i, maps in enumerate(to_maps(data.inputs)):
+        arrays[f"maps{i}"] = np.asarray(maps)
     for part, pools in (("support", data.support), ("query", data.query)):
         drawn = []
         for epoch in range(epochs):

@@ -10,7 +10,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ahl_jax.batches import Pool
-from ahl_jax.detectors.inputs import take
 from ahl_jax.learning import learning_rate
 from tests.core.setting import assert_trees_equal, make_config, make_setting, plain
 
@@ -49,7 +48,7 @@ class Run:
 
     def score(self, state):
         """Scores of the unified model for the normals and the anomalies of training."""
-        images = take(self.data.inputs, jnp.arange(IMAGES))
+        images = self.data.inputs.take(jnp.arange(IMAGES))
         model = self.learner.model(state)
         return self.learner.functional.score(model, images, self.data.inference_reference())
 
@@ -198,7 +197,7 @@ def test_the_scoring_pass_covers_every_image_whatever_their_number():
         scores = jax.jit(learner.scores)(models, case.data)
         assert scores.shape == (images, 3)
         reference = case.data.inference_reference()
-        everyone = take(case.data.inputs, jnp.arange(images))
+        everyone = case.data.inputs.take(jnp.arange(images))
         expected = learner.functional.label_score(case.model, everyone, reference)
         np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-5)
         np.testing.assert_allclose(scores[:, 1], 2 * expected, rtol=1e-5)

@@ -108,9 +108,9 @@ class ReferenceGap(DeviationDetector):
         self.gain = nnx.Param(jnp.ones(()))
 
     def head_scores(self, inputs, reference, weights=None):
-        large, small = (scale.pooled[0] for scale in reference)
+        large, small = reference.pooled[:, 0]
         gap = self.gain[...] * jnp.abs(large - small)
-        return jnp.full((inputs[0].pooled.shape[0], 1), gap)
+        return jnp.full((inputs.images, 1), gap)
 
     def location_maps(self, inputs, reference):
         raise NotImplementedError
@@ -118,20 +118,11 @@ class ReferenceGap(DeviationDetector):
 
 def test_the_references_are_the_same_images_at_both_scales(problem):
     # Every feature of image j is the number j, at both scales.
-    numbers = jnp.arange(38.0)[:, None]
-    inputs = tuple(
-        dataclasses.replace(
-            scale,
-            locations=jnp.broadcast_to(numbers[:, None], scale.locations.shape),
-            pooled=jnp.broadcast_to(numbers, scale.pooled.shape),
-        )
-        for scale in problem.data.inputs
-    )
+    numbers = jnp.arange(38.0)[:, None, None]
+    inputs = jax.tree.map(lambda x: jnp.broadcast_to(numbers, x.shape), problem.data.inputs)
     data = dataclasses.replace(problem.data, inputs=inputs)
-    large, small = data.inference_reference()
     mean = np.mean(np.asarray(data.reference))
-    for scale in (large, small):
-        np.testing.assert_allclose(scale.pooled, mean, rtol=1e-6)
+    np.testing.assert_allclose(data.inference_reference().pooled, mean, rtol=1e-6)
     pure, model = functional(ReferenceGap(4, DetectorConfig(), rngs=nnx.Rngs(0)))
     data = dataclasses.replace(data, prior=type(data.prior)(jnp.zeros(()), jnp.ones(())))
     for step in range(3):

@@ -6,7 +6,7 @@ import pytest
 from ahl_jax.config import DetectorConfig
 from ahl_jax.detectors import DETECTORS, Model, make_detector, make_inputs
 from ahl_jax.detectors.heads import top_mean
-from ahl_jax.detectors.inputs import mean_of, take
+from ahl_jax.detectors.inputs import mean_of
 from ahl_jax.errors import UserError
 from ahl_jax.losses import Prior
 from tests.core.setting import assert_trees_close
@@ -117,7 +117,7 @@ def test_a_weighted_batch_is_the_batch_with_its_images_repeated(setting):
     repeat = np.arange(len(given.TIMES)).repeat(given.TIMES)
     repeated = setting.loss(
         setting.model.params,
-        take(setting.inputs, repeat),
+        setting.inputs.take(repeat),
         jnp.asarray(given.LABELS[repeat]),
         jnp.ones(len(repeat)),
     )
@@ -135,7 +135,7 @@ def test_images_of_weight_zero_change_nothing(setting):
 def test_an_image_is_scored_the_same_alone_and_in_any_company(setting):
     together = setting.functional.score(setting.model, setting.inputs, setting.reference)
     alone = setting.functional.score(
-        setting.model, take(setting.inputs, jnp.array([2])), setting.reference
+        setting.model, setting.inputs.take(jnp.array([2])), setting.reference
     )
     np.testing.assert_allclose(alone[0], together[2], rtol=1e-5)
 

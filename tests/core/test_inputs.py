@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from ahl_jax.detectors.inputs import (
     Grid,
     make_inputs,
     mean_of,
-    take,
+    to_maps,
 )
 
 grids = st.builds(Grid, st.integers(3, 14), st.integers(3, 14))
@@ -63,34 +64,67 @@ def maps():
 
 
 def test_patches_and_pooled_features_are_those_of_the_maps(maps):
-    for features, scale in zip(maps, make_inputs(maps), strict=True):
-        np.testing.assert_allclose(scale.pooled, features.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    inputs = make_inputs(maps)
+    assert (inputs.images, inputs.channels) == (4, 2)
+    np.testing.assert_allclose(
+        inputs.pooled, np.stack([m.mean((1, 2)) for m in maps], 1), rtol=1e-5, atol=1e-6
+    )
+    for features, patches in zip(maps, inputs.at_patches(lambda x: x), strict=True):
         (h, w) = features.shape[1:3]
         top, left = (h % 3) // 2, (w % 3) // 2
         first = features[:, top : top + 3, left : left + 3].reshape(4, -1)
-        np.testing.assert_array_equal(scale.patches()[:, 0], first)
-        assert scale.patches().shape == (4, (h // 3) * (w // 3), 18)
-        assert scale.channels == 2
+        np.testing.assert_array_equal(patches[:, 0], first)
+        assert patches.shape == (4, (h // 3) * (w // 3), 18)
+
+
+@pytest.mark.parametrize("of", [np.asarray, jnp.asarray])
+def test_inputs_hold_every_location_once(maps, of):
+    inputs = make_inputs([of(m) for m in maps])
+    assert all(isinstance(leaf, type(of(maps[0]))) for leaf in jax.tree.leaves(inputs))
+    for features, back in zip(maps, to_maps(inputs), strict=True):
+        np.testing.assert_array_equal(features, back)
+    one = inputs.take(jnp.array(2))
+    for features, back in zip(maps, to_maps(one), strict=True):
+        np.testing.assert_array_equal(features[2], back)
+
+
+def test_a_function_of_locations_gets_every_location_in_patch_order(maps):
+    found = make_inputs(maps).at_locations(lambda x: x.sum(-1))
+    for features, sums in zip(maps, found, strict=True):
+        grid = Grid(*features.shape[1:3])
+        np.testing.assert_allclose(grid.to_map(sums), features.sum(-1), rtol=1e-6)
+
+
+def test_maps_whose_sides_3_divides_leave_no_rest():
+    maps = [np.ones((2, 6, 3, 4), np.float32), np.ones((2, 3, 3, 4), np.float32)]
+    inputs = make_inputs(maps)
+    assert inputs.rest.shape == (2, 0, 4)
+    assert [x.shape for x in inputs.at_locations(lambda x: x)] == [(2, 18, 4), (2, 9, 4)]
 
 
 def test_take_works_on_images(maps):
     inputs = make_inputs(maps)
-    for scale, expected in zip(take(inputs, jnp.array([2, 0])), inputs, strict=True):
-        np.testing.assert_array_equal(scale.locations[0], expected.locations[2])
-        np.testing.assert_array_equal(scale.pooled[1], expected.pooled[0])
+    taken = inputs.take(jnp.array([2, 0]))
+    for chosen, whole in zip(jax.tree.leaves(taken), jax.tree.leaves(inputs), strict=True):
+        np.testing.assert_array_equal(chosen, whole[np.array([2, 0])])
 
 
 def test_a_reference_is_the_same_weighted_mean_at_both_scales(maps):
     # Image j holds the number j at both scales, so the mean tells which images are in it.
     numbered = make_inputs([np.zeros_like(m) + np.arange(4).reshape(4, 1, 1, 1) for m in maps])
     weights = jnp.array([0.0, 1.0, 0.0, 3.0])
-    for scale in mean_of(numbered, weights):
-        np.testing.assert_allclose(scale.locations, (1 + 3 * 3) / 4)
-        np.testing.assert_allclose(scale.pooled, (1 + 3 * 3) / 4)
-        assert scale.locations.ndim == 2
-    exact = mean_of(make_inputs(maps), weights)
-    for scale, features in zip(exact, maps, strict=True):
-        mean = (features[1] + 3 * features[3]) / 4
-        np.testing.assert_allclose(
-            scale.grid.to_map(scale.locations.T), mean.transpose(2, 0, 1), rtol=1e-5, atol=1e-6
-        )
+    for leaf, whole in zip(
+        jax.tree.leaves(mean_of(numbered, weights)), jax.tree.leaves(numbered), strict=True
+    ):
+        np.testing.assert_allclose(leaf, np.full(whole.shape[1:], (1 + 3 * 3) / 4))
+    for mean, features in zip(to_maps(mean_of(make_inputs(maps), weights)), maps, strict=True):
+        expected = (features[1] + 3 * features[3]) / 4
+        np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_reference_in_half_precision_adds_up_in_float32():
+    # In bfloat16 a third weighs 0.3340, so three thirds of 1.5 would make 1.5030.
+    maps = [np.full((3, 3, 3, 2), 1.5, np.float32)]
+    mean = mean_of(make_inputs(maps, jnp.bfloat16), jnp.ones(3))
+    assert (mean.patches.dtype, mean.pooled.dtype) == (jnp.bfloat16, np.float32)
+    np.testing.assert_array_equal(np.asarray(mean.patches, np.float32), 1.5)

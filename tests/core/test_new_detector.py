@@ -8,7 +8,6 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.detectors.inputs import take
 from ahl_jax.detectors.protocol import DeviationDetector, Head
 from tests.core.setting import make_config, make_setting
 
@@ -24,11 +23,12 @@ class Pooled(DeviationDetector):
 
     def head_scores(self, inputs, reference, weights=None):
         del reference, weights
-        return sum(self.score(scale.pooled) for scale in inputs) / len(inputs)
+        return self.score(inputs.pooled).mean(1)
 
     def location_maps(self, inputs, reference):
         del reference
-        return tuple(scale.grid.to_map(self.score(scale.locations)[..., 0]) for scale in inputs)
+        scores = inputs.at_locations(lambda x: self.score(x)[..., 0])
+        return tuple(grid.to_map(x) for grid, x in zip(inputs.grids, scores, strict=True))
 
 
 @pytest.mark.parametrize("method", ["ahl", "base"])
@@ -58,7 +58,7 @@ def test_a_detector_added_with_one_line_trains(monkeypatch, method):
     model = learner.model(state)
     assert not np.allclose(ravel_pytree(model.params)[0], ravel_pytree(problem.model.params)[0])
     assert losses[-1] < 0.5 * losses[0]
-    images = take(data.inputs, jnp.arange(20))
+    images = data.inputs.take(jnp.arange(20))
     score = learner.functional.score(model, images, data.inference_reference())
     assert score[:15].max() < score[15:].min()
 

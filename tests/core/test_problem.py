@@ -32,9 +32,8 @@ def test_error_weights_are_those_of_the_subsets(problem):
 
 
 def test_the_bank_is_normals_then_anomalies_then_pseudo_anomalies(problem):
-    for scale in problem.data.inputs:
-        assert len(scale.pooled) == 15 + 5 + 18
-        pooled = np.asarray(scale.pooled)
+    assert problem.data.inputs.images == 15 + 5 + 18
+    for pooled in np.asarray(problem.data.inputs.pooled).swapaxes(0, 1):
         assert (pooled[15:20, 2] > 1).all()
         assert (np.delete(pooled, range(15, 20), 0)[:, 2] < 1).all()
         assert (pooled[20:, 3] > 0.8).all()
