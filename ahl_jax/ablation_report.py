@@ -25,7 +25,10 @@ LABELS = {
     "history": "K, past epochs that psi sees",
     "shots": "M, labelled anomalies",
     "image-size": "image size in pixels",
-    "batch": "batch in images",
+    "lr": "learning rate of the unified model",
+    "lr-base": "learning rate of the base models",
+    "psi-lr": "learning rate of psi",
+    "batch": "images per batch",
 }
 """What is written under a panel, where the option's own name does not say it."""
 
@@ -101,15 +104,16 @@ def draw(
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     axes = grid.ravel()
     seeds = len(points[0][1])
-    over_seeds = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ", one seed"
+    methods = {point.config.learning.method for point, _ in points}
+    who = {"ahl": "AHL, ", "base": "base detector, "}[methods.pop()] if len(methods) == 1 else ""
+    label = who + (f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed")
     for panel, name in zip(axes, names, strict=False):
         mine = [(point, scores) for point, scores in points if point.name == name]
-        _panel(panel, mine, "AHL" + over_seeds)
+        _panel(panel, mine, label)
         if base is not None:
             mean = statistics.mean(base)
-            panel.axhline(
-                mean, color="0.35", linestyle="--", linewidth=1.2, label="base detector alone"
-            )
+            alone = "base detector alone, settings as given"
+            panel.axhline(mean, color="0.35", linestyle="--", linewidth=1.2, label=alone)
             if seeds > 1:
                 spread = statistics.stdev(base)
                 panel.axhspan(mean - spread, mean + spread, color="0.9", zorder=0, linewidth=0)
@@ -119,7 +123,9 @@ def draw(
         row[0].set_ylabel("AUC-ROC on the test images")
     figure.suptitle(title)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside lower center", ncols=columns, frameon=False
+    )
     return figure
 
 
