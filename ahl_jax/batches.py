@@ -55,16 +55,24 @@ class Batch:
     reference_weights: Float[Array, "*s r"]
 
 
-def pad_pools(members: Sequence[Sequence[int] | np.ndarray]) -> Pool:
+def pad_pools(members: Sequence[Sequence[int] | np.ndarray], width: int | None = None) -> Pool:
     """Stack one pool per subset, padded with each pool's first member.
 
+    Args:
+        members: each pool's positions in the bank.
+        width: the size to pad to; by default the largest pool's. A program is compiled for it, so
+            it should not depend on chance.
+
     Raises:
-        ValueError: if a pool is empty.
+        ValueError: if a pool is empty, or larger than ``width``.
     """
     sizes = [len(m) for m in members]
+    width = max(sizes) if width is None else width
     if min(sizes) == 0:
         raise ValueError(f"pool {sizes.index(0)} is empty")
-    index = np.array([[*m, *[m[0]] * (max(sizes) - len(m))] for m in members], np.int32)
+    if max(sizes) > width:
+        raise ValueError(f"a pool of {max(sizes)} does not fit into a width of {width}")
+    index = np.array([[*m, *[m[0]] * (width - len(m))] for m in members], np.int32)
     return Pool(jnp.asarray(index), jnp.asarray(np.array(sizes, np.int32)))
 
 
@@ -77,6 +85,8 @@ def draw(
     key: Key[Array, ""], pool: Pool, size: int
 ) -> tuple[Int[Array, " slots"], Float[Array, " slots"]]:
     """Draw ``size`` images at random, none repeated before all are used.
+
+    How far a pool is padded does not change what is drawn.
 
     Returns:
         min(size, n) positions in the bank, and how often each is drawn (sum ``size``).

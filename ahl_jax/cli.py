@@ -1,6 +1,7 @@
-"""The command line: `ahl train` and `ahl evaluate`."""
+"""The command line: `ahl train`, `ahl ablate` and `ahl evaluate`."""
 
 import json
+import shlex
 import statistics
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ahl_jax.ablate import ablate
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
@@ -48,6 +50,28 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Ablate(Train):
+    """Vary settings one at a time; train, test, tabulate and draw every value.
+
+    The same command on the same folder goes on with a sweep that was stopped.
+    """
+
+    workdir: Path
+    """The folder for ablation.csv, .md, .png, and for the runs NAME-VALUE/seed-N."""
+
+    seeds: tuple[int, ...] = ()
+    """Train these seeds in one program for every value, instead of --seed alone."""
+
+    over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=V1,V2,...: a numeric setting or one with choices, by its option's name, and its values;
+    T, C, K and M stand for subsets, clusters, history and shots. Given several times, each setting
+    is varied alone, with the others as this command has them."""
+
+    base: bool = False
+    """Compare with the base detector alone."""
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Score the test images with a run's newest checkpoint and print the metrics."""
 
@@ -68,9 +92,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; see ``ahl_jax.runtime.run_command`` for the exit codes."""
 
     def command() -> None:
-        chosen = _parse(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        chosen = _parse(words)
         keep_compiled_programs(chosen.cache_dir)
-        if isinstance(chosen, Train):
+        if isinstance(chosen, Ablate):
+            _ablate(chosen, shlex.join(["ahl", *words]))
+        elif isinstance(chosen, Train):
             _train(chosen)
         else:
             _evaluate(chosen)
@@ -79,9 +106,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str]) -> Train | Evaluate:
-    start = Train(PRESETS[_named_preset(arguments)](tyro.MISSING), workdir=tyro.MISSING)
+    config = PRESETS[_named_preset(arguments)](tyro.MISSING)
+    start = Train(config, workdir=tyro.MISSING)
+    vary = Ablate(config, workdir=tyro.MISSING)
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=start)]
+        | Annotated[Ablate, tyro.conf.subcommand("ablate", default=vary)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     )
     marks = (
@@ -109,14 +139,34 @@ def _named_preset(arguments: list[str]) -> str:
     return "paper"
 
 
-def _train(command: Train) -> None:
+def _options(command: Train) -> dict[str, Any]:
     if command.checkpoint_every < 1:
         raise UserError(f"--checkpoint-every is {command.checkpoint_every}; it must be 1 or more")
-    options: dict[str, Any] = {
+    return {
         "overwrite": command.overwrite,
         "cache_dir": command.cache_dir,
         "checkpoint_every": command.checkpoint_every,
     }
+
+
+def _ablate(command: Ablate, words: str) -> None:
+    rows = ablate(
+        command.config,
+        command.workdir,
+        command.over,
+        command.seeds,
+        base=command.base,
+        command=words,
+        **_options(command),
+    )
+    for name, value in dict.fromkeys((row["over"], row["value"]) for row in rows):
+        scores = [row["auc_roc"] for row in rows if (row["over"], row["value"]) == (name, value)]
+        print(f"{name} {value}: AUC-ROC {_mean(scores)}")
+    print(f"The tables and the figure are {command.workdir}/ablation.csv, .md and .png.")
+
+
+def _train(command: Train) -> None:
+    options = _options(command)
     if not command.seeds:
         metrics = train(command.config, command.workdir, **options)
         print(_in_words(command.config, metrics, command.workdir))
@@ -126,8 +176,12 @@ def _train(command: Train) -> None:
         folder = command.workdir / f"seed-{metrics['seed']}"
         print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
+    print(f"AUC-ROC over {len(values)} seeds: {_mean(values)}.")
+
+
+def _mean(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    print(f"AUC-ROC over {len(values)} seeds: {statistics.mean(values):.4f}{spread}.")
+    return f"{statistics.mean(values):.4f}{spread}"
 
 
 def _evaluate(command: Evaluate) -> None:

@@ -169,14 +169,19 @@ def _pseudo_of(bank: Bank, generator: int, normals: Int[np.ndarray, " n"]) -> np
     return bank.pseudo_index[own if own.any() else made]
 
 
-def pool_sets(subsets: list[Subset]) -> tuple[PoolSet, PoolSet]:
-    """The support and the query sets as padded index arrays with a leading T axis."""
+def pool_sets(subsets: list[Subset], bank: Bank) -> tuple[PoolSet, PoolSet]:
+    """The support and the query sets as padded index arrays with a leading T axis.
+
+    Their shapes depend on the bank's counts and on T alone, not on how k-means split the normals:
+    other clusters or another seed need no other compiled program.
+    """
+    most_made = int(np.bincount(bank.generator).max())
 
     def side(k: int) -> PoolSet:
         return PoolSet(
-            normals=pad_pools([s.normals[k] for s in subsets]),
+            normals=pad_pools([s.normals[k] for s in subsets], bank.normals),
             anomalies=pad_pools([s.anomalies[k] for s in subsets]),
-            pseudo=pad_pools([s.pseudo[k] for s in subsets]),
+            pseudo=pad_pools([s.pseudo[k] for s in subsets], most_made),
         )
 
     return side(0), side(1)

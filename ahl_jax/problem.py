@@ -97,7 +97,7 @@ def make_problem(
     subsets = make_subsets(
         config.subsets, roles, clusters, len(config.pseudo.generators), config.seed
     )
-    support, query = pool_sets(subsets)
+    support, query = pool_sets(subsets, roles)
     followed = roles.normals + roles.anomalies
     root = jax.random.key(config.seed)
     model_key, prior_key, run_key = jax.random.split(root, 3)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -45,6 +46,24 @@ def keep_compiled_programs(cache_dir: Path | None = None) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = (cache_dir or default_folder()) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code is in; None if it is in none."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        done = subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=True, cwd=folder
+        )
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie in the checkout of another project.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _set_up_logging() -> None:

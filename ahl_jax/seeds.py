@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ahl_jax.batches import Pool
 from ahl_jax.errors import UserError
 from ahl_jax.learning import EpochLog, Learner, TrainingData
 from ahl_jax.problem import Problem
@@ -28,18 +27,14 @@ def stack_problems(problems: Sequence[Problem]) -> tuple[Any, TrainingData]:
     """
     learner = problems[0].learner
     states = [learner.init(p.model, p.data, p.key) for p in problems]
-    followed = {p.data.followed.shape for p in problems}
-    if len(followed) > 1:
+    rest = [dataclasses.replace(p.data, inputs=()) for p in problems]
+    if len({tuple(leaf.shape for leaf in jax.tree.leaves(data)) for data in rest}) > 1:
         raise UserError(
             "the seeds differ in how many images can be read, so they cannot train in one program; "
             "replace the bad images, or train one seed at a time"
         )
     inputs = problems[0].data.inputs
-    rest = [dataclasses.replace(p.data, inputs=()) for p in problems]
-    widths = [_widths(data) for data in rest]
-    widest = [max(each) for each in zip(*widths, strict=True)]
-    data = stack([_widened(data, widest) for data in rest])
-    return stack(states), dataclasses.replace(data, inputs=inputs)
+    return stack(states), dataclasses.replace(stack(rest), inputs=inputs)
 
 
 def run_epochs(
@@ -74,26 +69,3 @@ def seed_data(data: TrainingData, seed: int) -> TrainingData:
 def stack(trees: Sequence[Any]) -> Any:
     """Trees of equal structure and shapes as one, with a leading seed axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _is_pool(node: Any) -> bool:
-    return isinstance(node, Pool)
-
-
-def _widths(data: TrainingData) -> list[int]:
-    nodes = jax.tree.leaves(data, is_leaf=_is_pool)
-    return [node.members.shape[-1] for node in nodes if _is_pool(node)]
-
-
-def _widened(data: TrainingData, widths: Sequence[int]) -> TrainingData:
-    """Pad the pools; a draw looks at a pool's members only, so it stays the same."""
-    remaining = iter(widths)
-
-    def widen(node: Any) -> Any:
-        if not _is_pool(node):
-            return node
-        more = next(remaining) - node.members.shape[-1]
-        padding = [(0, 0)] * (node.members.ndim - 1) + [(0, more)]
-        return node._replace(members=jnp.pad(node.members, padding, mode="edge"))
-
-    return jax.tree.map(widen, data, is_leaf=_is_pool)

@@ -29,14 +29,13 @@ class Workdir:
             UserError: if it holds another run, or files that no run of ours left; nothing is
                 changed then.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; give --workdir a folder")
-        there = [name for name in FILES if (self.path / name).exists()]
-        if there and overwrite:
+        if overwrite:
+            self._check_folder()
             self._clear()
-        elif there:
-            self._check_same(config, there)
-            return
+        else:
+            self.check(config)
+            if self._there():
+                return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write("run.json", _json({"config": config.to_dict()}))
@@ -45,6 +44,17 @@ class Workdir:
                 f"cannot write to {self.path} ({(error.strerror or str(error)).lower()}); "
                 "give --workdir another folder"
             ) from error
+
+    def check(self, config: Config) -> None:
+        """Find out, without changing anything, whether ``claim`` would refuse the folder.
+
+        Raises:
+            UserError: as ``claim`` does.
+        """
+        self._check_folder()
+        there = self._there()
+        if there:
+            self._check_same(config, there)
 
     def config(self) -> Config:
         """The settings of the run.
@@ -115,6 +125,13 @@ class Workdir:
             raise UserError(f"{path} is not the description of a run; train again")
         return run
 
+    def _check_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; give --workdir a folder")
+
+    def _there(self) -> list[str]:
+        return [name for name in FILES if (self.path / name).exists()]
+
     def _check_same(self, config: Config, there: list[str]) -> None:
         if "run.json" not in there:
             raise UserError(
@@ -141,14 +158,17 @@ class Workdir:
                 path.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        """Replace a file in one step, so that a kill leaves the old one or the new one."""
-        path = self.path / name
-        temporary = path.with_name(f".{name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(self.path / name, text)
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _json(value: dict[str, Any]) -> str:

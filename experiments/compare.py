@@ -11,7 +11,6 @@ method). A sweep that was stopped goes on where it was; finished runs are not ru
 import csv
 import dataclasses
 import statistics
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import tyro
 
 from ahl_jax import preset, train_seeds
 from ahl_jax.config import Config
-from ahl_jax.runtime import keep_compiled_programs, run_command
+from ahl_jax.runtime import commit, keep_compiled_programs, run_command
 
 METHODS: dict[str, dict[str, Any]] = {
     "DevNet": {"detector": "devnet", "method": "base"},
@@ -120,7 +119,7 @@ def _table(rows: list[dict[str, Any]], args: Compare) -> str:
         "",
         f"Seeds {', '.join(map(str, args.seeds))}; mean ± standard deviation over them; the last "
         "epoch counts.",
-        f"Command: `{_command(args)}` at commit {_commit()}.",
+        f"Command: `{_command(args)}` at commit {commit() or 'unknown'}.",
         "",
         "| method | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
@@ -142,17 +141,6 @@ def _command(args: Compare) -> str:
     words += [f"--category {args.category}"] if args.category else []
     words += [f"--seeds {' '.join(map(str, args.seeds))}", f"--shots {args.shots}"]
     return " ".join(words + (["--quick"] if args.quick else []))
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def _slug(method: str) -> str:

@@ -40,6 +40,20 @@ def test_a_draw_is_balanced_and_repeats_none_before_all_are_used(members, size, 
     assert np.isin(index, np.arange(100, 100 + members)).all()
 
 
+@settings(max_examples=100)
+@given(members=st.integers(1, PADDED), size=st.sampled_from([1, 3, 21]), seed=st.integers(0, 9999))
+def test_wider_padding_draws_the_same(members, size, seed):
+    narrow = pool(members)
+    wide = jax.tree.map(lambda x: x[0], pad_pools([np.arange(100, 100 + members)], 40))
+    index, weights = map(np.asarray, drawn(jax.random.key(seed), narrow, size=size))
+    wide_index, wide_weights = map(np.asarray, drawn(jax.random.key(seed), wide, size=size))
+    real = min(size, members)
+    np.testing.assert_array_equal(wide_index[:real], index[:real])
+    np.testing.assert_array_equal(wide_weights[:real], weights[:real])
+    assert weights[:real].all()
+    assert wide_weights[real:].sum() == weights[real:].sum() == 0
+
+
 def test_every_member_is_drawn_equally_often():
     keys = jax.random.split(jax.random.key(0), 4000)
     index, weights = jax.jit(jax.vmap(lambda k: draw(k, pool(5), 3)))(keys)
@@ -118,8 +132,14 @@ def test_an_empty_pool_is_refused():
         pad_pools([[1], []])
 
 
+def test_a_pool_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="a pool of 3 does not fit into a width of 2"):
+        pad_pools([[1], [1, 2, 3]], 2)
+
+
 def test_pools_are_padded_with_their_own_members():
     padded = pad_pools([[7], [1, 2, 3]])
     np.testing.assert_array_equal(padded.members, [[7, 7, 7], [1, 2, 3]])
+    np.testing.assert_array_equal(pad_pools([[7, 8]], 4).members, [[7, 8, 7, 7]])
     np.testing.assert_array_equal(padded.size, [1, 3])
     assert padded.members.dtype == jnp.int32

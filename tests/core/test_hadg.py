@@ -160,7 +160,7 @@ def test_the_seed_decides_everything(case):
 def test_pools_hold_each_subsets_members_and_their_number(case):
     config, bank, clusters, generators, seed = case
     subsets = make_subsets(config, bank, clusters, generators, seed)
-    for side, pools in enumerate(jax.device_get(pool_sets(subsets))):
+    for side, pools in enumerate(jax.device_get(pool_sets(subsets, bank))):
         for name in ("normals", "anomalies", "pseudo"):
             pool = getattr(pools, name)
             for row, subset in enumerate(subsets):
@@ -168,6 +168,19 @@ def test_pools_hold_each_subsets_members_and_their_number(case):
                 assert pool.size[row] == len(members)
                 np.testing.assert_array_equal(pool.members[row, : len(members)], members)
                 assert set(np.asarray(pool.members[row])) == set(members)
+
+
+@settings(max_examples=15)
+@given(cases())
+def test_the_shapes_of_pools_come_from_counts_not_from_the_clusters(case):
+    config, bank, clusters, generators, seed = case
+    subsets = make_subsets(config, bank, clusters, generators, seed)
+    side = (bank.anomalies + 1) // 2, max(bank.anomalies // 2, 1)
+    if config.share_anomalies:
+        side = side[0], bank.anomalies
+    for pools, anomalies in zip(pool_sets(subsets, bank), side, strict=True):
+        widths = [pool.members.shape for pool in pools]
+        assert widths == [(len(subsets), n) for n in (bank.normals, anomalies, 6)]
 
 
 def test_everything_is_each_training_image_once():

@@ -2,9 +2,11 @@ import jax
 import numpy as np
 import pytest
 
+from ahl_jax.devices import compile_epochs, mesh_for, spread
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import error_weights
 from ahl_jax.plain import Plain
+from ahl_jax.seeds import stack_problems
 from tests.core.setting import assert_trees_equal, make_config, make_setting, plain
 
 
@@ -61,6 +63,33 @@ def test_the_same_seed_gives_the_same_problem_and_another_seed_another():
         lambda p: p[2],
     ):
         assert not np.array_equal(pick(first), pick(other))
+
+
+@pytest.mark.parametrize("method", ["ahl", "base"])
+def test_neither_seed_nor_clusters_make_another_program(method, monkeypatch):
+    def splits(features, clusters, seed):
+        """What k-means could find: other sizes, and other members, with every seed."""
+        random = np.random.RandomState(seed)
+        inside = random.permutation(len(features))
+        ends = np.sort(random.choice(np.arange(3, len(features) - 3, 3), clusters - 1, False))
+        return [np.sort(members) for members in np.split(inside, ends)]
+
+    monkeypatch.setattr("ahl_jax.problem.cluster_normals", splits)
+
+    def program(seed: int, clusters: int) -> tuple[str, set[int]]:
+        problem = make_setting(
+            make_config(detector="devnet", seed=seed, clusters=clusters, method=method)
+        )
+        states, data = spread(*stack_problems([problem]), mesh_for(1, 3))
+        step = compile_epochs(mesh_for(1, 3))
+        sizes = {len(subset.normals[0]) for subset in problem.subsets}
+        return step.lower(problem.learner, states, data, np.arange(2)).as_text(), sizes
+
+    programs = [program(0, 3), program(1, 3), program(2, 2)]
+    assert len({frozenset(sizes) for _, sizes in programs}) == 3
+    first, *others = (text for text, _ in programs)
+    assert "while" in first
+    assert all(text == first for text in others)
 
 
 def test_one_labelled_anomaly_is_enough():
