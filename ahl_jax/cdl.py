@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Key
 
 from ahl_jax.batches import Batch, PoolSet, draw_batches
 from ahl_jax.config import Config
-from ahl_jax.detectors.inputs import take
 from ahl_jax.detectors.protocol import Functional, Model, Params
 from ahl_jax.importance import Estimator, Importance
 from ahl_jax.learning import (
@@ -200,7 +199,7 @@ class CDL:
         reference = data.inference_reference()
 
         def score(index: Array) -> Float[Array, "b t"]:
-            inputs = take(data.inputs, data.followed[index])
+            inputs = data.images(data.followed[index])
             return jax.vmap(
                 lambda model: self.functional.label_score(model, inputs, reference), out_axes=1
             )(models)

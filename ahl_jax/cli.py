@@ -13,6 +13,7 @@ from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.presets import PRESETS
+from ahl_jax.processes import initialize, is_primary
 from ahl_jax.runtime import keep_compiled_programs, run_command
 from ahl_jax.train import train, train_seeds
 
@@ -45,6 +46,23 @@ class Train:
     cache_dir: Path | None = None
     """The folder that keeps features for later runs; by default $AHL_CACHE, else
     ~/.cache/ahl_jax."""
+
+    data_shards: int = 1
+    """Parts that the images are divided into, each on devices of its own; they share the images of
+    every batch. The seeds and subsets take the other devices."""
+
+    distributed: bool = False
+    """One of several processes that train together, each given this same command; the folder for
+    the run is process 0's. On TPU slices, Slurm and MPI clusters they find each other."""
+
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens, for processes that do not find each other."""
+
+    process_id: int | None = None
+    """This process's number, from 0; the only thing that differs from process to process."""
+
+    processes: int | None = None
+    """How many processes there are."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +130,25 @@ def _named_preset(arguments: list[str]) -> str:
 def _train(command: Train) -> None:
     if command.checkpoint_every < 1:
         raise UserError(f"--checkpoint-every is {command.checkpoint_every}; it must be 1 or more")
+    where = (command.coordinator, command.process_id, command.processes)
+    if command.distributed:
+        initialize(*where)
+    elif where != (None, None, None):
+        raise UserError("--coordinator, --process-id and --processes need --distributed; add it")
     options: dict[str, Any] = {
         "overwrite": command.overwrite,
         "cache_dir": command.cache_dir,
         "checkpoint_every": command.checkpoint_every,
+        "data_shards": command.data_shards,
     }
     if not command.seeds:
         metrics = train(command.config, command.workdir, **options)
-        print(_in_words(command.config, metrics, command.workdir))
+        if is_primary():
+            print(_in_words(command.config, metrics, command.workdir))
         return
     results = train_seeds(command.config, command.workdir, command.seeds, **options)
+    if not is_primary():
+        return
     for metrics in results:
         folder = command.workdir / f"seed-{metrics['seed']}"
         print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))

@@ -13,6 +13,7 @@ from ahl_jax.batches import Batch, PoolSet
 from ahl_jax.config import LearningConfig
 from ahl_jax.detectors.inputs import Inputs, mean_of, take
 from ahl_jax.detectors.protocol import Functional, Model, Params
+from ahl_jax.devices import from_bank, split_images
 from ahl_jax.losses import Prior
 
 
@@ -57,10 +58,18 @@ class TrainingData:
 
     prior: Prior
 
+    def images(self, index: Int[Array, " b"]) -> Inputs:
+        """A batch of images of the bank, divided among the devices of the mesh's data axis."""
+        return split_images(from_bank(take, self.inputs, index))
+
+    def reference_of(self, index: Int[Array, " r"], weights: Float[Array, " r"]) -> Inputs:
+        """The weighted mean of images of the bank, with no batch axis."""
+        return mean_of(from_bank(take, self.inputs, index), weights)
+
     def inference_reference(self) -> Inputs:
         """The mean of the reference normals, the same images at every scale."""
-        chosen = take(self.inputs, self.reference)
-        return mean_of(chosen, jnp.ones(self.reference.shape[0], chosen[0].pooled.dtype))
+        dtype = self.inputs[0].pooled.dtype
+        return self.reference_of(self.reference, jnp.ones(self.reference.shape[0], dtype))
 
 
 class EpochLog(NamedTuple):
@@ -112,10 +121,10 @@ def batch_loss(
     functional: Functional, params: Params, stats: Params, data: TrainingData, batch: Batch
 ) -> tuple[Float[Array, ""], tuple[Params, Float[Array, " heads"]]]:
     """A detector's loss on one batch; beside it the new running statistics and each head's loss."""
-    reference = mean_of(take(data.inputs, batch.reference), batch.reference_weights)
+    reference = data.reference_of(batch.reference, batch.reference_weights)
     return functional.loss(
         Model(params, stats),
-        take(data.inputs, batch.index),
+        data.images(batch.index),
         reference,
         batch.labels,
         batch.weights,

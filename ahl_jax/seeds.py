@@ -4,14 +4,16 @@ A seed's result is the one that it has alone, up to the rounding of differently 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from ahl_jax.batches import Pool
+from ahl_jax.devices import everywhere, seeds_apart
 from ahl_jax.errors import UserError
 from ahl_jax.learning import EpochLog, Learner, TrainingData
 from ahl_jax.problem import Problem
@@ -58,6 +60,23 @@ def run_epochs(
     """
     every_seed = jax.vmap(learner.epoch, in_axes=(0, _DATA_AXES, None))
     return jax.lax.scan(lambda s, epoch: every_seed(s, data, epoch), states, epochs)
+
+
+def compile_epochs(mesh: Mesh) -> Callable[..., Any]:
+    """``run_epochs``, compiled for the mesh; the states' memory is used again."""
+
+    def epochs(learner: Learner, states: Any, data: TrainingData, numbers: Array) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return run_epochs(learner, states, data, numbers)
+
+    # Without the shardings the compiler would place its results as it likes, and a second call
+    # would be compiled anew for that.
+    return jax.jit(
+        epochs,
+        static_argnums=0,
+        donate_argnums=1,
+        out_shardings=(seeds_apart(mesh), everywhere(mesh)),
+    )
 
 
 def one_seed(tree: Any, seed: int) -> Any:
