@@ -187,7 +187,7 @@ def on_this_process(tree: Tree, mesh: Mesh) -> Tree:
     """
     if jax.process_count() == 1:
         return tree
-    whole = jax.jit(lambda same: same, out_shardings=everywhere(mesh))(tree)
+    whole = jax.jit(_same, out_shardings=everywhere(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
@@ -196,6 +196,11 @@ _AXES_OF: dict[str, tuple[str, ...]] = {
     "query": ("seed", "subset"),
     "error_weights": ("seed", "subset"),
 }
+
+
+def _same(tree: Tree) -> Tree:
+    """At the top level, so that it is compiled once."""
+    return tree
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
