@@ -21,7 +21,8 @@ SECONDS = 200
 
 def start(weave: Path, workdir: Path, *options: str, devices: int = 2) -> subprocess.Popen:
     command = [sys.executable, "-m", "ahl_jax", "train", str(weave), "--workdir", str(workdir)]
-    command += ["--preset", "debug", "--shots", "4", "--detector", "devnet", *options]
+    command += ["--preset", "debug", "--shots", "4", "--detector", "devnet"]
+    command += ["--pseudo-per-generator", "6", *options]
     return subprocess.Popen(
         command,
         env=os.environ
@@ -64,9 +65,13 @@ def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
             process.kill()
 
 
-def test_killed_and_resumed_it_ends_where_one_process_does(weave: Path, tmp_path: Path) -> None:
-    options = ["--data-shards", "2"]
-    alone = start(weave, tmp_path / "alone", *options, devices=4)
+@pytest.mark.parametrize("method", ["base", pytest.param("ahl", marks=pytest.mark.slow)])
+def test_killed_and_resumed_it_ends_where_one_process_does(
+    weave: Path, tmp_path: Path, method: str
+) -> None:
+    options = ["--data-shards", "2", "--method", method]
+    # First, so that the others find the features.
+    (alone,) = end([start(weave, tmp_path / "alone", *options, devices=4)])
     workdirs = [tmp_path / "run", tmp_path / "elsewhere"]
     killed = start_two(weave, workdirs, *options)
     assert killed[0].stderr is not None
@@ -77,7 +82,7 @@ def test_killed_and_resumed_it_ends_where_one_process_does(weave: Path, tmp_path
         process.kill()
         process.communicate(timeout=SECONDS)
     assert not (tmp_path / "run/metrics.json").exists()
-    ends = end([alone, *start_two(weave, workdirs, *options)])
+    ends = [alone, *end(start_two(weave, workdirs, *options))]
     for code, _, err in ends:
         assert code == 0, err
     (_, sentence, _), (_, out, err), (_, quiet, quiet_err) = ends
