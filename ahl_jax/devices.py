@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
@@ -143,11 +144,11 @@ def from_bank(
         rows = jax.tree.leaves(bank)[0].shape[0]
         here = index - jax.lax.axis_index("data") * rows
         mine = (here >= 0) & (here < rows)
-        found = take(bank, jax.numpy.clip(here, 0, rows - 1))
+        found = take(bank, jnp.clip(here, 0, rows - 1))
 
         def summed(leaf: jax.Array) -> jax.Array:
             kept = mine.reshape(-1, *(1,) * (leaf.ndim - 1))
-            return jax.lax.psum(jax.numpy.where(kept, leaf, 0), "data")
+            return jax.lax.psum(jnp.where(kept, leaf, 0), "data")
 
         return jax.tree.map(summed, found)
 
@@ -206,7 +207,7 @@ def _same(tree: Tree) -> Tree:
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         bits = _put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
     # Each process gives its devices' parts; device_put would first compare the whole arrays.
@@ -216,7 +217,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 def _padded(leaf: jax.Array, multiple: int) -> jax.Array:
     more = -leaf.shape[0] % multiple
-    return jax.numpy.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1)) if more else leaf
+    return jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1)) if more else leaf
 
 
 def _divisors(number: int) -> list[int]:

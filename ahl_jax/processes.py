@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import signal
 import socket
 import time
@@ -134,15 +135,15 @@ def arrays_of_primary(tree: Any) -> Any:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     host = [to_host(leaf) for leaf in leaves] if is_primary() else []
-    kinds = on_primary(lambda: [[str(array.dtype), list(array.shape)] for array in host])
-    sizes = [np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in kinds]
-    content = np.zeros(sum(sizes), np.uint8)
-    ends = np.cumsum([0, *sizes])
-    for array, start, end in zip(host, ends, ends[1:], strict=False):
-        content[start:end] = np.frombuffer(array.tobytes(), np.uint8)
+    told = on_primary(lambda: [[str(array.dtype), *array.shape] for array in host])
+    kinds = [(np.dtype(str(dtype)), shape) for dtype, *shape in told]
+    ends = np.cumsum([0, *(dtype.itemsize * math.prod(shape) for dtype, shape in kinds)])
+    content = np.zeros(ends[-1], np.uint8)
+    for array, start in zip(host, ends, strict=False):
+        content[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
     content = np.asarray(multihost_utils.broadcast_one_to_all(content))
     values = [
-        content[start:end].view(np.dtype(dtype)).reshape(shape)
+        content[start:end].view(dtype).reshape(shape)
         for (dtype, shape), start, end in zip(kinds, ends, ends[1:], strict=False)
     ]
     restored = [from_host(value, leaf) for value, leaf in zip(values, leaves, strict=True)]
