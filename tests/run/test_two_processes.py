@@ -69,7 +69,8 @@ def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
 def test_killed_and_resumed_it_ends_where_one_process_does(
     weave: Path, tmp_path: Path, method: str
 ) -> None:
-    options = ["--data-shards", "2", "--method", method]
+    # Enough epochs that the kill comes long before the last.
+    options = ["--data-shards", "2", "--method", method, "--epochs", "20"]
     # First, so that the others find the features.
     (alone,) = end([start(weave, tmp_path / "alone", *options, devices=4)])
     workdirs = [tmp_path / "run", tmp_path / "elsewhere"]
