@@ -34,6 +34,8 @@ def ablate(
     overwrite: bool = False,
     cache_dir: Path | None = None,
     checkpoint_every: int = 1,
+    data_shards: int = 1,
+    feature_memory: float | None = None,
     progress: bool = True,
 ) -> list[report.Row]:
     """Train and test every point, or what a stopped call left of them, and write the tables.
@@ -48,6 +50,8 @@ def ablate(
         overwrite: see ``ahl_jax.train``.
         cache_dir: see ``ahl_jax.train``.
         checkpoint_every: see ``ahl_jax.train``.
+        data_shards: see ``ahl_jax.train``.
+        feature_memory: see ``ahl_jax.train``.
         progress: see ``ahl_jax.train``.
 
     Returns:
@@ -77,6 +81,8 @@ def ablate(
                 overwrite=overwrite,
                 cache_dir=cache_dir,
                 checkpoint_every=checkpoint_every,
+                data_shards=data_shards,
+                feature_memory=feature_memory,
                 progress=progress,
             )
             done[point.folder] = [_row(workdir, point.folder, one) for one in metrics]

@@ -110,10 +110,14 @@ class Streamed:
         )
 
 
+FeatureBank = Inputs | Streamed
+"""What ``take`` gives a batch's images from."""
+
+
 class SharedBank(NamedTuple):
     """A bank that several runs may share, and one run's place in it."""
 
-    inputs: Inputs | Streamed
+    inputs: FeatureBank
     place: Int[np.ndarray, " b"]
     """Where the run's normals, anomalies and pseudo-anomalies are, in this order."""
 

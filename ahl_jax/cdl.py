@@ -199,7 +199,7 @@ class CDL:
         reference = data.inference_reference()
 
         def score(index: Array) -> Float[Array, "b t"]:
-            inputs = data.inputs.take(data.followed[index])
+            inputs = data.images(data.followed[index])
             return jax.vmap(
                 lambda model: self.functional.label_score(model, inputs, reference), out_axes=1
             )(models)

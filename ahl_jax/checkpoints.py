@@ -4,7 +4,7 @@ The trunk's parameters are saved once. Each epoch saves two items that are read 
 ``inference``, all that scoring new images needs, and ``state``, all that resuming the training
 needs. Arrays are saved from, and restored to, host memory, so a checkpoint does not depend on the
 devices it was saved with. Each item has a SHA-256, as the storage format does not notice every
-damaged byte.
+damaged byte. Of several processes only one reads and writes them.
 """
 
 import contextlib
@@ -52,10 +52,13 @@ class Checkpoints:
             step_prefix=_PREFIX,
             preservation_policy=LatestN(_KEPT),
             read_only=read_only,
-            create=not read_only,
+            create=False,
             cleanup_tmp_directories=not read_only,
+            multiprocessing_options=_this_process_alone(),
         )
         with _writing(self.folder):
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Self:
@@ -224,7 +227,21 @@ def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    alone = _this_process_alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax is to wait for no other process, as it does by itself."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
 
 
 def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
@@ -232,13 +249,14 @@ def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
     if not folder.is_dir():
         raise UserError(f"there is no checkpoint in {folder}; train first, or name another folder")
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        options = {"multiprocessing_options": _this_process_alone()}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as checkpointer:
             tree = checkpointer.metadata(folder / item).item_metadata.tree
             to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             arrays = checkpointer.restore(
                 folder / item, args=ocp.args.PyTreeRestore(restore_args=to_numpy)
             )
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as checkpointer:
             about = checkpointer.restore(folder / "metadata", args=ocp.args.JsonRestore())
         if digest(arrays) != about["sha256"][item]:
             raise ValueError(f"the checksum of {item} is wrong")

@@ -15,6 +15,7 @@ from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.presets import PRESETS
+from ahl_jax.processes import initialize, is_primary
 from ahl_jax.runtime import keep_compiled_programs, run_command
 from ahl_jax.train import train, train_seeds
 
@@ -47,6 +48,28 @@ class Train:
     cache_dir: Path | None = None
     """The folder that keeps features for later runs; by default $AHL_CACHE, else
     ~/.cache/ahl_jax."""
+
+    data_shards: int = 1
+    """Parts that the images are divided into, each on devices of its own; they share the images of
+    every batch. The seeds and subsets take the other devices."""
+
+    feature_memory: float | None = None
+    """GiB that the features of the training images may take in memory and on each device. What does
+    not fit stays on disk and is streamed, which is slower and gives the same result. By default 40
+    percent of the machine's memory, and 60 percent of an accelerator's."""
+
+    distributed: bool = False
+    """One of several processes that train together, each given this same command; the folder for
+    the run is process 0's. On TPU slices, Slurm and MPI clusters they find each other."""
+
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens, for processes that do not find each other."""
+
+    process_id: int | None = None
+    """This process's number, from 0; the only thing that differs from process to process."""
+
+    processes: int | None = None
+    """How many processes there are."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +165,25 @@ def _named_preset(arguments: list[str]) -> str:
 def _options(command: Train) -> dict[str, Any]:
     if command.checkpoint_every < 1:
         raise UserError(f"--checkpoint-every is {command.checkpoint_every}; it must be 1 or more")
+    if command.feature_memory is not None and not command.feature_memory > 0:
+        raise UserError(f"--feature-memory is {command.feature_memory}; it must be above 0")
+    where = (command.coordinator, command.process_id, command.processes)
+    if command.distributed:
+        initialize(*where)
+    elif where != (None, None, None):
+        raise UserError("--coordinator, --process-id and --processes need --distributed; add it")
     return {
         "overwrite": command.overwrite,
         "cache_dir": command.cache_dir,
         "checkpoint_every": command.checkpoint_every,
+        "data_shards": command.data_shards,
+        "feature_memory": command.feature_memory,
     }
 
 
 def _ablate(command: Ablate, words: str) -> None:
+    if command.distributed:
+        raise UserError("a sweep runs in one process; leave out --distributed, or use ahl train")
     rows = ablate(
         command.config,
         command.workdir,
@@ -169,9 +203,12 @@ def _train(command: Train) -> None:
     options = _options(command)
     if not command.seeds:
         metrics = train(command.config, command.workdir, **options)
-        print(_in_words(command.config, metrics, command.workdir))
+        if is_primary():
+            print(_in_words(command.config, metrics, command.workdir))
         return
     results = train_seeds(command.config, command.workdir, command.seeds, **options)
+    if not is_primary():
+        return
     for metrics in results:
         folder = command.workdir / f"seed-{metrics['seed']}"
         print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))

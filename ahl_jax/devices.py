@@ -1,41 +1,77 @@
-"""Several devices: seeds and subsets spread over a mesh, so that the same run uses all of them.
+"""Many devices, of one process or of several: the mesh, and what lies where on it.
 
-Everything with a seed or subset axis is sharded along it; the bank of features is on every device.
-The compiler partitions the epoch from the shardings of its arguments: base models train apart and
-meet where g is updated. On one device nothing changes.
+The mesh has three axes. Everything with a seed or subset axis is sharded along it: base models
+train apart and meet where g is updated. Along the ``data`` axis the bank of features is sharded by
+images, and so is every batch; elsewhere the bank is on every device. The compiler partitions the
+epoch from the shardings of its arguments and of the batches. On one device nothing changes.
 """
 
 import dataclasses
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
-from ahl_jax.learning import TrainingData
-from ahl_jax.seeds import run_epochs
+from ahl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ahl_jax.learning import TrainingData
+
+Tree = TypeVar("Tree")
 
 log = logging.getLogger(__name__)
 
-AXES = ("seed", "subset")
+AXES = ("seed", "subset", "data")
 
 
-def mesh_for(seeds: int, subsets: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh_for(
+    seeds: int, subsets: int, data_shards: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over as many devices as the seeds and subsets can be shared out among evenly.
+
+    Of several processes each gives the same number of devices. Where the data shards can be shared
+    out among the processes, each process has its own.
 
     Args:
         seeds: number of seeds.
         subsets: T.
-        devices: the devices to choose from; by default all of this process.
+        data_shards: number of parts of the images.
+        devices: the devices to choose from; by default those of all processes.
+
+    Raises:
+        UserError: if the data shards do not fit the devices, or a process would have no part.
     """
-    devices = jax.local_devices() if devices is None else devices
-    divisors = [
-        (a, b) for a in _divisors(seeds) for b in _divisors(subsets) if a * b <= len(devices)
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % data_shards:
+        raise UserError(
+            f"--data-shards is {data_shards}, which does not divide the {len(devices)} devices; "
+            "choose one that does"
+        )
+    of_process = defaultdict(list)
+    for device in devices:
+        of_process[device.process_index].append(device)
+    processes, each = len(of_process), min(map(len, of_process.values()))
+    shapes = [
+        (a, b, data_shards)
+        for a in _divisors(seeds)
+        for b in _divisors(subsets)
+        if a * b * data_shards % processes == 0 and a * b * data_shards <= each * processes
     ]
+    if not shapes:
+        raise UserError(
+            f"{processes} processes with {each} devices each cannot share out {seeds} seeds, "
+            f"{subsets} subsets and --data-shards {data_shards} evenly; set --data-shards or "
+            f"--subsets to a multiple of {processes}, or use fewer processes"
+        )
     # Whole seeds need no communication, so of equal sizes the one with more of them is better.
-    shape = max(divisors, key=lambda ab: (math.prod(ab), ab[0]))
+    shape = max(shapes, key=lambda abn: (math.prod(abn), abn[0]))
     used = math.prod(shape)
     if used < len(devices):
         log.info(
@@ -45,41 +81,143 @@ def mesh_for(seeds: int, subsets: int, devices: Sequence[jax.Device] | None = No
             seeds,
             subsets,
         )
-    return jax.make_mesh(
-        shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=devices[:used]
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    if processes == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:used])
+    chosen = np.array([own[: used // processes] for own in of_process.values()], object).ravel()
+    if data_shards % processes == 0:
+        ordered = chosen.reshape(data_shards, *shape[:2]).transpose(1, 2, 0)
+    else:
+        ordered = chosen.reshape(shape)
+    return Mesh(ordered, AXES, axis_types=types)
 
 
-def spread(states: Any, data: TrainingData, mesh: Mesh) -> tuple[Any, TrainingData]:
-    """States and data with a leading seed axis, placed on the mesh."""
+def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "TrainingData"]:
+    """States and data with a leading seed axis, placed on the mesh.
+
+    The bank is padded to a multiple of the data shards; nothing points at the padding. Of several
+    processes all must give the same values.
+    """
 
     def put(tree: Any, *axes: str) -> Any:
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
 
     placed = {
         field.name: put(getattr(data, field.name), *_AXES_OF.get(field.name, ("seed",)))
         for field in dataclasses.fields(data)
+        if field.name != "inputs"
     }
-    return put(states, "seed"), TrainingData(**placed)
+    shards = mesh.shape["data"]
+    bank = jax.tree.map(lambda leaf: _padded(leaf, shards), data.inputs)
+    return put(states, "seed"), dataclasses.replace(data, **placed, inputs=put(bank, "data"))
 
 
-def compile_epochs(mesh: Mesh) -> Callable[..., Any]:
-    """``ahl_jax.seeds.run_epochs``, compiled for the mesh; the states' memory is used again."""
-    seeds_apart = NamedSharding(mesh, PartitionSpec("seed"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    # Without these the compiler would place its results as it likes, and a second call would be
-    # compiled anew for that.
-    return jax.jit(
-        run_epochs, static_argnums=0, donate_argnums=1, out_shardings=(seeds_apart, everywhere)
-    )
+def seeds_apart(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays with a leading seed axis."""
+    return NamedSharding(mesh, PartitionSpec("seed"))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays that every device has."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def from_bank(
+    take: Callable[[Tree, jax.Array], Tree], bank: Tree, index: Int[jax.Array, " b"]
+) -> Tree:
+    """``take(bank, index)`` where the bank may be divided among the devices of the ``data`` axis.
+
+    Every device takes what it has of these images, and they add up to the batch. Left to itself,
+    the compiler may put the whole bank on every device. Works only within ``jax.jit`` and the
+    mesh (``jax.sharding.use_abstract_mesh``); without one it is ``take`` alone.
+
+    Args:
+        take: images of a bank by their positions, which are the first axis of the result.
+        bank: a pytree of arrays whose first axis is the images.
+        index: positions in the bank.
+    """
+    if _data_shards() == 1:
+        return take(bank, index)
+
+    def part(bank: Tree, index: jax.Array) -> Tree:
+        rows = jax.tree.leaves(bank)[0].shape[0]
+        here = index - jax.lax.axis_index("data") * rows
+        mine = (here >= 0) & (here < rows)
+        found = take(bank, jnp.clip(here, 0, rows - 1))
+
+        def summed(leaf: jax.Array) -> jax.Array:
+            kept = mine.reshape(-1, *(1,) * (leaf.ndim - 1))
+            return jax.lax.psum(jnp.where(kept, leaf, 0), "data")
+
+        return jax.tree.map(summed, found)
+
+    split = PartitionSpec("data")
+    return jax.shard_map(
+        part, in_specs=(split, PartitionSpec()), out_specs=PartitionSpec(), axis_names={"data"}
+    )(bank, index)
+
+
+def split_images(batch: Tree) -> Tree:
+    """A batch of images, divided among the devices of the ``data`` axis.
+
+    Without it every device would compute the whole batch. As ``from_bank``, it needs the mesh to do
+    anything. Under ``jax.vmap`` the axes that are mapped over stay as the compiler has them.
+
+    Args:
+        batch: a pytree of arrays whose first axis is the images.
+    """
+    if _data_shards() == 1:
+        return batch
+
+    def split(leaf: jax.Array) -> jax.Array:
+        rest = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec("data", *rest))
+
+    return jax.tree.map(split, batch)
+
+
+def _data_shards() -> int:
+    return jax.sharding.get_abstract_mesh().shape.get("data", 1)
+
+
+def on_this_process(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays on the mesh, as arrays that this process can read on its own.
+
+    With several processes all must call it: values are gathered from all of them.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.jit(_same, out_shardings=everywhere(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
 _AXES_OF: dict[str, tuple[str, ...]] = {
-    "inputs": (),
-    "support": AXES,
-    "query": AXES,
-    "error_weights": AXES,
+    "support": ("seed", "subset"),
+    "query": ("seed", "subset"),
+    "error_weights": ("seed", "subset"),
 }
+
+
+def _same(tree: Tree) -> Tree:
+    """At the top level, so that it is compiled once."""
+    return tree
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        bits = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+    # Each process gives its devices' parts; device_put would first compare the whole arrays.
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _padded(leaf: jax.Array, multiple: int) -> jax.Array:
+    more = -leaf.shape[0] % multiple
+    return jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1)) if more else leaf
 
 
 def _divisors(number: int) -> list[int]:

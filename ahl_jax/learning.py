@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ahl_jax.bank import Streamed
+from ahl_jax.bank import FeatureBank
 from ahl_jax.batches import Batch, PoolSet
 from ahl_jax.config import LearningConfig
 from ahl_jax.detectors.inputs import Inputs, mean_of
 from ahl_jax.detectors.protocol import Functional, Model, Params
+from ahl_jax.devices import from_bank, split_images
 from ahl_jax.losses import Prior
 
 
@@ -32,7 +33,7 @@ class TrainingData:
     For several seeds in one program every field but ``inputs`` has a leading seed axis.
     """
 
-    inputs: Inputs | Streamed
+    inputs: FeatureBank
     """The bank: every training image of every seed, which the index arrays point into."""
 
     support: PoolSet
@@ -58,10 +59,27 @@ class TrainingData:
 
     prior: Prior
 
+    def images(self, index: Int[Array, " b"]) -> Inputs:
+        """A batch of images of the bank, divided among the devices of the mesh's data axis."""
+        bank: Any = self.inputs
+        return split_images(from_bank(_take, bank, index))
+
+    def reference_of(self, index: Int[Array, " r"], weights: Float[Array, " r"]) -> Inputs:
+        """The weighted mean of images of the bank, with no batch axis."""
+        bank: Any = self.inputs
+        return mean_of(from_bank(_take, bank, index), weights)
+
     def inference_reference(self) -> Inputs:
         """The mean of the reference normals, the same images at every scale."""
-        chosen = self.inputs.take(self.reference)
-        return mean_of(chosen, jnp.ones(self.reference.shape[0], chosen.pooled.dtype))
+        return self.reference_of(self.reference, jnp.ones(self.reference.shape, self.labels.dtype))
+
+
+def _take(inputs: Any, index: Int[Array, "*b"]) -> Any:
+    return inputs.take(index)
+
+
+NO_BANK: Any = ()
+"""For ``dataclasses.replace``, where a seed's data is handled without the shared features."""
 
 
 class EpochLog(NamedTuple):
@@ -113,10 +131,10 @@ def batch_loss(
     functional: Functional, params: Params, stats: Params, data: TrainingData, batch: Batch
 ) -> tuple[Float[Array, ""], tuple[Params, Float[Array, " heads"]]]:
     """A detector's loss on one batch; beside it the new running statistics and each head's loss."""
-    reference = mean_of(data.inputs.take(batch.reference), batch.reference_weights)
+    reference = data.reference_of(batch.reference, batch.reference_weights)
     return functional.loss(
         Model(params, stats),
-        data.inputs.take(batch.index),
+        data.images(batch.index),
         reference,
         batch.labels,
         batch.weights,

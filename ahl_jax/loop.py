@@ -1,25 +1,27 @@
 """The loop over the epochs of one or more runs; between chunks, checkpoints and reports."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ahl_jax import seeds
+from ahl_jax.bank import Streamed
+from ahl_jax.budget import give_back_memory
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
 from ahl_jax.detectors import Inputs
-from ahl_jax.devices import compile_epochs, mesh_for, spread
-from ahl_jax.gather import TrainingFeatures
+from ahl_jax.devices import mesh_for, on_this_process, spread
+from ahl_jax.errors import UserError
 from ahl_jax.inference import Scorer
-from ahl_jax.learning import EpochLog, Learner, TrainingData
-from ahl_jax.problem import make_problem, shared_bank
+from ahl_jax.learning import NO_BANK, EpochLog, Learner, TrainingData
+from ahl_jax.problem import Problem
+from ahl_jax.processes import arrays_of_primary, is_primary, on_primary, together
 from ahl_jax.workdir import Workdir
 
 log = logging.getLogger(__name__)
@@ -30,98 +32,150 @@ class Run:
     """One seed's run."""
 
     config: Config
-    normals: tuple[Path, ...]
-    """The training normals, which tell whether two runs share their features."""
+    normals: int
+    """How many training normals there are."""
 
-    features: TrainingFeatures
+    anomalies: int
+    """How many labelled anomalies there are."""
+
     workdir: Workdir
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
+    """Process 0 alone has them."""
+
+    @property
+    def writer(self) -> Checkpoints:
+        """The checkpoints, on process 0."""
+        assert self.checkpoints is not None
+        return self.checkpoints
 
 
-def run_epochs(runs: Sequence[Run], chunk: int, *, progress: bool) -> None:
+def run_epochs(
+    runs: Sequence[Run],
+    problems: Sequence[Problem],
+    chunk: int,
+    *,
+    data_shards: int = 1,
+    progress: bool,
+) -> None:
     """Train runs that differ in their seeds alone, from their last common checkpoint to the end.
 
     Args:
         runs: the runs.
+        problems: their training problems.
         chunk: epochs per call of the compiled program.
+        data_shards: number of parts of the images, see ``ahl_jax.devices.mesh_for``.
         progress: whether to report on each epoch.
+
+    Raises:
+        UserError: if the settings fit neither the data nor the devices.
     """
     epochs = runs[0].config.learning.epochs
-    banks = shared_bank([(r.features.normals, r.features.anomalies, r.features.pseudo.maps)
-                         for r in runs])  # fmt: skip
-    problems = [
-        make_problem(
-            run.config,
-            run.features.normals,
-            run.features.anomalies,
-            run.features.pseudo.maps,
-            run.features.pseudo.generator,
-            run.features.pseudo.source,
-            bank=bank,
-        )
-        for run, bank in zip(runs, banks, strict=True)
-    ]
-    states, data = seeds.stack_problems(problems)
+    with together():
+        states, data = seeds.stack_problems(problems)
+        mesh = mesh_for(len(runs), data.error_weights.shape[1], data_shards)
+        if mesh.size > 1 and isinstance(data.inputs, Streamed):
+            raise UserError(
+                "the features are over --feature-memory, and they stream to one device only; "
+                "divide them with a larger --data-shards, or allow more"
+            )
     learner = problems[0].learner
-    done = max(set.intersection(*({0, *run.checkpoints.epochs()} for run in runs)))
-    histories = [run.workdir.read_history(done) for run in runs]
-    if done:
-        restored = [
-            run.checkpoints.restore_state(seeds.one_seed(states, i), done)
-            for i, run in enumerate(runs)
-        ]
-        states = seeds.stack(restored)
+    done = on_primary(lambda: max(set.intersection(*({0, *r.writer.epochs()} for r in runs))))
+    histories: list[list[dict[str, Any]]] = [[] for _ in runs]
+    with together():
+        if is_primary():
+            histories = [run.workdir.read_history(done) for run in runs]
+            if done:
+                states = _restored(runs, states, done)
+    # What was drawn or clustered on one machine need not be the same to the last bit on another.
+    states, drawn = arrays_of_primary((states, dataclasses.replace(data, inputs=NO_BANK)))
+    data = dataclasses.replace(drawn, inputs=data.inputs)
     # Constant over the run, and read back by nothing but the checkpoints.
     references = [seeds.seed_data(data, i).inference_reference() for i in range(len(runs))]
-    mesh = mesh_for(len(runs), data.error_weights.shape[1])
-    states, data = spread(states, data, mesh)
     if progress:
-        _announce(data, runs, done)
+        _announce(data, data_shards, runs, done)
         if mesh.size > 1:
             log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
         log.info("compiling the training step, which takes a while the first time")
-    step = compile_epochs(mesh)
+    states, data = spread(states, data, mesh)
+    step = seeds.compile_epochs(mesh)
+    numbers = np.arange(done, min(done + chunk, epochs), dtype=np.int32)
+    length = len(numbers)
+    whole = step.lower(learner, states, data, numbers).compile() if length else None
+    give_back_memory()
+    if progress and whole is not None:
+        _announce_memory(whole)
     first = done
     while done < epochs:
-        numbers = np.arange(done, min(done + chunk, epochs))
+        numbers = np.arange(done, min(done + chunk, epochs), dtype=np.int32)
         start = time.perf_counter()
-        states, logs = step(learner, states, data, jnp.asarray(numbers))
+        if whole is not None and len(numbers) == length:
+            states, logs = whole(states, data, numbers)
+        else:
+            # The last epochs, where they are fewer than a chunk.
+            states, logs = step(learner, states, data, numbers)
         logs = jax.device_get(logs)
         seconds = (time.perf_counter() - start) / len(numbers) / len(runs)
         done = int(numbers[-1]) + 1
-        for i, (run, rows) in enumerate(zip(runs, histories, strict=True)):
-            for k, number in enumerate(numbers):
-                one = jax.tree.map(lambda x, i=i, k=k: x[k, i], logs)
-                rows.append(_row(int(number) + 1, learner, one, seconds))
-            run.workdir.write_history(rows)
-            _save(run, learner, seeds.one_seed(states, i), references[i], rows)
+        readable = on_this_process(states, mesh)
+        with together():
+            if is_primary():
+                for i, (run, rows) in enumerate(zip(runs, histories, strict=True)):
+                    for k, number in enumerate(numbers):
+                        one = jax.tree.map(lambda x, i=i, k=k: x[k, i], logs)
+                        rows.append(_row(int(number) + 1, learner, one, seconds))
+                    run.workdir.write_history(rows)
+                    _save(run, learner, seeds.one_seed(readable, i), references[i], rows)
         if progress:
             left = None if int(numbers[0]) == first else epochs - done
             log.info("%s", _progress(logs, done, epochs, seconds * len(runs), left))
 
 
-def _announce(data: TrainingData, runs: Sequence[Run], done: int) -> None:
-    """Say what the run will hold in memory, and where it goes on."""
-    images = data.inputs[0].pooled.shape[0]
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(data.inputs)) / 2**20
-    log.info("the features of %d training images take %.0f MiB on the device", images, size)
+def _restored(runs: Sequence[Run], states: Any, done: int) -> Any:
+    """The states that all runs had after ``done`` epochs."""
+    return seeds.stack(
+        [run.writer.restore_state(seeds.one_seed(states, i), done) for i, run in enumerate(runs)]
+    )
+
+
+def _announce(data: TrainingData, data_shards: int, runs: Sequence[Run], done: int) -> None:
+    """Say where the features are, and where the run goes on."""
+    images = data.inputs.images
+    if isinstance(data.inputs, Streamed):
+        size = data.inputs.bank.nbytes / 2**20
+        log.info("the features of %d training images, %.0f MiB, are streamed", images, size)
+    else:
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(data.inputs)) / 2**20 / data_shards
+        log.info("the features of %d training images take %.0f MiB on each device", images, size)
     if done:
         log.info("going on after epoch %d of %d", done, runs[0].config.learning.epochs)
+
+
+def _announce_memory(compiled: jax.stages.Compiled) -> None:
+    """Say what the training will take, before it does."""
+    needs = compiled.memory_analysis()
+    if needs is not None:
+        arguments, more = needs.argument_size_in_bytes, needs.temp_size_in_bytes
+        arguments += needs.output_size_in_bytes - needs.alias_size_in_bytes
+        log.info(
+            "training takes %.0f MiB on each device: %.0f MiB for features and state, %.0f MiB "
+            "for the work on batches",
+            *(size / 2**20 for size in (arguments + more, arguments, more)),
+        )
 
 
 def _save(
     run: Run, learner: Learner, state: Any, reference: Inputs, rows: list[dict[str, Any]]
 ) -> None:
     scorer = Scorer(learner.functional, learner.model(state), reference)
-    run.checkpoints.save(
+    run.writer.save(
         len(rows),
         inference=scorer.arrays(),
         state=state,
         metadata={
             "config": run.config.to_dict(),
             "epochs": len(rows),
-            "n_train_normal": len(run.features.normals[0]),
-            "n_seen": len(run.features.anomalies[0]),
+            "n_train_normal": run.normals,
+            "n_seen": run.anomalies,
             "seconds": round(sum(float(row["seconds"]) for row in rows), 3),
         },
     )

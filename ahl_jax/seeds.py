@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from ahl_jax.devices import everywhere, seeds_apart
 from ahl_jax.errors import UserError
-from ahl_jax.learning import EpochLog, Learner, TrainingData
+from ahl_jax.learning import NO_BANK, EpochLog, Learner, TrainingData
 from ahl_jax.problem import Problem
 
 _axes: dict[str, Any] = {f.name: 0 for f in dataclasses.fields(TrainingData)}
@@ -27,7 +29,7 @@ def stack_problems(problems: Sequence[Problem]) -> tuple[Any, TrainingData]:
     """
     learner = problems[0].learner
     states = [learner.init(p.model, p.data, p.key) for p in problems]
-    rest = [dataclasses.replace(p.data, inputs=()) for p in problems]
+    rest = [dataclasses.replace(p.data, inputs=NO_BANK) for p in problems]
     if len({tuple(leaf.shape for leaf in jax.tree.leaves(data)) for data in rest}) > 1:
         raise UserError(
             "the seeds differ in how many images can be read, so they cannot train in one program; "
@@ -55,6 +57,23 @@ def run_epochs(
     return jax.lax.scan(lambda s, epoch: every_seed(s, data, epoch), states, epochs)
 
 
+def compile_epochs(mesh: Mesh) -> jax.stages.Wrapped:
+    """``run_epochs``, compiled for the mesh; the states' memory is used again."""
+
+    def epochs(learner: Learner, states: Any, data: TrainingData, numbers: Array) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return run_epochs(learner, states, data, numbers)
+
+    # Without the shardings the compiler would place its results as it likes, and a second call
+    # would be compiled anew for that.
+    return jax.jit(
+        epochs,
+        static_argnums=0,
+        donate_argnums=1,
+        out_shardings=(seeds_apart(mesh), everywhere(mesh)),
+    )
+
+
 def one_seed(tree: Any, seed: int) -> Any:
     """The part of a stacked tree that belongs to one seed."""
     return jax.tree.map(lambda x: x[seed], tree)
@@ -62,7 +81,7 @@ def one_seed(tree: Any, seed: int) -> Any:
 
 def seed_data(data: TrainingData, seed: int) -> TrainingData:
     """One seed's data, on the shared bank."""
-    rest = one_seed(dataclasses.replace(data, inputs=()), seed)
+    rest = one_seed(dataclasses.replace(data, inputs=NO_BANK), seed)
     return dataclasses.replace(rest, inputs=data.inputs)
 
 

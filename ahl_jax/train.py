@@ -2,19 +2,31 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ahl_jax.backbones import load_trunk
+from ahl_jax.bank import shared_bank
+from ahl_jax.budget import on_device, on_host
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
+from ahl_jax.data.samples import Split
+from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.features import Store
-from ahl_jax.gather import load_split, split_digest, test_features, training_features
+from ahl_jax.gather import (
+    TrainingFeatures,
+    load_split,
+    split_digest,
+    test_features,
+    training_features,
+)
 from ahl_jax.loop import Run, run_epochs
-from ahl_jax.problem import check_names
+from ahl_jax.problem import Problem, check_names, make_problem
+from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
 from ahl_jax.workdir import Workdir
 
 log = logging.getLogger(__name__)
@@ -27,12 +39,17 @@ def train(
     overwrite: bool = False,
     cache_dir: Path | None = None,
     checkpoint_every: int = 1,
+    data_shards: int = 1,
+    feature_memory: float | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train a detector, or finish the run that ``workdir`` holds, and test it.
 
     A run that was stopped in any way goes on from its last checkpoint when it is called again with
     the same arguments, to the same result.
+
+    With several processes (``jax.distributed.initialize``) all of them call this with the same
+    arguments, and each reads the images; only process 0 needs, and writes to, ``workdir``.
 
     Args:
         config: the settings.
@@ -41,6 +58,9 @@ def train(
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         checkpoint_every: epochs in one call of the compiled program, after which the host saves a
             checkpoint and reports; does not change the result.
+        data_shards: number of parts that the images are divided into, each on devices of its own.
+        feature_memory: GiB that the features of the training images may take in memory and on each
+            device, beyond which they are streamed; see ``ahl_jax.budget``.
         progress: whether to show progress on stderr.
 
     Returns:
@@ -56,6 +76,8 @@ def train(
         overwrite=overwrite,
         cache_dir=cache_dir,
         checkpoint_every=checkpoint_every,
+        data_shards=data_shards,
+        feature_memory=feature_memory,
         progress=progress,
     )
     return metrics
@@ -69,6 +91,8 @@ def train_seeds(
     overwrite: bool = False,
     cache_dir: Path | None = None,
     checkpoint_every: int = 1,
+    data_shards: int = 1,
+    feature_memory: float | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train one detector per seed, all of them in one program, and test each.
@@ -83,6 +107,8 @@ def train_seeds(
         overwrite: see ``train``.
         cache_dir: see ``train``.
         checkpoint_every: see ``train``.
+        data_shards: see ``train``.
+        feature_memory: see ``train``.
         progress: see ``train``.
 
     Returns:
@@ -98,6 +124,8 @@ def train_seeds(
         overwrite=overwrite,
         cache_dir=cache_dir,
         checkpoint_every=checkpoint_every,
+        data_shards=data_shards,
+        feature_memory=feature_memory,
         progress=progress,
     )
 
@@ -109,43 +137,106 @@ def _train(
     overwrite: bool,
     cache_dir: Path | None,
     checkpoint_every: int,
+    data_shards: int,
+    feature_memory: float | None,
     progress: bool,
 ) -> list[dict[str, Any]]:
     """Train runs that differ in nothing but their seeds."""
     check_names(configs[0])
-    splits = [load_split(config) for config in configs]
+    if data_shards < 1:
+        raise UserError(f"--data-shards is {data_shards}; it must be 1 or more")
+    settings = [config.to_dict() for config in configs], checkpoint_every, data_shards
+    if not same_everywhere(json.dumps(settings)):
+        raise UserError("the processes differ in their settings; give all the same command")
+    progress = progress and is_primary()
+    with together():
+        splits = [load_split(config) for config in configs]
+        digests = [split_digest(split) for split in splits]
+    if not same_everywhere(json.dumps(digests)):
+        raise UserError(
+            f"the images of {configs[0].data.data} are not the same for all processes; give every "
+            "machine the same files"
+        )
     folders = [Workdir(path) for path in workdirs]
-    for config, split, folder in zip(configs, splits, folders, strict=True):
-        folder.claim(config, overwrite=overwrite)
-        folder.bind_data(split_digest(split))
+    opened: list[Checkpoints] = []
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(Checkpoints(folder.path)) for folder in folders]
-        missing = [
-            i
-            for i, (config, checkpoints) in enumerate(zip(configs, opened, strict=True))
-            if (checkpoints.latest_epoch() or 0) < config.learning.epochs
-        ]
+
+        def claim() -> list[int]:
+            for config, digest, folder in zip(configs, digests, folders, strict=True):
+                folder.claim(config, overwrite=overwrite)
+                folder.bind_data(digest)
+            opened.extend(stack.enter_context(Checkpoints(folder.path)) for folder in folders)
+            return [
+                i
+                for i, (config, checkpoints) in enumerate(zip(configs, opened, strict=True))
+                if (checkpoints.latest_epoch() or 0) < config.learning.epochs
+            ]
+
+        missing = on_primary(claim)
         if missing:
-            trunk = load_trunk(configs[0].features.trunk, configs[0].features.trunk_weights)
-            store = Store(cache_dir)
-            runs: list[Run] = []
-            for i in missing:
-                config, split = configs[i], splits[i]
-                same = [run.features for run in runs if run.normals == split.train_normals]
-                features = training_features(
-                    config, split, trunk, store, shared=same[0] if same else None, progress=progress
+            with together():
+                runs, problems = _gather(
+                    {i: (configs[i], splits[i]) for i in missing},
+                    folders,
+                    opened,
+                    Store(cache_dir, on_host(feature_memory)),
+                    on_device(feature_memory) * data_shards,
+                    progress=progress,
                 )
-                # Extracted now, so that a bad test image stops the run before hours of training.
-                test_features(config, split, trunk, store, progress=progress)
-                opened[i].save_trunk(trunk.name, trunk.params)
-                runs.append(Run(config, split.train_normals, features, folders[i], opened[i]))
-            run_epochs(runs, checkpoint_every, progress=progress)
+            run_epochs(runs, problems, checkpoint_every, data_shards=data_shards, progress=progress)
+        # A save in the background may fail as late as here.
+        on_primary(stack.close)
         for i in set(range(len(configs))) - set(missing):
             if progress:
                 log.info("%s is finished: all epochs are done", folders[i].path)
-    results = []
-    for folder in folders:
-        metrics = evaluate(folder.path, cache_dir=cache_dir, progress=progress)
-        folder.write_metrics(metrics)
-        results.append(metrics)
-    return results
+
+    def test() -> list[dict[str, Any]]:
+        results = []
+        for folder in folders:
+            metrics = evaluate(folder.path, cache_dir=cache_dir, progress=progress)
+            folder.write_metrics(metrics)
+            results.append(metrics)
+        return results
+
+    return on_primary(test)
+
+
+def _gather(
+    missing: dict[int, tuple[Config, Split]],
+    folders: Sequence[Workdir],
+    opened: Sequence[Checkpoints],
+    store: Store,
+    budget: float,
+    *,
+    progress: bool,
+) -> tuple[list[Run], list[Problem]]:
+    """The runs that are not finished, and their training problems on one bank of features."""
+    options = next(iter(missing.values()))[0].features
+    trunk = load_trunk(options.trunk, options.trunk_weights)
+    if is_primary():
+        # Extracted now, so that a bad test image stops the run before hours of training.
+        for i, (config, split) in missing.items():
+            test_features(config, split, trunk, store, progress=progress)
+            opened[i].save_trunk(trunk.name, trunk.params)
+    runs: list[Run] = []
+    gathered: list[TrainingFeatures] = []
+    for i, (config, split) in missing.items():
+        same = [
+            features
+            for features, j in zip(gathered, missing, strict=False)
+            if missing[j][1].train_normals == split.train_normals
+        ]
+        features = training_features(
+            config, split, trunk, store, shared=same[0] if same else None, progress=progress
+        )
+        gathered.append(features)
+        checkpoints = opened[i] if is_primary() else None
+        counts = len(features.normals[0]), len(features.anomalies[0])
+        runs.append(Run(config, *counts, folders[i], checkpoints))
+    maps = [(f.normals, f.anomalies, f.pseudo.maps) for f in gathered]
+    banks = shared_bank(maps, options.precision, budget)
+    problems = [
+        make_problem(run.config, *own, features.pseudo.generator, features.pseudo.source, bank=bank)
+        for run, own, features, bank in zip(runs, maps, gathered, banks, strict=True)
+    ]
+    return runs, problems

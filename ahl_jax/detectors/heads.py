@@ -26,12 +26,12 @@ def feature_product(x: Float[Array, "*n k"], kernel: Float[Array, "k c"]) -> Flo
     The products are of the features' dtype, forward and backward, and add up in the kernel's.
     """
     product = jnp.matmul(_rows(x), kernel.astype(x.dtype), preferred_element_type=kernel.dtype)
-    return product.reshape(*x.shape[:-1], -1)
+    return product.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _rows(x: Float[Array, "*n k"]) -> Float[Array, "m k"]:
     """One row axis: XLA transposes, hence copies, the operands of products over several axes."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -68,8 +68,11 @@ def top_mean_of(
 class FeatureLinear(nnx.Linear):
     """A linear layer on frozen features; see ``feature_product``."""
 
-    def __call__(self, inputs: Float[Array, "*n k"]) -> Float[Array, "*n c"]:
+    def __call__(
+        self, inputs: Float[Array, "*n k"], out_sharding: None = None
+    ) -> Float[Array, "*n c"]:
         """``inputs @ kernel + bias``, in the kernel's dtype."""
+        del out_sharding
         product = feature_product(inputs, self.kernel[...])
         return product if self.bias is None else product + self.bias[...]
 

@@ -136,6 +136,7 @@ def make_inputs(
     """
     xp = np if isinstance(maps[0], np.ndarray) else jnp
     dtype = dtype or maps[0].dtype
+    precise = jnp.promote_types(maps[0].dtype, np.float32)
     grids = tuple(Grid(*m.shape[1:3]) for m in maps)
     patches, rest, pooled = [], [], []
     for features, grid in zip(maps, grids, strict=True):
@@ -144,7 +145,7 @@ def make_inputs(
         covered, others = np.split(grid.order, [grid.patches * PATCH**2])
         patches.append(flat[:, covered].reshape(n, grid.patches, PATCH**2 * c).astype(dtype))
         rest.append(flat[:, others].astype(dtype))
-        pooled.append(features.mean(axis=(1, 2)))
+        pooled.append(features.mean(axis=(1, 2), dtype=precise))
     return Inputs(
         xp.concatenate(patches, axis=1), xp.concatenate(rest, axis=1), xp.stack(pooled, 1), grids
     )

@@ -23,6 +23,8 @@ FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
 
 SCALES = 2
 
+_ROWS = 64
+
 # To be raised by whoever changes what a given image and trunk give: the reading and resizing of
 # images, the scales, or the pseudo-anomaly generators.
 _VERSION = 1
@@ -94,8 +96,23 @@ def extract(
     kept = [i for i, key in enumerate(keys) if key in rows]
     order = [rows[key] for key in keys if key in rows]
     if order != list(range(len(found))):
-        maps = tuple(m[order] for m in maps)
+        maps = rows_of(maps, order, store)
     return maps, kept
+
+
+def map_shapes(trunk: Trunk, config: FeatureConfig) -> list[tuple[int, int, int]]:
+    """Height, width and channels of an image's maps, scale by scale."""
+    sides = [config.image_size // 2**scale // trunk.stride for scale in range(SCALES)]
+    return [(side, side, trunk.channels) for side in sides]
+
+
+def rows_of(maps: FeatureMaps, order: Sequence[int], store: Store) -> FeatureMaps:
+    """The maps of some images, in the order given."""
+    chosen = tuple(store.empty((len(order), *m.shape[1:])) for m in maps)
+    for whole, some in zip(maps, chosen, strict=True):
+        for start in range(0, len(order), _ROWS):
+            some[start : start + _ROWS] = whole[list(order[start : start + _ROWS])]
+    return chosen
 
 
 def image_key(digest: str, trunk: Trunk, config: FeatureConfig, **more: str | int) -> str:
@@ -118,6 +135,7 @@ def cached(
     store: Store,
     compute: Callable[[list[str]], Iterable[tuple[list[str], tuple[jax.Array, ...]]]],
     label: str | None,
+    into: FeatureMaps | None = None,
 ) -> tuple[FeatureMaps, list[str]]:
     """Maps from the store, where need be after computing and writing them.
 
@@ -129,13 +147,15 @@ def cached(
         compute: Called with the missing keys; yields batches of keys and their maps, of which
             rows past the keys are padding. It may leave keys out.
         label: What the entries are, for the progress on stderr; None for no progress.
+        into: Arrays to put the maps into, instead of new ones.
 
     Returns:
         The maps, and the keys of their rows: ``keys`` without those left out.
     """
-    sides = [config.image_size // 2**scale // trunk.stride for scale in range(SCALES)]
-    shapes = [(side, side, trunk.channels) for side in sides]
-    maps = tuple(np.empty((len(keys), *shape), np.float32) for shape in shapes)
+    shapes = map_shapes(trunk, config)
+    if into is None:
+        into = tuple(store.empty((len(keys), *shape)) for shape in shapes)
+    maps = into
     row = {key: i for i, key in enumerate(keys)}
     missing = []
     for key in keys:
@@ -159,7 +179,7 @@ def cached(
             bar.update(len(batch))
     found = [key for key in keys if key not in left_out]
     if left_out:
-        maps = tuple(m[[row[key] for key in found]] for m in maps)
+        maps = rows_of(maps, [row[key] for key in found], store)
     return maps, found
 
 

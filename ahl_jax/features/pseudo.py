@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 from ahl_jax.backbones import Trunk
 from ahl_jax.config import FeatureConfig, PseudoConfig
 from ahl_jax.data.images import image_digest, iter_batches
-from ahl_jax.features.images import FeatureMaps, cached, image_key, padded, trunk_maps
+from ahl_jax.features.images import FeatureMaps, cached, image_key, map_shapes, padded, trunk_maps
 from ahl_jax.features.store import Store
 from ahl_jax.pseudo import make_pseudo
 
@@ -61,20 +61,25 @@ def extract_pseudo(
         UserError: if the store cannot be written to.
     """
     digests = [image_digest(path) for path in normals]
-    parts = []
-    for name in pseudo.generators:
+    count = pseudo.pseudo_per_generator
+    whole = tuple(
+        store.empty((len(pseudo.generators) * count, *shape))
+        for shape in map_shapes(trunk, features)
+    )
+    sources = []
+    for number, name in enumerate(pseudo.generators):
         drawn = _draw(len(normals), pseudo.pseudo_per_generator, seed, name)
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _number(name))
         label = f"{name} pseudo-anomalies" if progress else None
-        maps = _extract_one(
-            name, key, seed, drawn, normals, digests, trunk, features, store, label
+        part = tuple(scale[number * count : (number + 1) * count] for scale in whole)
+        _extract_one(
+            name, key, seed, drawn, normals, digests, trunk, features, store, label, part
         )  # fmt: skip
-        parts.append((maps, drawn[:, 0]))
-    count = pseudo.pseudo_per_generator
+        sources.append(drawn[:, 0])
     return PseudoFeatures(
-        maps=tuple(np.concatenate(scale) for scale in zip(*(m for m, _ in parts), strict=True)),
-        generator=np.repeat(np.arange(len(parts)), count),
-        source=np.concatenate([source for _, source in parts]),
+        maps=whole,
+        generator=np.repeat(np.arange(len(pseudo.generators)), count),
+        source=np.concatenate(sources),
     )
 
 
@@ -102,7 +107,8 @@ def _extract_one(
     features: FeatureConfig,
     store: Store,
     label: str | None,
-) -> FeatureMaps:
+    into: FeatureMaps,
+) -> None:
     """The maps of one generator's images."""
     batch = features.image_batch
     keys = [
@@ -123,7 +129,7 @@ def _extract_one(
             )
             yield missing[here], trunk_maps(trunk, made, batch)
 
-    return cached(keys, trunk, features, store, compute, label)[0]
+    cached(keys, trunk, features, store, compute, label, into)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
+import tempfile
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,19 +34,41 @@ class Store:
 
     Args:
         folder: Where the entries are; made if missing. By default ``default_folder()``.
+        memory: Bytes that the arrays of ``empty`` may take in memory at a time.
 
     Raises:
         UserError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, memory: float = math.inf) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
+        self._memory = memory
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
         """The file of an entry."""
         return self.folder / key[:2] / f"{key}.safetensors"
+
+    def empty(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+        """A float32 array to fill, in a file that is gone with it where memory does not suffice.
+
+        Raises:
+            UserError: if the disk has no room for it.
+        """
+        size = math.prod(shape) * 4
+        if size <= self._memory:
+            self._memory -= size
+            array = np.empty(shape, np.float32)
+            weakref.finalize(array, self._release, size)
+            return array
+        with _writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
+            # Without the room set aside, a full disk would end the process later on.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+
+    def _release(self, size: int) -> None:
+        self._memory += size
 
     def read(
         self, key: str, shapes: Sequence[tuple[int, ...]]

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,38 +10,48 @@ import jax
 import numpy as np
 import pytest
 
+from ahl_jax import UserError
 from ahl_jax.devices import mesh_for
 
 _SCRIPT = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
-from ahl_jax.devices import compile_epochs, mesh_for, spread
-from ahl_jax.seeds import stack_problems
+from ahl_jax import UserError
+from ahl_jax.devices import mesh_for, spread
+from ahl_jax.seeds import compile_epochs, stack_problems
 from tests.core.setting import make_config, make_setting
 
-config = make_config(detector="dra", subsets=4, history=1)
-problems = [make_setting(dataclasses.replace(config, seed=seed)) for seed in (0, 1)]
+seeds, shards = int(sys.argv[1]), int(sys.argv[2])
+config = make_config(detector="dra", subsets=4, history=1, batch=24)
+problems = [make_setting(dataclasses.replace(config, seed=seed)) for seed in range(seeds)]
+learner = problems[0].learner
 states, data = stack_problems(problems)
-mesh = mesh_for(2, 4)
+mesh = mesh_for(seeds, 4, shards)
 states, data = spread(states, data, mesh)
 step = compile_epochs(mesh)
+program = ""
+if "-p" in sys.argv:
+    compiled = step.lower(learner, states, data, jnp.arange(2)).compile()
+    program, step = compiled.as_text(), lambda _, *arguments: compiled(*arguments)
 for start in (0, 2):
-    states, logs = step(problems[0].learner, states, data, jnp.arange(2) + start)
-kernel = states.model.params["residual"]["kernel"]
+    states, logs = step(learner, states, data, jnp.arange(2) + start)
+bank = jax.tree.leaves(data.inputs)[0]
 print(json.dumps({
-    "devices": mesh.size,
-    "shards": len({s.device for s in kernel.addressable_shards}),
-    "retraced": step._cache_size() - 1,
+    "mesh": list(mesh.shape.values()),
+    "bank": len({s.device for s in bank.addressable_shards if s.data.shape == bank.shape}),
+    "rows": [len(bank), len(bank.addressable_shards[0].data)],
+    "program": program,
+    "retraced": None if program else step._cache_size() - 1,
     "weights": np.asarray(logs.weights).tolist(),
     "params": [float(np.abs(x).sum()) for x in jax.tree.leaves(states.model.params)],
 }))
 """
 
 
-def on_devices(count: int) -> dict:
+def on_devices(count: int, *, seeds: int, shards: int = 1, program: bool = False) -> dict:
     flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT],
+        [sys.executable, "-c", _SCRIPT, str(seeds), str(shards), *["-p"] * program],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -50,32 +62,109 @@ def on_devices(count: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_eight_devices_give_the_result_of_one() -> None:
-    one, eight = on_devices(1), on_devices(8)
-    assert (one["devices"], eight["devices"], eight["shards"]) == (1, 8, 8)
-    np.testing.assert_allclose(eight["weights"], one["weights"], rtol=1e-4)
-    np.testing.assert_allclose(eight["params"], one["params"], rtol=1e-4)
-    assert one["retraced"] == eight["retraced"] == 0
+@pytest.fixture(scope="module")
+def on_one() -> dict:
+    """Two seeds on one device; each comes out as it does alone."""
+    one = on_devices(1, seeds=2)
+    assert one["mesh"] == [1, 1, 1]
+    assert one["retraced"] == 0
+    return one
+
+
+@pytest.mark.parametrize(
+    ("shards", "mesh"),
+    [pytest.param(1, [2, 4, 1], marks=pytest.mark.slow), (2, [2, 2, 2])],
+)
+def test_eight_devices_give_the_result_of_one(on_one: dict, shards: int, mesh: list[int]) -> None:
+    eight = on_devices(8, seeds=2, shards=shards)
+    assert eight["mesh"] == mesh
+    np.testing.assert_allclose(eight["weights"], on_one["weights"], rtol=1e-4)
+    # Sums over subsets and images add up in another order, and where a gradient is next to nothing
+    # Adam makes a step of its rounding.
+    np.testing.assert_allclose(eight["params"], on_one["params"], rtol=1e-4, atol=5e-4)
+    assert eight["retraced"] == 0
+    rows, own = eight["rows"]
+    assert own * shards == rows
+
+
+def test_along_the_data_axis_the_images_are_really_divided(on_one: dict) -> None:
+    found = on_devices(8, seeds=1, shards=4, program=True)
+    assert found["mesh"] == [1, 2, 4]
+    first_seed = [[weights[0]] for weights in on_one["weights"][-2:]]
+    np.testing.assert_allclose(found["weights"], first_seed, rtol=1e-4)
+    assert found["bank"] == 0
+    # 15 normals, 5 anomalies, 18 pseudo-anomalies, and padding.
+    assert found["rows"] == [40, 10]
+    # No device ever has the whole bank (40 images of 20 locations in 4 channels).
+    assert "[10,20,4]" in found["program"]
+    assert "[40,20,4]" not in found["program"]
+    # A device multiplies the features of its own part of a batch with the weights of its own
+    # subsets: of 4 subsets 2, of 10 images 3 with 20 locations each, for 2 outputs.
+    dots = set(re.findall(r"= f32(\[[0-9,]+\])\S* dot\(", found["program"]))
+    assert "[2,60,2]" in dots
+    assert not {"[4,200,2]", "[2,200,2]", "[4,60,2]"} & dots
+
+
+def shared_out(seeds: int, subsets: int, shards: int, processes: int, each: int) -> list[list]:
+    """The mesh's shape, and the process of each of its devices along the data axis."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Fake:
+        """Enough of a device to be counted; a real mesh needs real ones."""
+
+        process_index: int
+        number: int
+
+    chosen: dict = {}
+
+    def make_mesh(shape, axes, *, axis_types, devices):
+        chosen["devices"] = np.array(devices, object).reshape(shape)
+
+    devices = [Fake(p, i) for p in range(processes) for i in range(each)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "make_mesh", make_mesh)
+        patch.setattr("ahl_jax.devices.Mesh", lambda d, *_, **__: chosen.update(devices=d))
+        mesh_for(seeds, subsets, shards, devices)  # type: ignore[arg-type]
+    mesh = chosen["devices"]
+    used = [device.process_index for device in mesh.ravel()]
+    assert len(set(mesh.ravel())) == mesh.size
+    assert {used.count(p) for p in range(processes)} == {mesh.size // processes}
+    return [list(mesh.shape), [sorted({d.process_index for d in part.ravel()})
+                               for part in np.moveaxis(mesh, 2, 0)]]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("seeds", "subsets", "devices", "shape"),
-    [(1, 6, 1, (1, 1)), (1, 6, 8, (1, 6)), (3, 6, 8, (3, 2)), (2, 4, 8, (2, 4)), (4, 7, 4, (4, 1)),
-     (1, 7, 4, (1, 1)), (3, 4, 12, (3, 4)), (2, 6, 4, (2, 2))],
+    [(1, 6, 1, [1, 1]), (1, 6, 8, [1, 6]), (3, 6, 8, [3, 2]), (2, 4, 8, [2, 4]), (4, 7, 4, [4, 1]),
+     (1, 7, 4, [1, 1]), (3, 4, 12, [3, 4]), (2, 6, 4, [2, 2])],
 )  # fmt: skip
 def test_seeds_and_subsets_share_out_the_devices_evenly(
-    seeds: int, subsets: int, devices: int, shape: tuple[int, int]
+    seeds: int, subsets: int, devices: int, shape: list[int]
 ) -> None:
-    class Fake:
-        """Enough of a device to be counted; the mesh itself needs real ones."""
+    assert shared_out(seeds, subsets, 1, 1, devices)[0] == [*shape, 1]
 
-    chosen = {}
 
-    def make_mesh(shape, axes, **options):
-        chosen["shape"], chosen["devices"] = shape, len(options["devices"])
+@pytest.mark.parametrize(
+    ("seeds", "subsets", "shards", "processes", "each", "shape", "of_part"),
+    [
+        (1, 6, 1, 2, 4, [1, 6, 1], [[0, 1]]),
+        (1, 6, 2, 2, 4, [1, 3, 2], [[0], [1]]),
+        (3, 6, 4, 2, 4, [1, 2, 4], [[0], [0], [1], [1]]),
+        (1, 6, 1, 4, 4, [1, 1, 1], None),
+        (1, 7, 4, 2, 4, [1, 1, 4], [[0], [0], [1], [1]]),
+        (1, 6, 2, 4, 1, [1, 2, 2], [[0, 2], [1, 3]]),
+    ],
+)
+def test_processes_give_equally_many_devices_and_have_their_own_part_of_the_data(
+    seeds: int, subsets: int, shards: int, processes: int, each: int, shape: list[int], of_part
+) -> None:
+    if of_part is None:
+        with pytest.raises(UserError, match="4 processes with 4 devices each cannot share out"):
+            shared_out(seeds, subsets, shards, processes, each)
+        return
+    assert shared_out(seeds, subsets, shards, processes, each) == [shape, of_part]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "make_mesh", make_mesh)
-        mesh_for(seeds, subsets, [Fake()] * devices)  # type: ignore[list-item]
-    assert chosen["shape"] == shape
-    assert chosen["devices"] == shape[0] * shape[1]
+
+def test_data_shards_that_do_not_divide_the_devices_are_refused() -> None:
+    with pytest.raises(UserError, match="--data-shards is 3, which does not divide the 8 devices"):
+        shared_out(1, 6, 3, 1, 8)
