@@ -154,7 +154,7 @@ def test_a_stopped_sweep_goes_on_without_repeating_or_recompiling(
             raise KeyboardInterrupt
 
     compiled = Path(jax.config.jax_compilation_cache_dir)
-    programs = {p.name for p in compiled.glob("jit_run_epochs*-cache")}
+    programs = {p.name for p in compiled.glob("jit_epochs*-cache")}
     with monkeypatch.context() as patch:
         patch.setattr(Workdir, "write_history", stop_in_epoch_3)
         with pytest.raises(SystemExit) as stop:
@@ -164,7 +164,7 @@ def test_a_stopped_sweep_goes_on_without_repeating_or_recompiling(
     assert (row["over"], row["value"], row["seed"]) == ("clusters", "2", "0")
     main(command)
     # Other clusters give arrays of the same shapes, hence the program of the finished run.
-    assert {p.name for p in compiled.glob("jit_run_epochs*-cache")} == programs != set()
+    assert {p.name for p in compiled.glob("jit_epochs*-cache")} == programs != set()
     assert before.items() <= states(tmp_path).items()
     rows = table(tmp_path)
     assert [(r["over"], r["value"], r["run"]) for r in rows] == [

@@ -95,14 +95,14 @@ def test_along_the_data_axis_the_images_are_really_divided(on_one: dict) -> None
     assert found["bank"] == 0
     # 15 normals, 5 anomalies, 18 pseudo-anomalies, and padding.
     assert found["rows"] == [40, 10]
-    # No device ever has the whole bank (40 images of 20 locations in 4 channels).
-    assert "[10,20,4]" in found["program"]
-    assert "[40,20,4]" not in found["program"]
+    # No device ever has the whole bank (40 images of 2 patches of 9 locations in 4 channels).
+    assert "[10,2,36]" in found["program"]
+    assert "[40,2,36]" not in found["program"]
     # A device multiplies the features of its own part of a batch with the weights of its own
-    # subsets: of 4 subsets 2, of 10 images 3 with 20 locations each, for 2 outputs.
+    # subsets: of 4 subsets 2, of 10 images 3 with 18 locations each, for 2 outputs.
     dots = set(re.findall(r"= f32(\[[0-9,]+\])\S* dot\(", found["program"]))
-    assert "[2,60,2]" in dots
-    assert not {"[4,200,2]", "[2,200,2]", "[4,60,2]"} & dots
+    assert "[2,54,2]" in dots
+    assert not {"[4,180,2]", "[2,180,2]", "[4,54,2]"} & dots
 
 
 def shared_out(seeds: int, subsets: int, shards: int, processes: int, each: int) -> list[list]:

@@ -85,7 +85,7 @@ def test_evaluate_warns_when_the_images_are_others(
 def test_a_finished_run_is_not_run_again(
     finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ahl_jax.train.make_problem", None)
+    monkeypatch.setattr("ahl_jax.loop.mesh_for", None)
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
 
 

@@ -1,0 +1,94 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ahl_jax.bank import HostBank, Streamed, shared_bank
+from ahl_jax.detectors.inputs import Inputs, make_inputs
+from tests.core.setting import assert_trees_close, assert_trees_equal, make_config, make_setting
+
+
+def parts(count: int = 3) -> list[list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [
+        [rng.standard_normal((n, *side, 2), np.float32) for side in ((4, 5), (3, 3))]
+        for n in (5, 70, 2)[:count]
+    ]
+
+
+def test_rows_of_the_host_bank_are_the_images_of_its_parts():
+    maps = parts()
+    bank = HostBank(maps, "float32")
+    whole = make_inputs([np.concatenate(scale) for scale in zip(*maps, strict=True)])
+    assert bank.images == 77
+    assert bank.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+    assert_trees_equal(bank.on_device(), jax.tree.map(jnp.asarray, whole))
+    index = np.array([[76, 0, 4], [5, 5, 74]])
+    found = bank.rows(index)
+    for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(leaf, expected[index])
+
+
+def test_runs_with_the_same_normals_hold_them_once():
+    normals, first, second = parts()
+    one, two = shared_bank([(normals, first, second), (normals, second, first)])
+    assert one.inputs is two.inputs
+    assert one.inputs.images == 77
+    np.testing.assert_array_equal(one.place, np.arange(77))
+    np.testing.assert_array_equal(two.place, [*range(5), 75, 76, *range(5, 75)])
+
+
+def test_half_precision_halves_the_features_and_keeps_the_averages():
+    (maps,) = parts(1)
+    (bank,) = shared_bank([(maps, maps, maps)], "bfloat16")
+    exact = make_inputs(maps)
+    assert {bank.inputs.patches.dtype, bank.inputs.rest.dtype} == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(bank.inputs.pooled, exact.pooled)
+    np.testing.assert_allclose(
+        np.asarray(bank.inputs.patches, np.float32), exact.patches, rtol=2**-8
+    )
+
+
+def test_a_bank_within_its_budget_is_on_the_device_and_one_over_it_is_streamed():
+    (maps,) = parts(1)
+    runs = [(maps, maps, maps)]
+    size = HostBank([maps], "float32").nbytes
+    assert isinstance(shared_bank(runs, budget=size)[0].inputs, Inputs)
+    assert isinstance(shared_bank(runs, budget=size - 1)[0].inputs, Streamed)
+    assert isinstance(shared_bank(runs, "bfloat16", budget=size - 1)[0].inputs, Inputs)
+
+
+def test_streamed_images_are_those_of_the_bank_under_jit_and_vmap():
+    bank = HostBank(parts(), "float32")
+    streamed, whole = Streamed(bank), bank.on_device()
+    index = jnp.arange(24).reshape(2, 3, 4) * 3
+    taken = jax.jit(jax.vmap(jax.vmap(streamed.take)))(index)
+    assert_trees_equal(taken, whole.take(index))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_is_the_same_streamed(precision):
+    config = make_config(detector="dra", precision=precision, history=1)
+    problem = make_setting(config)
+    learner, data = problem.learner, problem.data
+    assert data.inputs.patches.dtype == precision
+    host = jax.tree.map(np.asarray, data.inputs)
+
+    class Rows:
+        """A host bank in the layout of the device's."""
+
+        one = jax.tree.map(lambda leaf: leaf[:1], host)
+
+        def rows(self, index):
+            return jax.tree.map(lambda leaf: leaf[np.asarray(index)], host)
+
+    streamed = dataclasses.replace(data, inputs=Streamed(Rows()))  # type: ignore[arg-type]
+    epoch = jax.jit(learner.epoch)
+    here = there = learner.init(problem.model, data, problem.key)
+    for number in range(2):
+        here, _ = epoch(here, data, jnp.int32(number))
+        there, _ = epoch(there, streamed, jnp.int32(number))
+    assert_trees_close(there.model, here.model, rtol=1e-5, atol=1e-6)
+    assert_trees_close(there.importance.weights, here.importance.weights, rtol=1e-5)
