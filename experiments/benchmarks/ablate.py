@@ -89,6 +89,7 @@ def figures(
         "overhead_ratio": training / (epochs * epoch),
         # The longer run has the same overhead and more epochs.
         "overhead_ratio_30": 1 + (training - epochs * epoch) / (30 * epoch),
+        "device": common.device_name(),
     }
 
 
@@ -111,7 +112,6 @@ def sweep(args: Ablate, folder: Path, kept: str) -> list[dict[str, Any]]:
         "wall_ratio": wall / arithmetic,
         "wall_ratio_30": 1 + (wall - arithmetic) / (30 * whole["epoch_seconds"]),
         "padded_ratio": len(args.subsets) * largest / whole["epoch_seconds"],
-        "device": common.device_name(),
     }
     return [r | (ratios if r is whole else dict.fromkeys(ratios, "")) for r in rows]
 
