@@ -71,14 +71,14 @@ def test_ablate(tmp_path):
     programs = [(row["compiled_programs"], row["value"]) for row in measured]
     assert programs == [(kept, v) for kept in ("none", "kept") for v in ("1", "2", "all")]
     for row in measured:
-        assert row["training_seconds"] >= row["first_seconds"] > row["epoch_seconds"]
         assert row["overhead_ratio"] == pytest.approx(
-            row["training_seconds"] / row["epochs"] / row["epoch_seconds"]
+            row["wall_seconds"] / row["epochs"] / row["epoch_seconds"]
         )
-        assert 1 < row["overhead_ratio_30"] < row["overhead_ratio"]
-    for whole in measured[2::3]:
-        assert whole["wall_ratio"] > whole["overhead_ratio"]
-    assert measured[5]["first_seconds"] < measured[2]["first_seconds"]
+        assert row["overhead_ratio"] > 1
+    cold, warm = measured[2], measured[5]
+    assert cold["wall_seconds"] > sum(row["wall_seconds"] for row in measured[:2])
+    assert cold["padded_ratio"] > 1
+    assert warm["wall_seconds"] < cold["wall_seconds"]
 
 
 def test_vs_loop_without_torch(tmp_path, monkeypatch):
