@@ -3,17 +3,18 @@
     python -m experiments.benchmarks.ablate [--quick] [--json PATH]
 
 The arithmetic of a value is its number of epochs times the steady epoch: the median of those after
-the first one, which holds the compilation. ``overhead_ratio`` is the seconds in the compiled
-program, compilation included, over the arithmetic. The last row of a sweep sums over its values;
-``wall_ratio`` there takes the whole command instead, from its start to the figure: imports, reading
-the features, k-means, checkpoints and tests. ``padded_ratio`` is what one program for every value
-would cost with no overhead at all: each value then computes the largest T.
+the first one. ``overhead_ratio`` is wall-clock time over the arithmetic: for a value, from the end
+of the value before it to its own metrics; over all values, of the whole command. So compilation,
+imports, reading the features, k-means, checkpoints, tests and the figure are all in it.
+``padded_ratio`` is what one program for every value would cost with no overhead at all: each value
+then computes the largest T.
 
 The sweep is run twice, first with no compiled program kept and then with those of the first. The
 features are in the store before either.
 """
 
 import csv
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -46,6 +47,9 @@ class Ablate:
     epochs: int = 3
     """Epochs of each run; the fewer, the more compilation weighs."""
 
+    cold_only: bool = False
+    """Leave out the second sweep, which finds its programs compiled."""
+
     quick: bool = False
     """Two small values with the debug preset, within a minute or two."""
 
@@ -67,67 +71,60 @@ def ahl(args: Ablate, *words: str, compiled: Path) -> float:
     return time.perf_counter() - start
 
 
-def row(folder: Path, kept: str, value: int) -> dict[str, Any]:
-    """One value's row, from its run's history."""
-    with (folder / f"subsets-{value}/seed-0/history.csv").open(newline="") as file:
+def row(folder: Path, kept: str, value: int, start: float) -> dict[str, Any]:
+    """One value's row, from what its run left; ``start`` is when it began."""
+    run = folder / f"subsets-{value}/seed-0"
+    with (run / "history.csv").open(newline="") as file:
         seconds = [float(line["seconds"]) for line in csv.DictReader(file)]
-    return figures(kept, str(value), len(seconds), seconds[0], statistics.median(seconds[1:]),
-                   sum(seconds))  # fmt: skip
-
-
-def figures(
-    kept: str, value: str, epochs: int, first: float, epoch: float, training: float
-) -> dict[str, Any]:
-    """The columns that every row has."""
     return {
         "compiled_programs": kept,
-        "value": value,
-        "epochs": epochs,
-        "first_seconds": first,
-        "epoch_seconds": epoch,
-        "training_seconds": training,
-        "overhead_ratio": training / (epochs * epoch),
-        # The longer run has the same overhead and more epochs.
-        "overhead_ratio_30": 1 + (training - epochs * epoch) / (30 * epoch),
+        "value": str(value),
+        "epochs": len(seconds),
+        "first_seconds": seconds[0],
+        "epoch_seconds": statistics.median(seconds[1:]),
+        # A run's metrics are the last thing that it writes.
+        "wall_seconds": (run / "metrics.json").stat().st_mtime - start,
     }
 
 
 def sweep(args: Ablate, folder: Path, kept: str) -> list[dict[str, Any]]:
     """Run the sweep; a row per value and one over all of them."""
     values = ",".join(map(str, args.subsets))
+    start = time.time()
     wall = ahl(
         args, "ablate", "--workdir", str(folder / kept), "--over", f"T={values}",
         "--epochs", str(args.epochs), "--detector", args.detector, compiled=folder / "compiled",
     )  # fmt: skip
-    rows = [row(folder / kept, kept, value) for value in args.subsets]
-    total = {name: sum(r[name] for r in rows)
-             for name in ("first_seconds", "epoch_seconds", "training_seconds")}  # fmt: skip
-    whole = figures(kept, "all", args.epochs, *total.values())
+    rows: list[dict[str, Any]] = []
+    for value in args.subsets:
+        rows.append(row(folder / kept, kept, value, start))
+        start += rows[-1]["wall_seconds"]
+    whole = dict(rows[0]) | {"value": "all", "wall_seconds": wall}
+    for name in ("first_seconds", "epoch_seconds"):
+        whole[name] = sum(r[name] for r in rows)
     largest = max(r["epoch_seconds"] for r in rows)
-    arithmetic = args.epochs * whole["epoch_seconds"]
     rows.append(whole)
-    ratios = {
-        "wall_seconds": wall,
-        "wall_ratio": wall / arithmetic,
-        "wall_ratio_30": 1 + (wall - arithmetic) / (30 * whole["epoch_seconds"]),
-        "padded_ratio": len(args.subsets) * largest / whole["epoch_seconds"],
-        "device": common.device_name(),
-    }
-    return [r | (ratios if r is whole else dict.fromkeys(ratios, "")) for r in rows]
+    for r in rows:
+        r["overhead_ratio"] = r["wall_seconds"] / (r["epochs"] * r["epoch_seconds"])
+        r["padded_ratio"] = largest / r["epoch_seconds"]
+        r["device"] = common.device_name()
+    whole["padded_ratio"] *= len(args.subsets)
+    return rows
 
 
 def main() -> None:
     """Fill the store with features, run both sweeps and print the table."""
     args = tyro.cli(Ablate, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     if args.quick:
-        args = Ablate(args.data, args.detector, (1, 2), 3, True, args.json)
+        args = dataclasses.replace(args, subsets=(1, 2), epochs=3)
+    kept_programs = ("none",) if args.cold_only else ("none", "kept")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # The cheapest run that needs the same features.
         ahl(args, "train", "--workdir", str(folder / "features"), "--method", "base",
             "--detector", "devnet", "--epochs", "1", "--steps", "1",
             compiled=folder / "features")  # fmt: skip
-        rows = [r for kept in ("none", "kept") for r in sweep(args, folder, kept)]
+        rows = [r for kept in kept_programs for r in sweep(args, folder, kept)]
     common.report(rows, args.json)
 
 

@@ -65,6 +65,22 @@ def test_vs_loop(tmp_path):
         assert row["gradient_difference"] < 1e-3
 
 
+@pytest.mark.slow
+def test_ablate(tmp_path):
+    measured = rows(tmp_path, "ablate")
+    programs = [(row["compiled_programs"], row["value"]) for row in measured]
+    assert programs == [(kept, v) for kept in ("none", "kept") for v in ("1", "2", "all")]
+    for row in measured:
+        assert row["overhead_ratio"] == pytest.approx(
+            row["wall_seconds"] / row["epochs"] / row["epoch_seconds"]
+        )
+        assert row["overhead_ratio"] > 1
+    cold, warm = measured[2], measured[5]
+    assert cold["wall_seconds"] > sum(row["wall_seconds"] for row in measured[:2])
+    assert cold["padded_ratio"] > 1
+    assert warm["wall_seconds"] < cold["wall_seconds"]
+
+
 def test_vs_loop_without_torch(tmp_path, monkeypatch):
     # A finder in front of all others that hides torch, whether it is installed or not.
     (tmp_path / "sitecustomize.py").write_text(
