@@ -58,8 +58,7 @@ class FeatureConfig:
     """Images in one pass through the trunk."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """How the features are held, and multiplied with the weights, in training and scoring;
-    bfloat16 halves their memory. Sums, weights and everything else are float32."""
+    """dtype of the features and of their products; sums and weights are float32 in any case."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +239,8 @@ def _untupled(room: type, values: dict[str, Any]) -> dict[str, Any]:
 
 def _check(config: Config) -> None:
     """Range checks, each with the name of the command-line option."""
-    d, s, det, lrn, imp = (
-        config.data, config.subsets, config.detector, config.learning, config.importance,
-    )  # fmt: skip
+    d, s, det = config.data, config.subsets, config.detector
+    lrn, imp = config.learning, config.importance
     at_least = [
         ("shots", d.shots, 1),
         ("image-size", config.features.image_size, 192),

@@ -137,7 +137,7 @@ def from_bank(
         bank: a pytree of arrays whose first axis is the images.
         index: positions in the bank.
     """
-    if _data_shards() == 1:
+    if data_shards() == 1:
         return take(bank, index)
 
     def part(bank: Tree, index: jax.Array) -> Tree:
@@ -165,9 +165,10 @@ def split_images(batch: Tree) -> Tree:
     anything. Under ``jax.vmap`` the axes that are mapped over stay as the compiler has them.
 
     Args:
-        batch: a pytree of arrays whose first axis is the images.
+        batch: a pytree of arrays whose first axis is the images. Where it is no multiple of
+            ``data_shards()``, the compiler may leave the batch whole.
     """
-    if _data_shards() == 1:
+    if data_shards() == 1:
         return batch
 
     def split(leaf: jax.Array) -> jax.Array:
@@ -177,7 +178,8 @@ def split_images(batch: Tree) -> Tree:
     return jax.tree.map(split, batch)
 
 
-def _data_shards() -> int:
+def data_shards() -> int:
+    """How many parts a batch of images is divided into, in the mesh that is in use."""
     return jax.sharding.get_abstract_mesh().shape.get("data", 1)
 
 

@@ -1,5 +1,6 @@
 """What every learner shares: the training data on the device, a gradient step, a scan of steps."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,7 @@ from ahl_jax.batches import Batch, PoolSet
 from ahl_jax.config import LearningConfig
 from ahl_jax.detectors.inputs import Inputs, mean_of
 from ahl_jax.detectors.protocol import Functional, Model, Params
-from ahl_jax.devices import from_bank, split_images
+from ahl_jax.devices import data_shards, from_bank, split_images
 from ahl_jax.losses import Prior
 
 
@@ -131,6 +132,7 @@ def batch_loss(
     functional: Functional, params: Params, stats: Params, data: TrainingData, batch: Batch
 ) -> tuple[Float[Array, ""], tuple[Params, Float[Array, " heads"]]]:
     """A detector's loss on one batch; beside it the new running statistics and each head's loss."""
+    batch = _divisible(batch)
     reference = data.reference_of(batch.reference, batch.reference_weights)
     return functional.loss(
         Model(params, stats),
@@ -139,6 +141,19 @@ def batch_loss(
         batch.labels,
         batch.weights,
         data.prior,
+    )
+
+
+def _divisible(batch: Batch) -> Batch:
+    """A batch that devices can share evenly, filled up with images of no weight."""
+    more = -batch.index.shape[0] % data_shards()
+    if not more:
+        return batch
+    return dataclasses.replace(
+        batch,
+        index=jnp.pad(batch.index, (0, more), mode="edge"),
+        weights=jnp.pad(batch.weights, (0, more)),
+        labels=jnp.pad(batch.labels, (0, more), mode="edge"),
     )
 
 
