@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ahl_jax.bank import FeatureBank, Precision, SharedBank
 from ahl_jax.config import (
     Config,
     DataConfig,
     DetectorConfig,
+    FeatureConfig,
     ImportanceConfig,
     LearningConfig,
     PseudoConfig,
@@ -42,6 +44,9 @@ def synthetic_problem(
     anomalies: int = 10,
     pseudo_per_generator: int = 64,
     importance: Literal["psi", "uniform"] = "psi",
+    precision: Precision = "float32",
+    seed: int = 0,
+    inputs: FeatureBank | None = None,
     **learning: Any,
 ) -> Problem:
     """A training problem of ELPV's size with random features.
@@ -54,10 +59,15 @@ def synthetic_problem(
         anomalies: M.
         pseudo_per_generator: pseudo-anomalies of each of the three generators.
         importance: whether psi is on.
+        precision: dtype of the features.
+        seed: seed of all but the features.
+        inputs: another seed's features, to be shared.
         learning: fields of ``LearningConfig`` that differ from the published ones.
     """
     config = Config(
         DataConfig("synthetic"),
+        seed=seed,
+        features=FeatureConfig(precision=precision),
         detector=DetectorConfig(detector=detector),
         subsets=SubsetConfig(subsets=subsets),
         pseudo=PseudoConfig(pseudo_per_generator=pseudo_per_generator),
@@ -74,6 +84,8 @@ def synthetic_problem(
 
     generators = len(config.pseudo.generators)
     total = generators * pseudo_per_generator
+    images = normals + anomalies + total
+    bank = None if inputs is None else SharedBank(inputs, np.arange(images))
     return make_problem(
         config,
         maps(normals, 0.0),
@@ -81,6 +93,7 @@ def synthetic_problem(
         maps(total, 0.1),
         np.arange(total) // pseudo_per_generator,
         np.arange(total) % normals,
+        bank=bank,
     )
 
 

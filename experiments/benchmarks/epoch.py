@@ -15,6 +15,9 @@ output layers' input gradients are left out). An epoch has, for each subset, pas
 steps and steps query steps of b images, repeats counted once, and a forward pass over the n + M
 images that psi follows. psi, Adam and everything elementwise count as nothing.
 
+Several seeds train in one program, as ``ahl train --seeds`` has them, and share their features. The
+peak is the best of square matrix products before and after the epochs.
+
 Each row runs in a process of its own, so that peak memory is its own too.
 """
 
@@ -28,11 +31,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import tyro
 
+from ahl_jax.bank import Precision
 from ahl_jax.batches import thirds
+from ahl_jax.budget import give_back_memory
+from ahl_jax.devices import mesh_for, spread
 from ahl_jax.runtime import run_command
+from ahl_jax.seeds import compile_epochs, stack_problems
 from experiments.benchmarks import common
 
 SIZES = {"paper": common.PAPER_SHAPES, "demo": common.DEMO_SHAPES}
@@ -46,6 +53,8 @@ class Row:
     subsets: int
     size: Literal["paper", "demo"]
     epochs: int
+    seeds: int = 1
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,12 @@ class Epoch:
 
     epochs: int = 2
     """Epochs timed; the best counts."""
+
+    seeds: tuple[int, ...] = (1,)
+    """Numbers of seeds in one program."""
+
+    precision: Precision = "float32"
+    """dtype of the features and of their products; the peak is that of the same dtype."""
 
     quick: bool = False
     """One small row per detector, within a minute."""
@@ -102,30 +117,43 @@ def epoch_flops(detector: str, problem: common.Problem, shapes: tuple[common.Sha
 def measure(row: Row) -> dict[str, Any]:
     """Measure one row in this process."""
     shapes = SIZES[row.size]
-    problem = common.synthetic_problem(row.detector, row.subsets, shapes)
-    learner, data = problem.learner, problem.data
-    state = learner.init(problem.model, data, problem.key)
+    options = {"precision": row.precision}
+    problem = common.synthetic_problem(row.detector, row.subsets, shapes, **options)
+    others = [
+        common.synthetic_problem(
+            row.detector, row.subsets, shapes, seed=seed, inputs=problem.data.inputs, **options
+        )
+        for seed in range(1, row.seeds)
+    ]
+    learner = problem.learner
+    mesh = mesh_for(row.seeds, row.subsets)
+    state, data = spread(*stack_problems([problem, *others]), mesh)
     start = time.perf_counter()
-    epoch = jax.jit(learner.epoch, donate_argnums=0).lower(state, data, jnp.int32(0)).compile()
+    program = compile_epochs(mesh).lower(learner, state, data, np.zeros(1, np.int32))
+    epoch = program.compile()
     compile_seconds = time.perf_counter() - start
+    give_back_memory()
+    before = common.matmul_peak(row.precision)
     cost = epoch.cost_analysis() or {}
     times = []
     # The first epochs have no psi yet, so those timed come after K.
     first = learner.config.importance.history  # type: ignore[attr-defined]
     for number in range(first, first + row.epochs + 1):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(epoch(state, data, jnp.int32(number)))
+        state, _ = jax.block_until_ready(epoch(state, data, np.array([number], np.int32)))
         times.append(time.perf_counter() - start)
     best = min(times[1:])
     peak_mib = common.peak_mib()
-    flops = epoch_flops(row.detector, problem, shapes)
-    peak = common.matmul_peak()
+    flops = row.seeds * epoch_flops(row.detector, problem, shapes)
+    peak = max(before, common.matmul_peak(row.precision))
     return {
         "detector": row.detector,
         "size": row.size,
         "subsets": row.subsets,
+        "seeds": row.seeds,
+        "precision": row.precision,
         "seconds_per_epoch": best,
-        "seconds_per_subset": best / row.subsets,
+        "seconds_per_subset": best / row.subsets / row.seeds,
         "gflops": flops / best / 1e9,
         "peak_gflops": peak,
         "fraction_of_peak": flops / best / 1e9 / peak,
@@ -145,13 +173,14 @@ def main() -> None:
         return
     args = tyro.cli(Epoch, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     if args.quick:
-        rows = [Row(d, 2, "demo", 1) for d in args.detectors]
+        rows = [Row(d, 2, "demo", 1, precision=args.precision) for d in args.detectors]
     else:
         rows = [
-            Row(d, t, s, args.epochs)
-            for s in args.sizes
+            Row(d, t, size, args.epochs, seeds, args.precision)
+            for size in args.sizes
             for d in args.detectors
             for t in args.subsets
+            for seeds in args.seeds
         ]
     measured = []
     for row in rows:
