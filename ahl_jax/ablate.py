@@ -56,7 +56,7 @@ def ablate(
 
     Returns:
         The rows of ``ablation.csv``: one per point and seed. ``seconds`` is what training took,
-        compilation included; ``epoch_seconds`` is the median epoch.
+        compilation left out; ``epoch_seconds`` is the median epoch.
 
     Raises:
         UserError: as ``plan`` and ``ahl_jax.train`` do. Settings, splits and folders of all points

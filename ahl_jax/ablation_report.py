@@ -60,7 +60,7 @@ def table_markdown(config: Config, rows: Sequence[Row], command: str | None) -> 
         "",
         "Each setting is varied alone.",
         f"{what}{', '.join(map(str, seeds))}; the last epoch counts.",
-        "Seconds of training include compilation; those of an epoch are the median.",
+        "Seconds of training leave compilation out; those of an epoch are the median.",
     ]
     lines += ["", f"Command: `{command}`"] if command else []
     lines += ["", f"Commit: {version}"] if (version := commit()) else []

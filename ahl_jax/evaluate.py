@@ -34,7 +34,7 @@ def evaluate(
 
     Returns:
         What ``metrics.json`` holds: auc_roc, auc_pr, per_class, n_train_normal, n_seen, n_test,
-        setting, seed, epochs, and the seconds that training took.
+        setting, seed, epochs, and the seconds that the epochs took.
 
     Raises:
         UserError: if the folder holds no checkpoint, or the data cannot be read.
