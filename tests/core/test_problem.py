@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from ahl_jax.devices import compile_epochs, mesh_for, spread
+from ahl_jax.devices import mesh_for, spread
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import error_weights
 from ahl_jax.plain import Plain
-from ahl_jax.seeds import stack_problems
+from ahl_jax.seeds import compile_epochs, stack_problems
 from tests.core.setting import assert_trees_equal, make_config, make_setting, plain
 
 

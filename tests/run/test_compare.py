@@ -22,6 +22,6 @@ def test_the_table_holds_every_run_and_a_second_call_only_reads(
     assert f"| DevNet | {mean:.3f} ± " in table.read_text()
     assert f"{mean:.3f}" in capsys.readouterr().out
     before = table.read_text()
-    monkeypatch.setattr("ahl_jax.loop.make_problem", None)
+    monkeypatch.setattr("ahl_jax.loop.mesh_for", None)
     compare.main()
     assert table.read_text() == before

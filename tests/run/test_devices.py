@@ -81,7 +81,7 @@ def test_eight_devices_give_the_result_of_one(on_one: dict, shards: int, mesh: l
     np.testing.assert_allclose(eight["weights"], on_one["weights"], rtol=1e-4)
     # Sums over subsets and images add up in another order, and where a gradient is next to nothing
     # Adam makes a step of its rounding.
-    np.testing.assert_allclose(eight["params"], on_one["params"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(eight["params"], on_one["params"], rtol=1e-4, atol=5e-4)
     assert eight["retraced"] == 0
     rows, own = eight["rows"]
     assert own * shards == rows
