@@ -176,7 +176,7 @@ def write_problem(problem: Problem, state: Any, epochs: int, folder: Path) -> No
     decays = [learning.decay ** (epoch // learning.decay_every) for epoch in range(epochs)]
     settings = {
         "detector": config.detector.detector,
-        "scales": len(data.inputs),
+        "scales": len(data.inputs.grids),
         "steps": learning.steps,
         "passes": learning.passes,
         "clip": learning.clip,
