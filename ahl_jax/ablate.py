@@ -9,16 +9,17 @@ import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ahl_jax import ablation_report as report
 from ahl_jax.ablation_plan import Point, plan
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 from ahl_jax.gather import load_split
+from ahl_jax.hadg import check_clusters
 from ahl_jax.problem import check_names
-from ahl_jax.train import train_seeds
-from ahl_jax.workdir import Workdir, replace_file
+from ahl_jax.train import Options, train_seeds
+from ahl_jax.workdir import Workdir, csv_text, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +32,7 @@ def ablate(
     *,
     base: bool = False,
     command: str | None = None,
-    overwrite: bool = False,
-    cache_dir: Path | None = None,
-    checkpoint_every: int = 1,
-    data_shards: int = 1,
-    feature_memory: float | None = None,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> list[report.Row]:
     """Train and test every point, or what a stopped call left of them, and write the tables.
 
@@ -47,12 +43,7 @@ def ablate(
         seeds: distinct seeds, trained in one program; by default the config's own.
         base: whether to compare with the base detector alone.
         command: how to repeat this, for the table.
-        overwrite: see ``ahl_jax.train``.
-        cache_dir: see ``ahl_jax.train``.
-        checkpoint_every: see ``ahl_jax.train``.
-        data_shards: see ``ahl_jax.train``.
-        feature_memory: see ``ahl_jax.train``.
-        progress: see ``ahl_jax.train``.
+        options: see ``ahl_jax.train.Options``.
 
     Returns:
         The rows of ``ablation.csv``: one per point and seed. ``seconds`` is what training took,
@@ -67,28 +58,18 @@ def ablate(
     points = plan(config, over, base=base)
     check_names(config)
     for point in points:
-        _check(point, workdir, seeds, overwrite=overwrite)
+        _check(point, workdir, seeds, overwrite=options.get("overwrite", False))
     done: dict[str, list[report.Row]] = {}
     rows: list[report.Row] = []
     for number, point in enumerate(points, 1):
         if point.folder not in done:
-            if progress:
+            if options.get("progress", True):
                 log.info("%s = %s (%d of %d)", point.name, point.value, number, len(points))
-            metrics = train_seeds(
-                point.config,
-                workdir / point.folder,
-                seeds,
-                overwrite=overwrite,
-                cache_dir=cache_dir,
-                checkpoint_every=checkpoint_every,
-                data_shards=data_shards,
-                feature_memory=feature_memory,
-                progress=progress,
-            )
+            metrics = train_seeds(point.config, workdir / point.folder, seeds, **options)
             done[point.folder] = [_row(workdir, point.folder, one) for one in metrics]
         rows += [{"over": point.name, "value": point.value} | row for row in done[point.folder]]
         # After every point, so that a sweep that is stopped has its tables too.
-        replace_file(workdir / "ablation.csv", report.table_csv(rows))
+        replace_file(workdir / "ablation.csv", csv_text(rows))
         replace_file(workdir / "ablation.md", report.table_markdown(config, rows, command))
 
     def scores(point: Point) -> list[float]:
@@ -109,13 +90,7 @@ def _check(point: Point, workdir: Path, seeds: Sequence[int], *, overwrite: bool
     try:
         for seed in seeds:
             config = dataclasses.replace(point.config, seed=seed)
-            normals = len(load_split(config).train_normals)
-            clusters = config.subsets.clusters
-            if clusters > normals:
-                raise UserError(
-                    f"--clusters is {clusters}, but there are only {normals} training normals; "
-                    "use fewer clusters or give more normals"
-                )
+            check_clusters(config.subsets.clusters, len(load_split(config).train_normals))
             if not overwrite:
                 Workdir(workdir / point.folder / f"seed-{seed}").check(config)
     except UserError as error:

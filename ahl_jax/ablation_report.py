@@ -1,6 +1,5 @@
 """The tables and the figure of an ablation."""
 
-import csv
 import io
 import math
 import statistics
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ahl_jax.ablation_plan import Point
 from ahl_jax.config import Config
+from ahl_jax.metrics import mean_std
 from ahl_jax.runtime import commit
 
 if TYPE_CHECKING:
@@ -42,15 +42,6 @@ def data_name(config: Config) -> str:
     return " ".join(filter(None, [Path(config.data.data).name, config.data.category]))
 
 
-def table_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def table_markdown(config: Config, rows: Sequence[Row], command: str | None) -> str:
     """A table per setting: mean and standard deviation over the seeds."""
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
@@ -71,14 +62,9 @@ def table_markdown(config: Config, rows: Sequence[Row], command: str | None) -> 
         mine = [row for row in rows if row["over"] == name]
         for value in dict.fromkeys(row["value"] for row in mine):
             here = [row for row in mine if row["value"] == value]
-            cells = [_cell([row[c] for row in here], digits) for c, digits in columns.items()]
+            cells = [mean_std([row[c] for row in here], digits) for c, digits in columns.items()]
             lines.append(f"| {value} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def draw(

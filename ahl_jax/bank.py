@@ -7,19 +7,18 @@ it does not, the compiled program asks the host for a batch's images as it goes.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ahl_jax.config import Precision
 from ahl_jax.detectors.inputs import Inputs, make_inputs
 
 Maps = Sequence[Float[np.ndarray, "n h w c"]]
 """Feature maps of n images, one array per scale."""
-
-Precision = Literal["float32", "bfloat16"]
 
 _ALIGNMENT = 64
 
@@ -140,13 +139,15 @@ def shared_bank(
     starts: dict[int, int] = {}
     places = []
     total = 0
-    for maps in (maps for run in runs for maps in run):
-        if id(maps[0]) not in starts:
-            starts[id(maps[0])] = total
-            total += len(maps[0])
-            parts.append(maps)
     for run in runs:
-        place = [starts[id(maps[0])] + np.arange(len(maps[0])) for maps in run]
+        place = []
+        for maps in run:
+            key = id(maps[0])
+            if key not in starts:
+                starts[key] = total
+                total += len(maps[0])
+                parts.append(maps)
+            place.append(starts[key] + np.arange(len(maps[0])))
         places.append(np.concatenate(place))
     host = HostBank(parts, precision)
     inputs = host.on_device() if host.nbytes <= budget else Streamed(host)

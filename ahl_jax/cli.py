@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ahl_jax.ablate import ablate
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
+from ahl_jax.metrics import mean_std
 from ahl_jax.presets import PRESETS
 from ahl_jax.processes import initialize, is_primary
 from ahl_jax.runtime import keep_compiled_programs, run_command
@@ -195,7 +195,7 @@ def _ablate(command: Ablate, words: str) -> None:
     )
     for name, value in dict.fromkeys((row["over"], row["value"]) for row in rows):
         scores = [row["auc_roc"] for row in rows if (row["over"], row["value"]) == (name, value)]
-        print(f"{name} {value}: AUC-ROC {_mean(scores)}")
+        print(f"{name} {value}: AUC-ROC {mean_std(scores, 4)}")
     print(f"The tables and the figure are {command.workdir}/ablation.csv, .md and .png.")
 
 
@@ -213,12 +213,7 @@ def _train(command: Train) -> None:
         folder = command.workdir / f"seed-{metrics['seed']}"
         print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
-    print(f"AUC-ROC over {len(values)} seeds: {_mean(values)}.")
-
-
-def _mean(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
+    print(f"AUC-ROC over {len(values)} seeds: {mean_std(values, 4)}.")
 
 
 def _evaluate(command: Evaluate) -> None:

@@ -13,6 +13,8 @@ import tyro
 
 from ahl_jax.errors import UserError
 
+Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -57,7 +59,7 @@ class FeatureConfig:
     image_batch: int = 16
     """Images in one pass through the trunk."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """dtype of the features and of their products; sums and weights are float32 in any case."""
 
 

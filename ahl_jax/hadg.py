@@ -63,6 +63,19 @@ class Subset:
     pseudo: tuple[Int[np.ndarray, " e"], Int[np.ndarray, " f"]]
 
 
+def check_clusters(clusters: int, normals: int) -> None:
+    """Refuse more clusters than there are normals.
+
+    Raises:
+        UserError: saying so.
+    """
+    if normals < clusters:
+        raise UserError(
+            f"--clusters is {clusters}, but there are only {normals} training normals; "
+            "use fewer clusters or give more normals"
+        )
+
+
 def cluster_normals(
     features: Float[np.ndarray, "n d"], clusters: int, seed: int
 ) -> list[Int[np.ndarray, " m"]]:
@@ -71,11 +84,7 @@ def cluster_normals(
     Raises:
         UserError: if fewer than two clusters remain.
     """
-    if len(features) < clusters:
-        raise UserError(
-            f"--clusters is {clusters}, but there are only {len(features)} training normals; "
-            "use fewer clusters or give more normals"
-        )
+    check_clusters(clusters, len(features))
     found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features)
     members = [np.flatnonzero(found == c) for c in range(clusters)]
     # Parallel k-means may number the same clusters differently from run to run.

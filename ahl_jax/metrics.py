@@ -1,11 +1,18 @@
 """Test metrics from scores."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def mean_std(values: Sequence[float], digits: int) -> str:
+    """``mean ± standard deviation`` in words; one value has no deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def image_metrics(scores: Float[np.ndarray, " n"], classes: Sequence[str | None]) -> dict[str, Any]:

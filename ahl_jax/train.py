@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ahl_jax.backbones import load_trunk
 from ahl_jax.bank import shared_bank
@@ -32,16 +32,35 @@ from ahl_jax.workdir import Workdir
 log = logging.getLogger(__name__)
 
 
+class Options(TypedDict, total=False):
+    """How runs are carried out, whatever they compute; every option may be left out."""
+
+    overwrite: bool
+    """Replace a different run in the folder."""
+
+    cache_dir: Path | None
+    """The feature store's folder; see ``ahl_jax.features.default_folder``."""
+
+    checkpoint_every: int
+    """Epochs in one call of the compiled program, after which the host saves a checkpoint and
+    reports; does not change the result. By default 1."""
+
+    data_shards: int
+    """Number of parts that the images are divided into, each on devices of its own. By default
+    1."""
+
+    feature_memory: float | None
+    """GiB that the features of the training images may take in memory and on each device, beyond
+    which they are streamed; see ``ahl_jax.budget``."""
+
+    progress: bool
+    """Whether to show progress on stderr; by default so."""
+
+
 def train(
     config: Config,
     workdir: Path | str,
-    *,
-    overwrite: bool = False,
-    cache_dir: Path | None = None,
-    checkpoint_every: int = 1,
-    data_shards: int = 1,
-    feature_memory: float | None = None,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> dict[str, Any]:
     """Train a detector, or finish the run that ``workdir`` holds, and test it.
 
@@ -54,14 +73,7 @@ def train(
     Args:
         config: the settings.
         workdir: the run's folder, made if missing; see ``ahl_jax.workdir.FILES``.
-        overwrite: replace a different run in ``workdir``.
-        cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
-        checkpoint_every: epochs in one call of the compiled program, after which the host saves a
-            checkpoint and reports; does not change the result.
-        data_shards: number of parts that the images are divided into, each on devices of its own.
-        feature_memory: GiB that the features of the training images may take in memory and on each
-            device, beyond which they are streamed; see ``ahl_jax.budget``.
-        progress: whether to show progress on stderr.
+        options: see ``Options``.
 
     Returns:
         The metrics, as ``metrics.json`` has them; see ``ahl_jax.evaluate.evaluate``.
@@ -73,12 +85,7 @@ def train(
     (metrics,) = _train(
         [config],
         [Path(workdir)],
-        overwrite=overwrite,
-        cache_dir=cache_dir,
-        checkpoint_every=checkpoint_every,
-        data_shards=data_shards,
-        feature_memory=feature_memory,
-        progress=progress,
+        **options,
     )
     return metrics
 
@@ -87,13 +94,7 @@ def train_seeds(
     config: Config,
     workdir: Path | str,
     seeds: Sequence[int],
-    *,
-    overwrite: bool = False,
-    cache_dir: Path | None = None,
-    checkpoint_every: int = 1,
-    data_shards: int = 1,
-    feature_memory: float | None = None,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> list[dict[str, Any]]:
     """Train one detector per seed, all of them in one program, and test each.
 
@@ -104,12 +105,7 @@ def train_seeds(
         config: the settings; its own seed is not used.
         workdir: the folder for the seeds' folders.
         seeds: distinct seeds.
-        overwrite: see ``train``.
-        cache_dir: see ``train``.
-        checkpoint_every: see ``train``.
-        data_shards: see ``train``.
-        feature_memory: see ``train``.
-        progress: see ``train``.
+        options: see ``Options``.
 
     Returns:
         The metrics of each seed, in order.
@@ -121,12 +117,7 @@ def train_seeds(
     return _train(
         [dataclasses.replace(config, seed=seed) for seed in seeds],
         [Path(workdir) / f"seed-{seed}" for seed in seeds],
-        overwrite=overwrite,
-        cache_dir=cache_dir,
-        checkpoint_every=checkpoint_every,
-        data_shards=data_shards,
-        feature_memory=feature_memory,
-        progress=progress,
+        **options,
     )
 
 
@@ -134,12 +125,12 @@ def _train(
     configs: Sequence[Config],
     workdirs: Sequence[Path],
     *,
-    overwrite: bool,
-    cache_dir: Path | None,
-    checkpoint_every: int,
-    data_shards: int,
-    feature_memory: float | None,
-    progress: bool,
+    overwrite: bool = False,
+    cache_dir: Path | None = None,
+    checkpoint_every: int = 1,
+    data_shards: int = 1,
+    feature_memory: float | None = None,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train runs that differ in nothing but their seeds."""
     check_names(configs[0])
@@ -220,15 +211,11 @@ def _gather(
             opened[i].save_trunk(trunk.name, trunk.params)
     runs: list[Run] = []
     gathered: list[TrainingFeatures] = []
+    of_normals: dict[tuple[Path, ...], TrainingFeatures] = {}
     for i, (config, split) in missing.items():
-        same = [
-            features
-            for features, j in zip(gathered, missing, strict=False)
-            if missing[j][1].train_normals == split.train_normals
-        ]
-        features = training_features(
-            config, split, trunk, store, shared=same[0] if same else None, progress=progress
-        )
+        shared = of_normals.get(split.train_normals)
+        features = training_features(config, split, trunk, store, shared=shared, progress=progress)
+        of_normals[split.train_normals] = features
         gathered.append(features)
         checkpoints = opened[i] if is_primary() else None
         counts = len(features.normals[0]), len(features.anomalies[0])

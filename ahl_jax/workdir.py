@@ -5,7 +5,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,7 @@ class Workdir:
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv, a row per epoch."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self._write("history.csv", text.getvalue())
+        self._write("history.csv", csv_text(rows))
 
     def read_history(self, epochs: int) -> list[dict[str, Any]]:
         """The rows of the first ``epochs`` epochs, as text.
@@ -159,6 +155,15 @@ class Workdir:
 
     def _write(self, name: str, text: str) -> None:
         replace_file(self.path / name, text)
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys as CSV, the keys as the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -8,9 +8,7 @@ writes experiments/results/compare_elpv.csv (a row per run) and .md (mean and st
 method). A sweep that was stopped goes on where it was; finished runs are not run again.
 """
 
-import csv
 import dataclasses
-import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ import tyro
 
 from ahl_jax import preset, train_seeds
 from ahl_jax.config import Config
+from ahl_jax.metrics import mean_std
 from ahl_jax.runtime import commit, keep_compiled_programs, run_command
+from ahl_jax.workdir import csv_text
 
 METHODS: dict[str, dict[str, Any]] = {
     "DevNet": {"detector": "devnet", "method": "base"},
@@ -84,10 +84,7 @@ def main() -> None:
             rows.append({"method": method, "seed": seed} | _long(metrics))
             print(f"{method}, seed {seed}: AUC-ROC {metrics['auc_roc']:.4f}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    (args.out / f"{name}.csv").write_text(csv_text(rows), encoding="utf-8", newline="")
     text = _table(rows, args)
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
@@ -126,14 +123,11 @@ def _table(rows: list[dict[str, Any]], args: Compare) -> str:
     ]
     for method in args.methods:
         values = [[float(r[c]) for r in rows if r["method"] == method] for c in columns]
-        cells = [_cell(v, 1 if c == "seconds" else 3) for c, v in zip(columns, values, strict=True)]
+        cells = [
+            mean_std(v, 1 if c == "seconds" else 3) for c, v in zip(columns, values, strict=True)
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(values: list[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _command(args: Compare) -> str:

@@ -11,8 +11,12 @@ from jaxtyping import Array, Float
 
 def top_mean(values: Float[Array, "*b l"], fraction: float) -> Float[Array, "*b"]:
     """Mean of the largest ``fraction`` of the locations, at least one."""
-    k = max(1, math.floor(values.shape[-1] * fraction))
-    return jax.lax.top_k(values, k)[0].mean(axis=-1)
+    return _top(values, fraction)[0].mean(axis=-1)
+
+
+def _top(values: Float[Array, "*b l"], fraction: float) -> tuple[Array, Array]:
+    """The largest ``fraction`` of the values, at least one, and where they are."""
+    return jax.lax.top_k(values, max(1, math.floor(values.shape[-1] * fraction)))
 
 
 _FEW = 64
@@ -60,8 +64,7 @@ def top_mean_of(
     fraction: float,
 ) -> Float[Array, " b"]:
     """``top_mean(score(features), fraction)``, with a gradient that is computed for those alone."""
-    k = max(1, math.floor(features.shape[1] * fraction))
-    index = jax.lax.top_k(jax.lax.stop_gradient(score(features)), k)[1]
+    index = _top(jax.lax.stop_gradient(score(features)), fraction)[1]
     return score(jnp.take_along_axis(features, index[..., None], axis=1)).mean(1)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ahl_jax.bank import FeatureBank, Precision, SharedBank
+from ahl_jax.bank import FeatureBank, SharedBank
 from ahl_jax.config import (
     Config,
     DataConfig,
@@ -20,6 +20,7 @@ from ahl_jax.config import (
     FeatureConfig,
     ImportanceConfig,
     LearningConfig,
+    Precision,
     PseudoConfig,
     SubsetConfig,
 )

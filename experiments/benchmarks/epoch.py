@@ -34,9 +34,9 @@ import jax
 import numpy as np
 import tyro
 
-from ahl_jax.bank import Precision
 from ahl_jax.batches import thirds
 from ahl_jax.budget import give_back_memory
+from ahl_jax.config import Precision
 from ahl_jax.devices import mesh_for, spread
 from ahl_jax.runtime import run_command
 from ahl_jax.seeds import compile_epochs, stack_problems
