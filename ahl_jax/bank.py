@@ -1,10 +1,11 @@
-"""The bank: the features of every training image, on the device or streamed from the host.
+"""The bank: the features of every training image, on the devices or streamed from the host.
 
-Batches are index arrays into the bank. Where it fits, it is on the device once and for all; where
-it does not, the compiled program asks the host for a batch's images as it goes.
+Batches are index arrays into the bank. Where it fits, it goes to its devices once and for all, each
+its own rows; where it does not, the compiled program asks the host for a batch's images as it goes.
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -12,6 +13,7 @@ from typing import Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from ahl_jax.detectors.inputs import Inputs, make_inputs
@@ -39,7 +41,13 @@ class HostBank:
         self.parts = parts
         self.dtype = jnp.dtype(precision)
         self.ends = np.cumsum([len(part[0]) for part in parts])
-        self.one = make_inputs([m[:1] for m in parts[0]], self.dtype)
+        blank = [np.zeros((1, *m.shape[1:]), m.dtype) for m in parts[0]]
+        self.one = make_inputs(blank, self.dtype)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.one.channels
 
     @property
     def images(self) -> int:
@@ -49,14 +57,16 @@ class HostBank:
     @property
     def nbytes(self) -> int:
         """Bytes that the whole bank takes on a device."""
-        return self.images * sum(leaf.nbytes for leaf in jax.tree.leaves(self.one))
+        return self.images * self.one.nbytes
 
     def rows(self, index: Int[np.ndarray | Array, "*b"]) -> Inputs:
-        """The images at ``index``, as host arrays."""
+        """The images at ``index``, as host arrays; zeros where it is past the last image."""
         index = np.asarray(index)
         flat = index.ravel()
         found = jax.tree.map(lambda one: _empty((flat.size, *one.shape[1:]), one.dtype), self.one)
         of = np.searchsorted(self.ends, flat, side="right")
+        for whole in jax.tree.leaves(found):
+            whole[of == len(self.parts)] = 0
         for number, part in enumerate(self.parts):
             where = np.flatnonzero(of == number)
             local = flat[where] - (self.ends[number] - len(part[0]))
@@ -71,6 +81,30 @@ class HostBank:
         """The whole bank on the default device."""
         # Nobody else holds the host arrays, so on a CPU they may become the device's own.
         return jax.device_put(self.rows(np.arange(self.images)), may_alias=True)
+
+    def put(self, sharding: NamedSharding) -> Inputs:
+        """The bank on the devices of a sharding of its rows.
+
+        Each device is given its own rows and never any others; the host arranges them for one
+        device after the other. The bank is padded with zeros to a multiple of the data shards.
+        """
+        shards = sharding.mesh.shape["data"]
+        rows = -(-self.images // shards) * shards
+        devices_of = defaultdict(list)
+        for device, index in sharding.addressable_devices_indices_map((rows,)).items():
+            assert index is not None
+            devices_of[index[0].indices(rows)].append(device)
+        placed: list[Inputs] = []
+        for own, devices in devices_of.items():
+            part = self.rows(np.arange(*own))
+            placed += [jax.device_put(part, device, may_alias=True) for device in devices]
+            jax.block_until_ready(placed)
+
+        def whole(one: np.ndarray, *parts: jax.Array) -> jax.Array:
+            shape = (rows, *one.shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+        return jax.tree.map(whole, self.one, *placed)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -91,12 +125,17 @@ class Streamed:
     @property
     def channels(self) -> int:
         """C."""
-        return self.bank.one.channels
+        return self.bank.channels
 
     @property
     def images(self) -> int:
         """How many there are."""
         return self.bank.images
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the whole bank would take on a device."""
+        return self.bank.nbytes
 
     def take(self, index: Int[Array, "*b"]) -> Inputs:
         """The images at ``index``."""
@@ -110,8 +149,8 @@ class Streamed:
         )
 
 
-FeatureBank = Inputs | Streamed
-"""What ``take`` gives a batch's images from."""
+FeatureBank = Inputs | Streamed | HostBank
+"""The first two give a batch's images; the last has yet to be put on its devices."""
 
 
 class SharedBank(NamedTuple):
@@ -127,14 +166,14 @@ def shared_bank(
     precision: Precision = "float32",
     budget: float = np.inf,
 ) -> list[SharedBank]:
-    """One bank of several runs' normals, anomalies and pseudo-anomalies.
+    """One bank of several runs' normals, anomalies and pseudo-anomalies, still on the host.
 
     Runs that hold the very same arrays of normals have them in the bank once.
 
     Args:
         runs: each run's maps.
         precision: dtype of the features; global averages are float32 in any case.
-        budget: bytes that the bank may take on the device; a larger one is streamed.
+        budget: bytes that the bank may take on all of its devices; a larger one is streamed.
     """
     parts: list[Maps] = []
     starts: dict[int, int] = {}
@@ -149,5 +188,5 @@ def shared_bank(
         place = [starts[id(maps[0])] + np.arange(len(maps[0])) for maps in run]
         places.append(np.concatenate(place))
     host = HostBank(parts, precision)
-    inputs = host.on_device() if host.nbytes <= budget else Streamed(host)
+    inputs = host if host.nbytes <= budget else Streamed(host)
     return [SharedBank(inputs, place) for place in places]

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from ahl_jax.bank import HostBank
 from ahl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def mesh_for(
 def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "TrainingData"]:
     """States and data with a leading seed axis, placed on the mesh.
 
-    The bank is padded to a multiple of the data shards; nothing points at the padding. Of several
-    processes all must give the same values.
+    The bank is padded to a multiple of the data shards; nothing points at the padding. One that is
+    still on the host goes to each device in its part alone. Of several processes all must give the
+    same values.
     """
 
     def put(tree: Any, *axes: str) -> Any:
@@ -108,9 +110,13 @@ def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "Trainin
         for field in dataclasses.fields(data)
         if field.name != "inputs"
     }
-    shards = mesh.shape["data"]
-    bank = jax.tree.map(lambda leaf: _padded(leaf, shards), data.inputs)
-    return put(states, "seed"), dataclasses.replace(data, **placed, inputs=put(bank, "data"))
+    bank: Any = data.inputs
+    if isinstance(bank, HostBank):
+        bank = bank.put(NamedSharding(mesh, PartitionSpec("data")))
+    else:
+        shards = mesh.shape["data"]
+        bank = put(jax.tree.map(lambda leaf: _padded(leaf, shards), bank), "data")
+    return put(states, "seed"), dataclasses.replace(data, **placed, inputs=bank)
 
 
 def seeds_apart(mesh: Mesh) -> NamedSharding:

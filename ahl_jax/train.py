@@ -25,7 +25,7 @@ from ahl_jax.gather import (
     training_features,
 )
 from ahl_jax.loop import Run, run_epochs
-from ahl_jax.problem import Problem, check_names, make_problem
+from ahl_jax.problem import Problem, check_names, global_averages, problem_on
 from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
 from ahl_jax.workdir import Workdir
 
@@ -236,7 +236,13 @@ def _gather(
     maps = [(f.normals, f.anomalies, f.pseudo.maps) for f in gathered]
     banks = shared_bank(maps, options.precision, budget)
     problems = [
-        make_problem(run.config, *own, features.pseudo.generator, features.pseudo.source, bank=bank)
-        for run, own, features, bank in zip(runs, maps, gathered, banks, strict=True)
+        problem_on(
+            run.config,
+            bank,
+            global_averages(features.normals),
+            features.pseudo.generator,
+            features.pseudo.source,
+        )
+        for run, features, bank in zip(runs, gathered, banks, strict=True)
     ]
     return runs, problems

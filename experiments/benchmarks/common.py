@@ -23,7 +23,7 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
-from ahl_jax.problem import Problem, make_problem
+from ahl_jax.problem import Problem, global_averages, make_problem, problem_on
 
 Shape = tuple[int, int, int]
 """Height, width and channels of a feature map."""
@@ -84,17 +84,12 @@ def synthetic_problem(
 
     generators = len(config.pseudo.generators)
     total = generators * pseudo_per_generator
-    images = normals + anomalies + total
-    bank = None if inputs is None else SharedBank(inputs, np.arange(images))
-    return make_problem(
-        config,
-        maps(normals, 0.0),
-        maps(anomalies, 0.2),
-        maps(total, 0.1),
-        np.arange(total) // pseudo_per_generator,
-        np.arange(total) % normals,
-        bank=bank,
-    )
+    of_normals = maps(normals, 0.0)
+    made = np.arange(total) // pseudo_per_generator, np.arange(total) % normals
+    if inputs is not None:
+        bank = SharedBank(inputs, np.arange(normals + anomalies + total))
+        return problem_on(config, bank, global_averages(of_normals), *made)
+    return make_problem(config, of_normals, maps(anomalies, 0.2), maps(total, 0.1), *made)
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> list[float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ahl_jax.bank import HostBank, Streamed, shared_bank
-from ahl_jax.detectors.inputs import Inputs, make_inputs
+from ahl_jax.detectors.inputs import make_inputs
 from tests.core.setting import assert_trees_close, assert_trees_equal, make_config, make_setting
 
 
@@ -24,6 +24,7 @@ def test_rows_of_the_host_bank_are_the_images_of_its_parts():
     whole = make_inputs([np.concatenate(scale) for scale in zip(*maps, strict=True)])
     assert bank.images == 77
     assert bank.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+    assert bank.channels == 2
     assert_trees_equal(bank.on_device(), jax.tree.map(jnp.asarray, whole))
     index = np.array([[76, 0, 4], [5, 5, 74]])
     found = bank.rows(index)
@@ -40,24 +41,28 @@ def test_runs_with_the_same_normals_hold_them_once():
     np.testing.assert_array_equal(two.place, [*range(5), 75, 76, *range(5, 75)])
 
 
+def test_rows_past_the_last_image_are_zeros():
+    bank = HostBank(parts(), "float32")
+    assert all((leaf[0] != 0).all() for leaf in jax.tree.leaves(bank.rows(np.array([76, 77, 99]))))
+    assert all((leaf[1:] == 0).all() for leaf in jax.tree.leaves(bank.rows(np.array([76, 77, 99]))))
+
+
 def test_half_precision_halves_the_features_and_keeps_the_averages():
     (maps,) = parts(1)
-    (bank,) = shared_bank([(maps, maps, maps)], "bfloat16")
+    found = HostBank([maps], "bfloat16").on_device()
     exact = make_inputs(maps)
-    assert {bank.inputs.patches.dtype, bank.inputs.rest.dtype} == {jnp.dtype("bfloat16")}
-    np.testing.assert_array_equal(bank.inputs.pooled, exact.pooled)
-    np.testing.assert_allclose(
-        np.asarray(bank.inputs.patches, np.float32), exact.patches, rtol=2**-8
-    )
+    assert {found.patches.dtype, found.rest.dtype} == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(found.pooled, exact.pooled)
+    np.testing.assert_allclose(np.asarray(found.patches, np.float32), exact.patches, rtol=2**-8)
 
 
-def test_a_bank_within_its_budget_is_on_the_device_and_one_over_it_is_streamed():
+def test_a_bank_within_its_budget_goes_to_the_device_and_one_over_it_is_streamed():
     (maps,) = parts(1)
     runs = [(maps, maps, maps)]
     size = HostBank([maps], "float32").nbytes
-    assert isinstance(shared_bank(runs, budget=size)[0].inputs, Inputs)
+    assert isinstance(shared_bank(runs, budget=size)[0].inputs, HostBank)
     assert isinstance(shared_bank(runs, budget=size - 1)[0].inputs, Streamed)
-    assert isinstance(shared_bank(runs, "bfloat16", budget=size - 1)[0].inputs, Inputs)
+    assert isinstance(shared_bank(runs, "bfloat16", budget=size - 1)[0].inputs, HostBank)
 
 
 def test_streamed_images_are_those_of_the_bank_under_jit_and_vmap():
