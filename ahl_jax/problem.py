@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.backbones import TRUNKS
-from ahl_jax.bank import HostBank, Maps, SharedBank, shared_bank
+from ahl_jax.bank import HostBank, Maps, SharedBank, global_averages, shared_bank
 from ahl_jax.batches import PoolSet
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
@@ -93,11 +93,6 @@ def make_problem(
     return problem_on(config, bank, global_averages(normals), generator, source)
 
 
-def global_averages(maps: Maps) -> Float[np.ndarray, "n d"]:
-    """The averages over the locations of each image, scale beside scale; k-means divides them."""
-    return np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in maps], axis=1)
-
-
 def problem_on(
     config: Config,
     bank: SharedBank,
@@ -110,7 +105,7 @@ def problem_on(
     Args:
         config: the run's settings.
         bank: the features, and where the run's images are in them.
-        averages: ``global_averages`` of the n training normals.
+        averages: ``global_averages`` of the n training normals, which k-means divides.
         generator: which generator made each pseudo-anomaly.
         source: which normal each pseudo-anomaly was made from.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ahl_jax.bank import FeatureBank, Precision, SharedBank
+from ahl_jax.bank import FeatureBank, Precision, SharedBank, global_averages
 from ahl_jax.config import (
     Config,
     DataConfig,
@@ -23,7 +23,7 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
-from ahl_jax.problem import Problem, global_averages, make_problem, problem_on
+from ahl_jax.problem import Problem, make_problem, problem_on
 
 Shape = tuple[int, int, int]
 """Height, width and channels of a feature map."""

@@ -53,18 +53,18 @@ print(json.dumps({
 _FROM_THE_HOST = """
 import json
 import jax, numpy as np
-from ahl_jax.bank import HostBank, shared_bank
+from ahl_jax.bank import HostBank, Part, global_averages, shared_bank
 from ahl_jax.devices import mesh_for, spread
-from ahl_jax.problem import global_averages, problem_on
+from ahl_jax.problem import problem_on
 from ahl_jax.seeds import inference_references, stack_problems
 from tests.core.setting import make_config, setting_maps
 
 normals, anomalies, pseudo, *made = setting_maps()
 config = make_config(detector="devnet", subsets=4)
-(bank,) = shared_bank([(normals, anomalies, pseudo)])
+(bank,) = shared_bank([(normals, anomalies, pseudo)], part=Part(shards=4))
 whole = bank.inputs.on_device()
-images = whole.images
-features = [np.array(leaf) for leaf in jax.tree.leaves(whole)]
+images = bank.inputs.images
+features = [np.array(leaf)[:images] for leaf in jax.tree.leaves(whole)]
 del whole
 largest, arranged = [], []
 
