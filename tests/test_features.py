@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ahl_jax.backbones import Trunk, load_trunk
+from ahl_jax.bank import Part
 from ahl_jax.config import FeatureConfig, PseudoConfig
 from ahl_jax.errors import BadImageError, UserError
 from ahl_jax.features import Store, default_folder, extract, extract_pseudo
@@ -346,6 +347,25 @@ def test_pseudo_anomalies_do_not_depend_on_batches_or_other_generators(images, t
     np.testing.assert_array_equal(alone.source, whole.source[[6, 7, 8, 9, 0, 1, 2, 3]])
     np.testing.assert_array_equal(alone.maps[0][:4], whole.maps[0][6:10])
     np.testing.assert_array_equal(alone.maps[0][4:], whole.maps[0][:4])
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_parts_of_the_pseudo_anomalies_are_those_of_the_whole(images, store, processes):
+    whole = pseudo_features(images, Store(store.folder / "whole"))
+    found = [
+        extract_pseudo(images, TRUNK, CONFIG, PSEUDO, 3, store, part=Part(p, processes),
+                       progress=False)
+        for p in range(processes)
+    ]  # fmt: skip
+    for made in found:
+        np.testing.assert_array_equal(made.source, whole.source)
+        np.testing.assert_array_equal(made.generator, whole.generator)
+    lengths = [len(made.maps[0]) for made in found]
+    assert max(lengths) <= min(lengths) + 1
+    for scale, expected in enumerate(whole.maps):
+        np.testing.assert_array_equal(
+            np.concatenate([made.maps[scale] for made in found]), expected
+        )
 
 
 def test_an_interrupted_pseudo_run_goes_on_to_the_same_features(images, store, tmp_path, passes):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ahl_jax.bank import FeatureBank, SharedBank
+from ahl_jax.bank import FeatureBank, SharedBank, global_averages
 from ahl_jax.config import (
     Config,
     DataConfig,
@@ -24,7 +24,7 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
-from ahl_jax.problem import Problem, make_problem
+from ahl_jax.problem import Problem, make_problem, problem_on
 
 Shape = tuple[int, int, int]
 """Height, width and channels of a feature map."""
@@ -85,17 +85,12 @@ def synthetic_problem(
 
     generators = len(config.pseudo.generators)
     total = generators * pseudo_per_generator
-    images = normals + anomalies + total
-    bank = None if inputs is None else SharedBank(inputs, np.arange(images))
-    return make_problem(
-        config,
-        maps(normals, 0.0),
-        maps(anomalies, 0.2),
-        maps(total, 0.1),
-        np.arange(total) // pseudo_per_generator,
-        np.arange(total) % normals,
-        bank=bank,
-    )
+    of_normals = maps(normals, 0.0)
+    made = np.arange(total) // pseudo_per_generator, np.arange(total) % normals
+    if inputs is not None:
+        bank = SharedBank(inputs, np.arange(normals + anomalies + total))
+        return problem_on(config, bank, global_averages(of_normals), *made)
+    return make_problem(config, of_normals, maps(anomalies, 0.2), maps(total, 0.1), *made)
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
