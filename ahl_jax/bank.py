@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from ahl_jax.config import Precision
 from ahl_jax.detectors.inputs import Inputs, make_inputs
+from ahl_jax.whitening import Whitening
 
 Maps = Sequence[Float[np.ndarray, "n h w c"]]
 """Feature maps of n images, one array per scale."""
@@ -59,6 +60,7 @@ class HostBank:
         precision: what ``rows`` gives.
         part: which part this is.
         counts: how many images each process has; by default this one has all.
+        whitening: what the features are whitened with.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class HostBank:
         precision: Precision,
         part: Part = WHOLE,
         counts: Sequence[int] | None = None,
+        whitening: Whitening | None = None,
     ):
         self.parts = parts
+        self.whitening = whitening
         self.dtype = jnp.dtype(precision)
         self.ends = np.cumsum([len(part[0]) for part in parts])
         counts = [int(self.ends[-1])] if counts is None else counts
@@ -110,7 +114,7 @@ class HostBank:
             local = flat[where] - (self.ends[number] - len(part[0]))
             for start in range(0, len(where), _ROWS):
                 here = slice(start, start + _ROWS)
-                few = make_inputs([m[local[here]] for m in part], self.dtype)
+                few = make_inputs([m[local[here]] for m in part], self.dtype, self.whitening)
                 for whole, some in zip(jax.tree.leaves(found), jax.tree.leaves(few), strict=True):
                     whole[where[here]] = some
         return jax.tree.map(lambda leaf: leaf.reshape(*index.shape, *leaf.shape[1:]), found)
@@ -209,6 +213,7 @@ def shared_bank(
     *,
     part: Part = WHOLE,
     counts: Sequence[Int[np.ndarray, "p 3"]] | None = None,
+    whitening: Whitening | None = None,
 ) -> list[SharedBank]:
     """One bank of several runs' normals, anomalies and pseudo-anomalies, still on the host.
 
@@ -221,6 +226,7 @@ def shared_bank(
         budget: bytes that the bank may take on all of its devices; a larger one is streamed.
         part: which part of each list this process has.
         counts: of each run, how many images of each list every process has.
+        whitening: what the features are whitened with.
     """
     if counts is None:
         counts = [np.array([[len(maps[0]) for maps in run]]) for run in runs]
@@ -230,7 +236,7 @@ def shared_bank(
             lists.setdefault(id(maps[0]), (maps, of_list))
     lengths = np.array([of_list for _, of_list in lists.values()])
     own = [maps for maps, _ in lists.values()]
-    host = HostBank(own, precision, part, lengths.sum(0).tolist())
+    host = HostBank(own, precision, part, lengths.sum(0).tolist(), whitening)
     # Process by process, list after list.
     starts = host.rows_each * np.arange(part.of) + np.cumsum(lengths, axis=0) - lengths
     place = {

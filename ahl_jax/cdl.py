@@ -83,6 +83,10 @@ class CDL:
         """G."""
         return state.model
 
+    def with_model(self, state: CDLState, model: Model) -> CDLState:
+        """Another g."""
+        return state._replace(model=model)
+
     def epoch(self, state: CDLState, data: TrainingData, epoch: Array) -> tuple[CDLState, EpochLog]:
         """One epoch: per round, train the base models from g, then update g.
 

@@ -15,6 +15,9 @@ from ahl_jax.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
 
+SCALES = 2
+"""Sizes that an image is looked at."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -56,6 +59,13 @@ class FeatureConfig:
     image_size: int = 256
     """Side in pixels of the larger scale; the second scale is half of it."""
 
+    views: Literal[1, 2, 4, 8] = 1
+    """Copies of an image whose feature maps are turned back and averaged: 2 adds the mirror image,
+    4 both of them upside down, 8 all four by a quarter turn."""
+
+    whiten: bool = False
+    """Whiten the features by the normals' covariance."""
+
     image_batch: int = 16
     """Images in one pass through the trunk."""
 
@@ -96,7 +106,7 @@ class DetectorConfig:
     """The base detector."""
 
     detector: str = "dra"
-    """The base detector that AHL trains: dra or devnet."""
+    """The base detector that AHL trains: density (with --whiten), devnet or dra."""
 
     top_k: float = 0.1
     """The fraction of locations, at least one, whose scores a head averages."""
@@ -115,8 +125,9 @@ class DetectorConfig:
 class LearningConfig:
     """Collaborative differentiable learning (CDL), and plain training of the detector alone."""
 
-    method: Literal["ahl", "base"] = "ahl"
-    """ahl: the whole method; base: the detector alone, on all training images at once."""
+    method: Literal["ahl", "base", "fit"] = "ahl"
+    """ahl: the whole method; base: the detector alone, on all training images at once; fit: what
+    training would start from, in one epoch that changes nothing."""
 
     epochs: int = 30
     """Epochs; the last one is what counts."""
@@ -155,6 +166,11 @@ class LearningConfig:
 
     decay: float = 0.1
     """Factor of one decay."""
+
+    @property
+    def planned_epochs(self) -> int:
+        """Epochs that a run has."""
+        return 1 if self.method == "fit" else self.epochs
 
 
 @dataclass(frozen=True)

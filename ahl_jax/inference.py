@@ -1,5 +1,6 @@
 """Scores of feature maps by a trained detector, and the trained detector as saved arrays."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ahl_jax.config import DetectorConfig
 from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.features import FeatureMaps
+from ahl_jax.whitening import Whitening
 
 BATCH = 64
 
@@ -32,6 +34,8 @@ class Scorer:
     functional: Functional
     model: Model
     reference: Inputs
+    whitening: Whitening | None = None
+    """What the features that it was trained on are whitened with."""
 
     def score(self, maps: FeatureMaps) -> Float[np.ndarray, " n"]:
         """Anomaly scores of n images, higher for more anomalous.
@@ -44,7 +48,9 @@ class Scorer:
         for start in range(0, images, BATCH):
             # The last batch is padded, so that there is one compilation.
             rows = np.minimum(np.arange(start, start + BATCH), images - 1)
-            inputs = make_inputs([scale[rows] for scale in maps], self.reference.patches.dtype)
+            inputs = make_inputs(
+                [scale[rows] for scale in maps], self.reference.patches.dtype, self.whitening
+            )
             batch = _score(self.functional, self.model, self.reference, inputs)
             scores.append(np.asarray(batch)[: images - start])
         return np.concatenate(scores)
@@ -54,18 +60,25 @@ class Scorer:
         reference = {f"scale{i}": features for i, features in enumerate(to_maps(self.reference))}
         # A detector without running statistics has none to save.
         model = {k: v for k, v in self.model._asdict().items() if v}
-        return {"model": model, "reference": reference}
+        reference["averages"] = self.reference.pooled
+        arrays = {"model": model, "reference": reference}
+        return (
+            arrays if self.whitening is None else arrays | {"whitening": self.whitening._asdict()}
+        )
 
 
 def scorer_from_arrays(config: DetectorConfig, arrays: dict[str, Any]) -> Scorer:
     """The inverse of ``Scorer.arrays``, for the detector that ``config`` names."""
-    maps: Sequence[np.ndarray] = [
-        arrays["reference"][name][None] for name in sorted(arrays["reference"])
-    ]
+    saved_reference = dict(arrays["reference"])
+    averages = saved_reference.pop("averages")
+    maps: Sequence[np.ndarray] = [saved_reference[name][None] for name in sorted(saved_reference)]
     reference = make_inputs(maps).take(jnp.array(0))
+    # Those of whitened features are not the averages of their maps.
+    reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
     functional, fresh = make_detector(config, reference.channels, jax.random.key(0))
     saved = arrays["model"]
     model = Model(saved["params"], saved.get("stats", {}))
     if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
         raise ValueError("the saved arrays do not fit the detector")
-    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference)
+    whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
+    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference, whitening)

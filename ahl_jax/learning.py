@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -79,8 +80,25 @@ def _take(inputs: Any, index: Int[Array, "*b"]) -> Any:
     return inputs.take(index)
 
 
+CALIBRATION = 256
+"""Normals that a detector is calibrated with, at most."""
+
 NO_BANK: Any = ()
 """For ``dataclasses.replace``, where a seed's data is handled without the shared features."""
+
+
+def calibrated(functional: Functional, model: Model, data: TrainingData, normals: int) -> Model:
+    """The model that training starts from, see ``Detector.calibrate``.
+
+    Args:
+        functional: the detector.
+        model: the detector as it is made.
+        data: the training images; ``followed`` begins with the normals.
+        normals: how many normals there are.
+    """
+    chosen = np.linspace(0, normals, min(normals, CALIBRATION), endpoint=False, dtype=int)
+    anomalies = data.followed[normals:]
+    return functional.calibrated(model, data.images(data.followed[chosen]), data.images(anomalies))
 
 
 class EpochLog(NamedTuple):
@@ -106,6 +124,9 @@ class Learner(Protocol):
 
     def model(self, state: Any) -> Model:
         """The detector that inference uses."""
+
+    def with_model(self, state: Any, model: Model) -> Any:
+        """The state with another detector in it."""
 
 
 def learning_rate(base: float, config: LearningConfig, epoch: Array) -> Float[Array, ""]:

@@ -22,6 +22,7 @@ from ahl_jax.inference import Scorer
 from ahl_jax.learning import NO_BANK, EpochLog, Learner, TrainingData
 from ahl_jax.problem import Problem
 from ahl_jax.processes import arrays_of_primary, is_primary, on_primary, together
+from ahl_jax.whitening import Whitening
 from ahl_jax.workdir import Workdir
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ class Run:
     workdir: Workdir
     checkpoints: Checkpoints | None
     """Process 0 alone has them."""
+
+    whitening: Whitening | None = None
+    """What its features are whitened with."""
 
     @property
     def writer(self) -> Checkpoints:
@@ -70,7 +74,7 @@ def run_epochs(
     Raises:
         UserError: if the settings fit neither the data nor the devices.
     """
-    epochs = runs[0].config.learning.epochs
+    epochs = runs[0].config.learning.planned_epochs
     with together():
         states, data = seeds.stack_problems(problems)
         mesh = mesh_for(len(runs), data.error_weights.shape[1], data_shards)
@@ -97,6 +101,8 @@ def run_epochs(
             log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
         log.info("compiling the training step, which takes a while the first time")
     states, data = spread(states, data, mesh)
+    if not done:
+        states = seeds.calibrated(learner, states, data, runs[0].normals, mesh)
     # Constant over the run, and read back by nothing but the checkpoints.
     references = on_this_process(seeds.inference_references(data, mesh), mesh)
     step = seeds.compile_epochs(mesh)
@@ -149,7 +155,7 @@ def _announce(data: TrainingData, data_shards: int, runs: Sequence[Run], done: i
         mib /= data_shards
         log.info("the features of %d training images take %.0f MiB on each device", images, mib)
     if done:
-        log.info("going on after epoch %d of %d", done, runs[0].config.learning.epochs)
+        log.info("going on after epoch %d of %d", done, runs[0].config.learning.planned_epochs)
 
 
 def _announce_memory(compiled: jax.stages.Compiled) -> None:
@@ -168,7 +174,7 @@ def _announce_memory(compiled: jax.stages.Compiled) -> None:
 def _save(
     run: Run, learner: Learner, state: Any, reference: Inputs, rows: list[dict[str, Any]]
 ) -> None:
-    scorer = Scorer(learner.functional, learner.model(state), reference)
+    scorer = Scorer(learner.functional, learner.model(state), reference, run.whitening)
     run.writer.save(
         len(rows),
         inference=scorer.arrays(),

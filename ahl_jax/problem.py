@@ -26,8 +26,9 @@ from ahl_jax.hadg import (
 )
 from ahl_jax.learning import Learner, TrainingData
 from ahl_jax.losses import draw_prior
-from ahl_jax.plain import Plain
+from ahl_jax.plain import Fit, Plain
 from ahl_jax.pseudo import GENERATORS
+from ahl_jax.whitening import fit_whitening
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,15 @@ def check_names(config: Config) -> None:
                 raise UserError(
                     f"--{option} has no '{name}'; choose from {', '.join(sorted(known))}"
                 )
+    if DETECTORS[config.detector.detector].whitened and not config.features.whiten:
+        raise UserError(f"the detector {config.detector.detector} needs --whiten; add it")
 
 
-LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {"ahl": CDL, "base": Plain}
+LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {
+    "ahl": CDL,
+    "base": Plain,
+    "fit": Fit,
+}
 
 
 def make_problem(
@@ -87,10 +94,13 @@ def make_problem(
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
-    (bank,) = shared_bank([(normals, anomalies, pseudo)], config.features.precision)
+    averages = global_averages(normals)
+    whitening = fit_whitening(averages, len(normals)) if config.features.whiten else None
+    maps = normals, anomalies, pseudo
+    (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    return problem_on(config, bank, global_averages(normals), generator, source)
+    return problem_on(config, bank, averages, generator, source)
 
 
 def problem_on(

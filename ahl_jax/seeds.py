@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from ahl_jax.detectors import Inputs
+from ahl_jax import learning
+from ahl_jax.detectors import Detector, Inputs
 from ahl_jax.devices import everywhere, seeds_apart
 from ahl_jax.errors import UserError
 from ahl_jax.learning import NO_BANK, EpochLog, Learner, TrainingData
@@ -107,6 +108,28 @@ def inference_references(data: TrainingData, mesh: Mesh) -> Inputs:
             return jax.vmap(TrainingData.inference_reference, in_axes=(_DATA_AXES,))(data)
 
     return jax.jit(every_seed, out_shardings=everywhere(mesh))(data)
+
+
+def calibrated(learner: Learner, states: Any, data: TrainingData, normals: int, mesh: Mesh) -> Any:
+    """The states with each seed's detector calibrated, see ``Detector.calibrate``.
+
+    States and data are on the mesh.
+    """
+    if learner.functional.kind.calibrate is Detector.calibrate:
+        return states
+
+    def every_seed(states: Any, data: TrainingData) -> Any:
+        def one(seed: tuple[Any, TrainingData]) -> Any:
+            own = dataclasses.replace(seed[1], inputs=data.inputs)
+            model = learner.model(seed[0])
+            return learner.with_model(
+                seed[0], learning.calibrated(learner.functional, model, own, normals)
+            )
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.lax.map(one, (states, dataclasses.replace(data, inputs=NO_BANK)))
+
+    return jax.jit(every_seed, out_shardings=seeds_apart(mesh))(states, data)
 
 
 def one_seed(tree: Any, seed: int) -> Any:

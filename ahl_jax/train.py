@@ -12,7 +12,7 @@ from ahl_jax.backbones import load_trunk
 from ahl_jax.bank import Part, shared_bank
 from ahl_jax.budget import on_device, on_host
 from ahl_jax.checkpoints import Checkpoints
-from ahl_jax.config import Config
+from ahl_jax.config import SCALES, Config
 from ahl_jax.data.samples import Split
 from ahl_jax.devices import own_part
 from ahl_jax.errors import UserError
@@ -28,6 +28,7 @@ from ahl_jax.gather import (
 from ahl_jax.loop import Run, run_epochs
 from ahl_jax.problem import Problem, check_names, problem_on
 from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
+from ahl_jax.whitening import fit_whitening
 from ahl_jax.workdir import Workdir
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def _train(
             return [
                 i
                 for i, (config, checkpoints) in enumerate(zip(configs, opened, strict=True))
-                if (checkpoints.latest_epoch() or 0) < config.learning.epochs
+                if (checkpoints.latest_epoch() or 0) < config.learning.planned_epochs
             ]
 
         missing = on_primary(claim)
@@ -215,27 +216,37 @@ def _gather(
             for i, (config, split) in missing.items():
                 test_features(config, split, trunk, store, progress=progress)
                 opened[i].save_trunk(trunk.name, trunk.params)
-    runs: list[Run] = []
     gathered: list[TrainingFeatures] = []
     of_normals: dict[tuple[Path, ...], TrainingFeatures] = {}
-    for i, (config, split) in missing.items():
+    for config, split in missing.values():
         shared = of_normals.get(split.train_normals)
         features = training_features(
             config, split, trunk, store, part, shared=shared, progress=progress
         )
         of_normals[split.train_normals] = features
         gathered.append(features)
-        checkpoints = opened[i] if is_primary() else None
-        counts = len(features.normals.paths), len(features.anomalies.paths)
-        runs.append(Run(config, *counts, folders[i], checkpoints))
     with together():
+        # Every seed of a data set has the same training normals.
+        whitening = fit_whitening(gathered[0].averages, SCALES) if options.whiten else None
         banks = shared_bank(
             [features.maps for features in gathered],
             options.precision,
             budget,
             part=part,
             counts=[features.counts for features in gathered],
+            whitening=whitening,
         )
+        runs = [
+            Run(
+                config,
+                len(features.normals.paths),
+                len(features.anomalies.paths),
+                folders[i],
+                opened[i] if is_primary() else None,
+                whitening,
+            )
+            for (i, (config, _)), features in zip(missing.items(), gathered, strict=True)
+        ]
         problems = [
             problem_on(run.config, bank, f.averages, f.pseudo.generator, f.pseudo.source)
             for run, f, bank in zip(runs, gathered, banks, strict=True)

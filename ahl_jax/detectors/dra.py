@@ -27,7 +27,7 @@ class DRA(DeviationDetector):
         Head("seen", targets=(0, 1, None)),
         Head("pseudo", targets=(0, None, 1)),
         Head("residual", targets=(0, 1, 1)),
-        Head("normality", targets=(1, 0, 0), sign=-1),
+        Head("normality", targets=(1, 0, 0), factor=-1),
     )
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):

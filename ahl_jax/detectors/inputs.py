@@ -10,6 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ahl_jax.whitening import Whitening
+
 PATCH = 3
 """Side of the residual head's patches, which do not overlap."""
 
@@ -86,7 +88,8 @@ class Inputs:
     """The locations that no patch covers, scale after scale."""
 
     pooled: Float[Array, "*n s c"]
-    """Global average over the locations of each scale, at least float32."""
+    """Global average over the locations of each scale, at least float32. Where the features are
+    whitened, the averages of all scales are whitened together."""
 
     grids: tuple[Grid, ...]
 
@@ -131,29 +134,36 @@ class Inputs:
 
 
 def make_inputs(
-    maps: Sequence[Float[Array | np.ndarray, "n h w c"]], dtype: DTypeLike | None = None
+    maps: Sequence[Float[Array | np.ndarray, "n h w c"]],
+    dtype: DTypeLike | None = None,
+    whitening: Whitening | None = None,
 ) -> Inputs:
     """Feature maps, one array per scale, as a detector reads them.
 
     Args:
         maps: all of NumPy, which stays on the host, or all of JAX.
         dtype: of the patches and the rest; by default that of the maps.
+        whitening: what to whiten the features with; by default they stay as they are.
     """
     xp = np if isinstance(maps[0], np.ndarray) else jnp
     dtype = dtype or maps[0].dtype
     precise = jnp.promote_types(maps[0].dtype, np.float32)
     grids = tuple(Grid(*m.shape[1:3]) for m in maps)
     patches, rest, pooled = [], [], []
-    for features, grid in zip(maps, grids, strict=True):
+    for scale, (features, grid) in enumerate(zip(maps, grids, strict=True)):
         n, h, w, c = features.shape
         flat = features.reshape(n, h * w, c)
+        if whitening is not None:
+            flat = (flat - whitening.mean[scale]) @ whitening.locations[scale]
         covered, others = np.split(grid.order, [grid.patches * PATCH**2])
         patches.append(flat[:, covered].reshape(n, grid.patches, PATCH**2 * c).astype(dtype))
         rest.append(flat[:, others].astype(dtype))
         pooled.append(features.mean(axis=(1, 2), dtype=precise))
-    return Inputs(
-        xp.concatenate(patches, axis=1), xp.concatenate(rest, axis=1), xp.stack(pooled, 1), grids
-    )
+    averages = xp.stack(pooled, 1)
+    if whitening is not None:
+        flat = (averages - whitening.mean).reshape(len(averages), -1) @ whitening.averages
+        averages = flat.reshape(averages.shape)
+    return Inputs(xp.concatenate(patches, axis=1), xp.concatenate(rest, axis=1), averages, grids)
 
 
 def to_maps(inputs: Inputs) -> tuple[Float[Array, "*n h w c"], ...]:

@@ -33,9 +33,20 @@ class Detector(nnx.Module):
     heads: ClassVar[tuple[str, ...]]
     """Names of the heads, in the order of the last axis of ``head_scores``."""
 
+    whitened: ClassVar[bool] = False
+    """Whether it needs whitened features, see ``ahl_jax.whitening``."""
+
     @abstractmethod
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         raise NotImplementedError
+
+    def calibrate(self, normals: Inputs, anomalies: Inputs) -> None:
+        """Set, in place, what training starts from by some training images; by default nothing.
+
+        Args:
+            normals: up to ``ahl_jax.learning.CALIBRATION`` of the training normals.
+            anomalies: all labelled anomalies.
+        """
 
     @abstractmethod
     def head_scores(
@@ -88,12 +99,12 @@ class Head:
     targets: tuple[int | None, int | None, int | None]
     """Target for normals, anomalies and pseudo-anomalies; None where the head does not train."""
 
-    sign: int = 1
-    """+1 where a high score means anomalous, -1 where it means normal."""
+    factor: float = 1
+    """Its share in the total score; negative where a high score means normal."""
 
 
 class DeviationDetector(Detector):
-    """A detector whose heads are all trained with the deviation loss; score = signed sum."""
+    """A detector whose heads are all trained with the deviation loss; score = weighted sum."""
 
     table: ClassVar[tuple[Head, ...]]
     margin: float
@@ -121,8 +132,8 @@ class DeviationDetector(Detector):
         return (each * counts).sum(0) / jnp.maximum(counts.sum(0), 1e-12)
 
     def total_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
-        """Sum of the heads' scores, each with its sign."""
-        return head_scores @ jnp.array([h.sign for h in self.table], head_scores.dtype)
+        """Sum of the heads' scores, each with its factor."""
+        return head_scores @ jnp.array([h.factor for h in self.table], head_scores.dtype)
 
     def label_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
         """The total score, scaled so that the heads' targets for normals and anomalies are 0 and 1.
@@ -131,7 +142,7 @@ class DeviationDetector(Detector):
         train on anomalies is taken to leave them at 0.
         """
         normal, anomaly = (
-            self.margin * sum(h.sign * (h.targets[label] or 0) for h in self.table)
+            self.margin * sum(h.factor * (h.targets[label] or 0) for h in self.table)
             for label in (NORMAL, ANOMALY)
         )
         # Heads that tell no difference by their targets keep their own scale.
@@ -158,6 +169,12 @@ class Functional:
     def merge(self, model: Model) -> Detector:
         """The module with the arrays of ``model``."""
         return nnx.merge(self.graph, nnx.State(model.params), nnx.State(model.stats))
+
+    def calibrated(self, model: Model, normals: Inputs, anomalies: Inputs) -> Model:
+        """The model after ``Detector.calibrate``."""
+        detector = self.merge(model)
+        detector.calibrate(normals, anomalies)
+        return functional(detector)[1]
 
     def loss(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from ahl_jax.backbones import Trunk
-from ahl_jax.config import FeatureConfig
+from ahl_jax.config import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches
 from ahl_jax.errors import BadImageError
 from ahl_jax.features.progress import Progress
@@ -21,9 +21,10 @@ from ahl_jax.features.store import Store, entry_key
 FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
 """One float32 array per scale, the larger scale first."""
 
-SCALES = 2
-
 _ROWS = 64
+
+VIEWS = tuple((quarters, mirrored) for quarters in (0, 2, 1, 3) for mirrored in (False, True))
+"""Quarter turns of an image, after a reflection or none; ``config.views`` takes the first ones."""
 
 # To be raised by whoever changes what a given image and trunk give: the reading and resizing of
 # images, the scales, or the pseudo-anomaly generators.
@@ -89,7 +90,7 @@ def extract(
             on_bad=_warn,
         )
         for indices, images in batches:
-            yield [missing[i] for i in indices], trunk_maps(trunk, images, config.image_batch)
+            yield [missing[i] for i in indices], trunk_maps(trunk, images, config)
 
     maps, found = cached(distinct, trunk, config, store, compute, label if progress else None)
     rows = {key: row for row, key in enumerate(found)}
@@ -124,6 +125,7 @@ def image_key(digest: str, trunk: Trunk, config: FeatureConfig, **more: str | in
         weights=trunk.digest,
         image_size=config.image_size,
         scales=SCALES,
+        **({"views": config.views} if config.views > 1 else {}),
         **more,
     )
 
@@ -184,15 +186,16 @@ def cached(
 
 
 def trunk_maps(
-    trunk: Trunk, images: UInt8[np.ndarray | Array, "b size size 3"], batch: int
+    trunk: Trunk, images: UInt8[np.ndarray | Array, "b size size 3"], config: FeatureConfig
 ) -> tuple[Float[Array, "batch h w c"], ...]:
-    """The maps of up to ``batch`` images; rows past theirs are padding.
+    """The maps of up to ``config.image_batch`` images; rows past theirs are padding.
 
     Every call has the same shapes, so there is one compilation, and an image's maps do not depend
     on how many others came with it.
     """
+    batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return _two_scales(trunk.apply, trunk.params, whole)
+    return _two_scales(trunk.apply, config.views, trunk.params, whole)
 
 
 def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray, "batch ..."]:
@@ -200,20 +203,38 @@ def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray,
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _two_scales(
-    apply: Callable[[PyTree, Array], Array], params: PyTree, images: UInt8[Array, "b size size 3"]
+    apply: Callable[[PyTree, Array], Array],
+    views: int,
+    params: PyTree,
+    images: UInt8[Array, "b size size 3"],
 ) -> tuple[Float[Array, "b h w c"], ...]:
+    def maps(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        seen = [_seen_as(apply, params, images, *view) for view in VIEWS[:views]]
+        return functools.reduce(jnp.add, seen) / views
+
     large = images.astype(jnp.float32)
     b, size, _, c = large.shape
     # Sums of four 8-bit values and their quarters are exact in float32.
     small = large.reshape(b, size // 2, 2, size // 2, 2, c).sum((2, 4)) / 4
     if jax.default_backend() == "cpu":
         # One image's activations stay in the cache: 2.5 times as fast as a batch of 16.
-        return jax.lax.map(
-            lambda pair: tuple(apply(params, x[None])[0] for x in pair), (large, small)
-        )
-    return apply(params, large), apply(params, small)
+        return jax.lax.map(lambda pair: tuple(maps(x[None])[0] for x in pair), (large, small))
+    return maps(large), maps(small)
+
+
+def _seen_as(
+    apply: Callable[[PyTree, Array], Array],
+    params: PyTree,
+    images: Float[Array, "b h w 3"],
+    quarters: int,
+    mirrored: bool,
+) -> Float[Array, "b h2 w2 c"]:
+    """The maps of turned images, turned back."""
+    seen = jnp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
+    maps = jnp.rot90(apply(params, seen), -quarters, axes=(1, 2))
+    return maps[:, :, ::-1] if mirrored else maps
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:

@@ -132,7 +132,7 @@ def _extract_one(
             made = _make(
                 name, key, *(padded(a, batch) for a in (items[here], images[::2], images[1::2]))
             )
-            yield missing[here], trunk_maps(trunk, made, batch)
+            yield missing[here], trunk_maps(trunk, made, features)
 
     cached(keys, trunk, features, store, compute, label, into)
 

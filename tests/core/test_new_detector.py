@@ -65,7 +65,7 @@ def test_a_detector_added_with_one_line_trains(monkeypatch, method):
 
 def test_scores_on_the_scale_of_the_labels():
     class Two(Pooled):
-        table = (Head("a", targets=(0, 1, 1)), Head("b", targets=(1, 0, 0), sign=-1))
+        table = (Head("a", targets=(0, 1, 1)), Head("b", targets=(1, 0, 0), factor=-1))
 
     detector = Two(4, make_config().detector, rngs=nnx.Rngs(0))
     ideal = 5.0 * jnp.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])

@@ -1,0 +1,58 @@
+"""Whitening of features by the covariance of normal images, shrunk as Ledoit and Wolf do.
+
+Distances between whitened features are Mahalanobis distances: what hardly varies among normal
+images counts as much as what varies a lot.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+from sklearn.covariance import ledoit_wolf
+
+FLOOR = 1e-6
+"""Smallest variance along any direction, as a share of the largest."""
+
+
+class Whitening(NamedTuple):
+    """The affine maps that whiten features of s scales with c channels, all float32.
+
+    The matrices are the symmetric square roots of the inverse covariances, so of all whitening maps
+    they change the features least.
+    """
+
+    mean: Float[np.ndarray | Array, "s c"]
+    """Mean of the normals' global averages."""
+
+    locations: Float[np.ndarray | Array, "s c c"]
+    """For the features of single locations: whitens the global averages of each scale by itself."""
+
+    averages: Float[np.ndarray | Array, "d d"]
+    """For the global averages of all scales together, d = s c."""
+
+
+def fit_whitening(averages: Float[np.ndarray, "n d"], scales: int) -> Whitening:
+    """The whitening that makes the global averages of n normals uncorrelated.
+
+    Args:
+        averages: global averages, scale beside scale.
+        scales: s, which divides d.
+    """
+    mean = averages.mean(0)
+    centred = averages - mean
+    parts = np.split(centred, scales, axis=1)
+    return Whitening(
+        mean.reshape(scales, -1).astype(np.float32),
+        np.stack([_inverse_root(part) for part in parts]),
+        _inverse_root(centred),
+    )
+
+
+def _inverse_root(centred: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
+    """The symmetric inverse square root of the shrunk covariance; identity where nothing varies."""
+    covariance, _ = ledoit_wolf(centred, assume_centered=True)
+    values, vectors = np.linalg.eigh(covariance)
+    if values[-1] <= 0:
+        return np.eye(len(values), dtype=np.float32)
+    roots = np.sqrt(np.maximum(values, FLOOR * values[-1]))
+    return ((vectors / roots) @ vectors.T).astype(np.float32)
