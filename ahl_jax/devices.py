@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from ahl_jax.bank import HostBank, Part
 from ahl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def mesh_for(
             f"--data-shards is {data_shards}, which does not divide the {len(devices)} devices; "
             "choose one that does"
         )
-    of_process = defaultdict(list)
+    of_process: dict[int, list[jax.Device]] = defaultdict(list)
     for device in devices:
         of_process[device.process_index].append(device)
+    of_process = dict(sorted(of_process.items()))
     processes, each = len(of_process), min(map(len, of_process.values()))
     shapes = [
         (a, b, data_shards)
@@ -92,11 +94,24 @@ def mesh_for(
     return Mesh(ordered, AXES, axis_types=types)
 
 
+def own_part(data_shards: int) -> Part:
+    """What this process has of the training images, where ``mesh_for`` has that many data shards.
+
+    The first process has the first part, and so on; every process has all images where the data
+    shards cannot be shared out among the processes.
+    """
+    processes = jax.process_count()
+    if data_shards % processes:
+        return Part(shards=data_shards)
+    return Part(jax.process_index(), processes, data_shards // processes)
+
+
 def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "TrainingData"]:
     """States and data with a leading seed axis, placed on the mesh.
 
-    The bank is padded to a multiple of the data shards; nothing points at the padding. Of several
-    processes all must give the same values.
+    A bank that is still on the host goes to each device in its part alone; else it is padded to a
+    multiple of the data shards, and nothing points at the padding. Of several processes all must
+    give the same values, their parts of the bank aside.
     """
 
     def put(tree: Any, *axes: str) -> Any:
@@ -108,9 +123,13 @@ def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "Trainin
         for field in dataclasses.fields(data)
         if field.name != "inputs"
     }
-    shards = mesh.shape["data"]
-    bank = jax.tree.map(lambda leaf: _padded(leaf, shards), data.inputs)
-    return put(states, "seed"), dataclasses.replace(data, **placed, inputs=put(bank, "data"))
+    bank: Any = data.inputs
+    if isinstance(bank, HostBank):
+        bank = bank.put(NamedSharding(mesh, PartitionSpec("data")))
+    else:
+        shards = mesh.shape["data"]
+        bank = put(jax.tree.map(lambda leaf: _padded(leaf, shards), bank), "data")
+    return put(states, "seed"), dataclasses.replace(data, **placed, inputs=bank)
 
 
 def seeds_apart(mesh: Mesh) -> NamedSharding:

@@ -6,25 +6,53 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from ahl_jax.backbones import Trunk
+from ahl_jax.bank import WHOLE, Part, global_averages
 from ahl_jax.config import Config
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.samples import Sample, Split, load_dataset
 from ahl_jax.data.splits import make_split
 from ahl_jax.errors import BadImageError, UserError
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
+from ahl_jax.processes import arrays_of_each, on_each, together
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingFeatures:
-    """The maps of a run's training images."""
+class Extracted:
+    """A list of images: this process's part of their maps, and what there is in all."""
 
-    normals: FeatureMaps
-    normal_paths: tuple[Path, ...]
-    anomalies: FeatureMaps
+    maps: FeatureMaps
+    paths: tuple[Path, ...]
+    """All images of the list that can be read."""
+
+    counts: tuple[int, ...]
+    """How many of them each part has."""
+
+
+@dataclass(frozen=True)
+class TrainingFeatures:
+    """A run's training images."""
+
+    normals: Extracted
+    averages: Float[np.ndarray, "n d"]
+    """``global_averages`` of all normals."""
+
+    anomalies: Extracted
     pseudo: PseudoFeatures
+    """Its maps are this process's part."""
+
+    counts: Int[np.ndarray, "p 3"]
+    """How many normals, anomalies and pseudo-anomalies each part has."""
+
+    @property
+    def maps(self) -> tuple[FeatureMaps, FeatureMaps, FeatureMaps]:
+        """This process's part of the normals, anomalies and pseudo-anomalies."""
+        return self.normals.maps, self.anomalies.maps, self.pseudo.maps
 
 
 @dataclass(frozen=True)
@@ -66,46 +94,65 @@ def training_features(
     split: Split,
     trunk: Trunk,
     store: Store,
+    part: Part = WHOLE,
     *,
-    shared: "TrainingFeatures | None" = None,
+    shared: TrainingFeatures | None = None,
     progress: bool,
 ) -> TrainingFeatures:
-    """Extract, or read from the store, all that training needs.
+    """Extract, or read from the store, this process's part of all that training needs.
 
-    ``shared`` is another run's features with the same training normals; their arrays are used
-    again.
+    All processes call it, and it is never nested in ``ahl_jax.processes.together``.
+
+    Args:
+        config: the run's settings.
+        split: its images.
+        trunk: the frozen network.
+        store: read first, and written to.
+        part: which part of every list this process reads, extracts and keeps.
+        shared: another run's features with the same training normals; their arrays are used again.
+        progress: whether to show progress on stderr.
 
     Raises:
         UserError: for a bad image, unless the config skips them; or if too few are left.
     """
-    skip = config.data.skip_bad_images
 
-    def maps_of(paths: Sequence[Path], label: str) -> tuple[FeatureMaps, list[Path]]:
-        maps, kept = extract(
-            paths, trunk, config.features, store, skip_bad=skip, progress=progress, label=label
-        )
-        return maps, [paths[i] for i in kept]
+    def extracted(paths: Sequence[Path], kind: str, label: str) -> Extracted:
+        span = part.span(len(paths))
+        found: list[FeatureMaps] = []
+
+        def work() -> list[int]:
+            """Extract the part; which of its images cannot be read."""
+            maps, kept = extract(
+                [paths[i] for i in span], trunk, config.features, store, label=label,
+                skip_bad=config.data.skip_bad_images, progress=progress,
+            )  # fmt: skip
+            found.append(maps)
+            return sorted(set(span) - {span[i] for i in kept})
+
+        bad = on_each(work)[: part.of]
+        left_out = {i for each in bad for i in each}
+        readable = tuple(path for i, path in enumerate(paths) if i not in left_out)
+        if not readable:
+            raise UserError(f"no {kind} of {config.data.data} can be read; replace the images")
+        lengths = part.lengths(len(paths))
+        counts = tuple(n - len(each) for n, each in zip(lengths, bad, strict=True))
+        return Extracted(found[0], readable, counts)
 
     if shared is None:
-        normals, kept_normals = maps_of(split.train_normals, "training normals")
+        normals = extracted(split.train_normals, "training normal", "training normals")
+        own = global_averages(normals.maps)
+        averages = np.concatenate(arrays_of_each(own)) if part.of > 1 else own
     else:
-        normals, kept_normals = shared.normals, list(shared.normal_paths)
-    anomalies, kept_anomalies = maps_of(
-        [sample.path for sample in split.seen], "labelled anomalies"
-    )
-    for kind, kept in (("training normal", kept_normals), ("labelled anomaly", kept_anomalies)):
-        if not kept:
-            raise UserError(f"no {kind} of {config.data.data} can be read; replace the images")
-    pseudo = extract_pseudo(
-        kept_normals,
-        trunk,
-        config.features,
-        config.pseudo,
-        config.seed,
-        store,
-        progress=progress,
-    )
-    return TrainingFeatures(normals, tuple(kept_normals), anomalies, pseudo)
+        normals, averages = shared.normals, shared.averages
+    seen = [sample.path for sample in split.seen]
+    anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
+    with together():
+        pseudo = extract_pseudo(
+            normals.paths, trunk, config.features, config.pseudo, config.seed, store, part,
+            progress=progress,
+        )  # fmt: skip
+    counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.source))]).T
+    return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
 
 
 def test_features(

@@ -51,7 +51,7 @@ class Run:
 
 def run_epochs(
     runs: Sequence[Run],
-    problems: Sequence[Problem],
+    problems: list[Problem],
     chunk: int,
     *,
     data_shards: int = 1,
@@ -61,7 +61,8 @@ def run_epochs(
 
     Args:
         runs: the runs.
-        problems: their training problems.
+        problems: their training problems; taken out of the list, so that the host's copy of their
+            bank can go once the devices have it.
         chunk: epochs per call of the compiled program.
         data_shards: number of parts of the images, see ``ahl_jax.devices.mesh_for``.
         progress: whether to report on each epoch.
@@ -79,6 +80,7 @@ def run_epochs(
                 "divide them with a larger --data-shards, or allow more"
             )
     learner = problems[0].learner
+    problems.clear()
     done = on_primary(lambda: max(set.intersection(*({0, *r.writer.epochs()} for r in runs))))
     histories: list[list[dict[str, Any]]] = [[] for _ in runs]
     with together():
@@ -89,30 +91,28 @@ def run_epochs(
     # What was drawn or clustered on one machine need not be the same to the last bit on another.
     states, drawn = arrays_of_primary((states, dataclasses.replace(data, inputs=NO_BANK)))
     data = dataclasses.replace(drawn, inputs=data.inputs)
-    # Constant over the run, and read back by nothing but the checkpoints.
-    references = [seeds.seed_data(data, i).inference_reference() for i in range(len(runs))]
     if progress:
         _announce(data, data_shards, runs, done)
         if mesh.size > 1:
             log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
         log.info("compiling the training step, which takes a while the first time")
     states, data = spread(states, data, mesh)
+    # Constant over the run, and read back by nothing but the checkpoints.
+    references = on_this_process(seeds.inference_references(data, mesh), mesh)
     step = seeds.compile_epochs(mesh)
-    numbers = np.arange(done, min(done + chunk, epochs), dtype=np.int32)
-    length = len(numbers)
-    whole = step.lower(learner, states, data, numbers).compile() if length else None
+    starts = range(done, epochs, chunk)
+    chunks = [np.arange(first, min(first + chunk, epochs), dtype=np.int32) for first in starts]
+    # Two at most, as the last epochs may be fewer than a chunk.
+    programs = {
+        length: step.lower(learner, states, data, numbers).compile()
+        for length, numbers in {len(numbers): numbers for numbers in chunks}.items()
+    }
     give_back_memory()
-    if progress and whole is not None:
-        _announce_memory(whole)
-    first = done
-    while done < epochs:
-        numbers = np.arange(done, min(done + chunk, epochs), dtype=np.int32)
+    if progress and chunks:
+        _announce_memory(programs[len(chunks[0])])
+    for numbers in chunks:
         start = time.perf_counter()
-        if whole is not None and len(numbers) == length:
-            states, logs = whole(states, data, numbers)
-        else:
-            # The last epochs, where they are fewer than a chunk.
-            states, logs = step(learner, states, data, numbers)
+        states, logs = programs[len(numbers)](states, data, numbers)
         logs = jax.device_get(logs)
         seconds = (time.perf_counter() - start) / len(numbers) / len(runs)
         done = int(numbers[-1]) + 1
@@ -124,10 +124,10 @@ def run_epochs(
                         one = jax.tree.map(lambda x, i=i, k=k: x[k, i], logs)
                         rows.append(_row(int(number) + 1, learner, one, seconds))
                     run.workdir.write_history(rows)
-                    _save(run, learner, seeds.one_seed(readable, i), references[i], rows)
+                    state, reference = seeds.one_seed((readable, references), i)
+                    _save(run, learner, state, reference, rows)
         if progress:
-            left = None if int(numbers[0]) == first else epochs - done
-            log.info("%s", _progress(logs, done, epochs, seconds * len(runs), left))
+            log.info("%s", _progress(logs, done, epochs, seconds * len(runs)))
 
 
 def _restored(runs: Sequence[Run], states: Any, done: int) -> Any:
@@ -138,14 +138,13 @@ def _restored(runs: Sequence[Run], states: Any, done: int) -> Any:
 
 
 def _announce(data: TrainingData, data_shards: int, runs: Sequence[Run], done: int) -> None:
-    """Say where the features are, and where the run goes on."""
-    images = data.inputs.images
+    """Say where the features will be, and where the run goes on."""
+    images, mib = data.inputs.images, data.inputs.nbytes / 2**20
     if isinstance(data.inputs, Streamed):
-        size = data.inputs.bank.nbytes / 2**20
-        log.info("the features of %d training images, %.0f MiB, are streamed", images, size)
+        log.info("the features of %d training images, %.0f MiB, are streamed", images, mib)
     else:
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(data.inputs)) / 2**20 / data_shards
-        log.info("the features of %d training images take %.0f MiB on each device", images, size)
+        mib /= data_shards
+        log.info("the features of %d training images take %.0f MiB on each device", images, mib)
     if done:
         log.info("going on after epoch %d of %d", done, runs[0].config.learning.epochs)
 
@@ -193,19 +192,13 @@ def _row(epoch: int, learner: Learner, epoch_log: EpochLog, seconds: float) -> d
     return {name: "" if np.isnan(v) else str(v) for name, v in values.items()}
 
 
-def _progress(logs: EpochLog, done: int, epochs: int, seconds: float, left: int | None) -> str:
-    """One line: epoch, losses and spread of w of the chunk's last epoch, time left.
-
-    ``left`` is the number of epochs to come; None after the first chunk, whose time is mostly
-    compilation and tells nothing about them.
-    """
+def _progress(logs: EpochLog, done: int, epochs: int, seconds: float) -> str:
+    """One line: epoch, losses and spread of w of the chunk's last epoch, time left."""
     last: EpochLog = jax.tree.map(lambda x: x[-1], logs)
     parts = [f"epoch {done}/{epochs}", f"loss {last.support_losses.sum(-1).mean():.3f}"]
     if not np.isnan(last.weights).any():
         low, high = last.weights.min(), last.weights.max()
         parts += [f"query {last.query_losses.sum(-1).mean():.3f}", f"w {low:.3f} to {high:.3f}"]
-    parts.append(f"{seconds:.1f} s")
-    if left is not None:
-        remaining = round(seconds * left)
-        parts.append(f"{remaining // 60}:{remaining % 60:02d} left")
+    left = round(seconds * (epochs - done))
+    parts += [f"{seconds:.1f} s", f"{left // 60}:{left % 60:02d} left"]
     return "  ".join(parts)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.backbones import TRUNKS
-from ahl_jax.bank import Maps, SharedBank, shared_bank
+from ahl_jax.bank import HostBank, Maps, SharedBank, global_averages, shared_bank
 from ahl_jax.batches import PoolSet
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
@@ -71,10 +71,10 @@ def make_problem(
     pseudo: Maps,
     generator: Int[np.ndarray, " p"],
     source: Int[np.ndarray, " p"],
-    *,
-    bank: SharedBank | None = None,
 ) -> Problem:
     """Set up a run from the feature maps of its training images, one array per scale.
+
+    Its bank is on the default device.
 
     Args:
         config: the run's settings.
@@ -83,17 +83,38 @@ def make_problem(
         pseudo: maps of the pseudo-anomalies.
         generator: which generator made each pseudo-anomaly.
         source: which normal each pseudo-anomaly was made from.
-        bank: features that are on the device already, and where this run's images are in them, in
-            the order normals, anomalies, pseudo-anomalies; made from the maps if not given.
 
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
-    roles = Bank(len(normals[0]), len(anomalies[0]), np.asarray(generator), np.asarray(source))
-    if bank is None:
-        (bank,) = shared_bank([(normals, anomalies, pseudo)], config.features.precision)
-    pooled = np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in normals], axis=1)
-    clusters = cluster_normals(pooled, config.subsets.clusters, config.seed)
+    (bank,) = shared_bank([(normals, anomalies, pseudo)], config.features.precision)
+    assert isinstance(bank.inputs, HostBank)
+    bank = bank._replace(inputs=bank.inputs.on_device())
+    return problem_on(config, bank, global_averages(normals), generator, source)
+
+
+def problem_on(
+    config: Config,
+    bank: SharedBank,
+    averages: Float[np.ndarray, "n d"],
+    generator: Int[np.ndarray, " p"],
+    source: Int[np.ndarray, " p"],
+) -> Problem:
+    """Set up a run whose images are in a bank.
+
+    Args:
+        config: the run's settings.
+        bank: the features, and where the run's images are in them.
+        averages: ``global_averages`` of the n training normals, which k-means divides.
+        generator: which generator made each pseudo-anomaly.
+        source: which normal each pseudo-anomaly was made from.
+
+    Raises:
+        UserError: if the settings do not fit the data, such as too few normals for the clusters.
+    """
+    anomalies = len(bank.place) - len(averages) - len(generator)
+    roles = Bank(len(averages), anomalies, np.asarray(generator), np.asarray(source))
+    clusters = cluster_normals(averages, config.subsets.clusters, config.seed)
     subsets = make_subsets(
         config.subsets, roles, clusters, len(config.pseudo.generators), config.seed
     )

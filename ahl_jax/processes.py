@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from jax._src import distributed  # The coordination service has no public handle.
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 
 from ahl_jax.errors import UserError
 from ahl_jax.host_arrays import from_host, to_host
@@ -107,11 +108,22 @@ def on_primary(work: Callable[[], T]) -> T:
     Raises:
         UserError: whatever ``work`` raises on process 0, on every process; see ``together``.
     """
+    return on_each(lambda: work() if is_primary() else None)[0]  # type: ignore[return-value]
+
+
+def on_each(work: Callable[[], T]) -> list[T]:
+    """What ``work`` gives on each process, on every process; never nested.
+
+    Args:
+        work: called on every process; gives JSON types.
+
+    Raises:
+        UserError: whatever ``work`` raises on any process, on every process; see ``together``.
+    """
     results: list[Any] = []
     with _round(results):
-        if is_primary():
-            results.append(work())
-    return results[0]
+        results.append(work())
+    return results
 
 
 def same_everywhere(value: str) -> bool:
@@ -119,6 +131,18 @@ def same_everywhere(value: str) -> bool:
     if jax.process_count() == 1:
         return True
     return len(set(_exchange(value))) == 1
+
+
+def arrays_of_each(array: Shaped[np.ndarray, "n d"]) -> list[Shaped[np.ndarray, "m d"]]:
+    """Every process's array, on every process; they may differ in their numbers of rows."""
+    if jax.process_count() == 1:
+        return [array]
+    counts = on_each(lambda: len(array))
+    filled = np.zeros((max(counts), *array.shape[1:]), array.dtype)
+    filled[: len(array)] = array
+    # As bytes, since JAX would make float32 of float64.
+    gathered = np.asarray(multihost_utils.process_allgather(filled.view(np.uint8)))
+    return [one[:n].view(array.dtype) for one, n in zip(gathered, counts, strict=True)]
 
 
 def arrays_of_primary(tree: Any) -> Any:
@@ -152,7 +176,7 @@ def arrays_of_primary(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def _round(results: list[Any]) -> Iterator[None]:
-    """Run the body, then exchange what came of it; ``results`` becomes process 0's."""
+    """Run the body, then exchange what came of it; ``results`` becomes that of all processes."""
     if jax.process_count() == 1:
         yield
         return
@@ -171,7 +195,7 @@ def _round(results: list[Any]) -> Iterator[None]:
     for process, verdict in enumerate(verdicts):
         if verdict["failure"] is not None:
             _raise(process, *verdict["failure"])
-    results[:] = verdicts[0]["results"]
+    results[:] = [result for verdict in verdicts for result in verdict["results"]]
 
 
 def _in_words(failure: BaseException | None) -> tuple[str, Any] | None:

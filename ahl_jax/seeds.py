@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from ahl_jax.detectors import Inputs
 from ahl_jax.devices import everywhere, seeds_apart
 from ahl_jax.errors import UserError
 from ahl_jax.learning import NO_BANK, EpochLog, Learner, TrainingData
@@ -98,15 +99,19 @@ def compile_epochs(mesh: Mesh) -> jax.stages.Wrapped:
     )
 
 
+def inference_references(data: TrainingData, mesh: Mesh) -> Inputs:
+    """Each seed's ``TrainingData.inference_reference``, from a bank that is on the mesh."""
+
+    def every_seed(data: TrainingData) -> Inputs:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.vmap(TrainingData.inference_reference, in_axes=(_DATA_AXES,))(data)
+
+    return jax.jit(every_seed, out_shardings=everywhere(mesh))(data)
+
+
 def one_seed(tree: Any, seed: int) -> Any:
     """The part of a stacked tree that belongs to one seed."""
     return jax.tree.map(lambda x: x[seed], tree)
-
-
-def seed_data(data: TrainingData, seed: int) -> TrainingData:
-    """One seed's data, on the shared bank."""
-    rest = one_seed(dataclasses.replace(data, inputs=NO_BANK), seed)
-    return dataclasses.replace(rest, inputs=data.inputs)
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ahl_jax.backbones import load_trunk
-from ahl_jax.bank import shared_bank
+from ahl_jax.bank import Part, shared_bank
 from ahl_jax.budget import on_device, on_host
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
 from ahl_jax.data.samples import Split
+from ahl_jax.devices import own_part
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.features import Store
@@ -25,7 +26,7 @@ from ahl_jax.gather import (
     training_features,
 )
 from ahl_jax.loop import Run, run_epochs
-from ahl_jax.problem import Problem, check_names, make_problem
+from ahl_jax.problem import Problem, check_names, problem_on
 from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
 from ahl_jax.workdir import Workdir
 
@@ -68,7 +69,8 @@ def train(
     the same arguments, to the same result.
 
     With several processes (``jax.distributed.initialize``) all of them call this with the same
-    arguments, and each reads the images; only process 0 needs, and writes to, ``workdir``.
+    arguments, and each extracts its part of the training images (``ahl_jax.devices.own_part``);
+    only process 0 needs, and writes to, ``workdir``.
 
     Args:
         config: the settings.
@@ -166,14 +168,16 @@ def _train(
         missing = on_primary(claim)
         if missing:
             with together():
-                runs, problems = _gather(
-                    {i: (configs[i], splits[i]) for i in missing},
-                    folders,
-                    opened,
-                    Store(cache_dir, on_host(feature_memory)),
-                    on_device(feature_memory) * data_shards,
-                    progress=progress,
-                )
+                store = Store(cache_dir, on_host(feature_memory))
+            runs, problems = _gather(
+                {i: (configs[i], splits[i]) for i in missing},
+                folders,
+                opened,
+                store,
+                on_device(feature_memory) * data_shards,
+                own_part(data_shards),
+                progress=progress,
+            )
             run_epochs(runs, problems, checkpoint_every, data_shards=data_shards, progress=progress)
         # A save in the background may fail as late as here.
         on_primary(stack.close)
@@ -198,32 +202,42 @@ def _gather(
     opened: Sequence[Checkpoints],
     store: Store,
     budget: float,
+    part: Part,
     *,
     progress: bool,
 ) -> tuple[list[Run], list[Problem]]:
     """The runs that are not finished, and their training problems on one bank of features."""
     options = next(iter(missing.values()))[0].features
-    trunk = load_trunk(options.trunk, options.trunk_weights)
-    if is_primary():
-        # Extracted now, so that a bad test image stops the run before hours of training.
-        for i, (config, split) in missing.items():
-            test_features(config, split, trunk, store, progress=progress)
-            opened[i].save_trunk(trunk.name, trunk.params)
+    with together():
+        trunk = load_trunk(options.trunk, options.trunk_weights)
+        if is_primary():
+            # Extracted now, so that a bad test image stops the run before hours of training.
+            for i, (config, split) in missing.items():
+                test_features(config, split, trunk, store, progress=progress)
+                opened[i].save_trunk(trunk.name, trunk.params)
     runs: list[Run] = []
     gathered: list[TrainingFeatures] = []
     of_normals: dict[tuple[Path, ...], TrainingFeatures] = {}
     for i, (config, split) in missing.items():
         shared = of_normals.get(split.train_normals)
-        features = training_features(config, split, trunk, store, shared=shared, progress=progress)
+        features = training_features(
+            config, split, trunk, store, part, shared=shared, progress=progress
+        )
         of_normals[split.train_normals] = features
         gathered.append(features)
         checkpoints = opened[i] if is_primary() else None
-        counts = len(features.normals[0]), len(features.anomalies[0])
+        counts = len(features.normals.paths), len(features.anomalies.paths)
         runs.append(Run(config, *counts, folders[i], checkpoints))
-    maps = [(f.normals, f.anomalies, f.pseudo.maps) for f in gathered]
-    banks = shared_bank(maps, options.precision, budget)
-    problems = [
-        make_problem(run.config, *own, features.pseudo.generator, features.pseudo.source, bank=bank)
-        for run, own, features, bank in zip(runs, maps, gathered, banks, strict=True)
-    ]
+    with together():
+        banks = shared_bank(
+            [features.maps for features in gathered],
+            options.precision,
+            budget,
+            part=part,
+            counts=[features.counts for features in gathered],
+        )
+        problems = [
+            problem_on(run.config, bank, f.averages, f.pseudo.generator, f.pseudo.source)
+            for run, f, bank in zip(runs, gathered, banks, strict=True)
+        ]
     return runs, problems

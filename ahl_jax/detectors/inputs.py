@@ -100,6 +100,11 @@ class Inputs:
         """N, where there is one leading axis."""
         return self.pooled.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
     def take(self, index: Int[Array, "*b"]) -> "Inputs":
         """The images at ``index``."""
         return jax.tree.map(lambda array: array[index], self)

@@ -11,19 +11,28 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from ahl_jax.backbones import Trunk
+from ahl_jax.bank import WHOLE, Part
 from ahl_jax.config import FeatureConfig, PseudoConfig
 from ahl_jax.data.images import image_digest, iter_batches
-from ahl_jax.features.images import FeatureMaps, cached, image_key, map_shapes, padded, trunk_maps
+from ahl_jax.features.images import (
+    FeatureMaps,
+    cached,
+    image_key,
+    map_shapes,
+    padded,
+    trunk_dtype,
+    trunk_maps,
+)
 from ahl_jax.features.store import Store
 from ahl_jax.pseudo import make_pseudo
 
 
 @dataclass(frozen=True, eq=False)
 class PseudoFeatures:
-    """The maps of all pseudo-anomalies, generator after generator."""
+    """Pseudo-anomalies, generator after generator."""
 
     maps: FeatureMaps
-    """One float32 array [n, h, w, c] per scale."""
+    """Those of all, or of a part of them: one float32 array [m, h, w, c] per scale."""
 
     generator: Int[np.ndarray, " n"]
     """Which made it: an index into the configured generators."""
@@ -39,13 +48,15 @@ def extract_pseudo(
     pseudo: PseudoConfig,
     seed: int,
     store: Store,
+    part: Part = WHOLE,
     *,
     progress: bool = True,
 ) -> PseudoFeatures:
     """Makes pseudo-anomalies and extracts their feature maps.
 
     Each is made from a random normal and another one, which CutMix takes its patch from. What one
-    generator makes does not depend on which others are in use, nor on how the images are batched.
+    generator makes does not depend on which others are in use, nor on how the images are batched,
+    nor on which of them are made.
 
     Args:
         normals: Image files of the training normals, all readable.
@@ -54,28 +65,29 @@ def extract_pseudo(
         pseudo: The generators, and how many images each makes.
         seed: Decides everything random.
         store: Read first; what it lacks is computed and written to it.
+        part: The part of them, counted over all generators, whose maps are wanted.
         progress: Show how far it is, on stderr.
 
     Raises:
         BadImageError: if an image cannot be read.
         UserError: if the store cannot be written to.
     """
-    digests = [image_digest(path) for path in normals]
     count = pseudo.pseudo_per_generator
-    whole = tuple(
-        store.empty((len(pseudo.generators) * count, *shape))
-        for shape in map_shapes(trunk, features)
-    )
+    wanted = part.span(len(pseudo.generators) * count)
+    whole = tuple(store.empty((len(wanted), *shape)) for shape in map_shapes(trunk, features))
     sources = []
     for number, name in enumerate(pseudo.generators):
-        drawn = _draw(len(normals), pseudo.pseudo_per_generator, seed, name)
+        drawn = _draw(len(normals), count, seed, name)
+        sources.append(drawn[:, 0])
+        first = number * count
+        items = range(max(wanted.start - first, 0), min(wanted.stop - first, count))
+        if not items:
+            continue
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _number(name))
         label = f"{name} pseudo-anomalies" if progress else None
-        part = tuple(scale[number * count : (number + 1) * count] for scale in whole)
-        _extract_one(
-            name, key, seed, drawn, normals, digests, trunk, features, store, label, part
-        )  # fmt: skip
-        sources.append(drawn[:, 0])
+        start = first + items.start - wanted.start
+        into = tuple(scale[start : start + len(items)] for scale in whole)
+        _extract_one(name, key, seed, items, drawn, normals, trunk, features, store, label, into)
     return PseudoFeatures(
         maps=whole,
         generator=np.repeat(np.arange(len(pseudo.generators)), count),
@@ -100,23 +112,25 @@ def _extract_one(
     name: str,
     key: PRNGKeyArray,
     seed: int,
+    items: range,
     drawn: Int[np.ndarray, "count 2"],
     normals: Sequence[Path],
-    digests: Sequence[str],
     trunk: Trunk,
     features: FeatureConfig,
     store: Store,
     label: str | None,
     into: FeatureMaps,
 ) -> None:
-    """The maps of one generator's images."""
+    """The maps of some of one generator's images."""
     batch = features.image_batch
+    dtype = trunk_dtype(features.precision, jax.default_backend())
+    digest = functools.cache(lambda image: image_digest(normals[image]))
     keys = [
-        image_key(digests[image], trunk, features,
-                  generator=name, seed=seed, item=item, source=digests[source])
-        for item, (image, source) in enumerate(drawn)
+        image_key(digest(image), trunk, features, dtype,
+                  generator=name, seed=seed, item=item, source=digest(source))
+        for item in items for image, source in [drawn[item].tolist()]
     ]  # fmt: skip
-    item_of = {entry: item for item, entry in enumerate(keys)}
+    item_of = dict(zip(keys, items, strict=True))
 
     def compute(missing: list[str]) -> Iterator[tuple[list[str], tuple[jax.Array, ...]]]:
         items = np.array([item_of[entry] for entry in missing])
@@ -127,7 +141,7 @@ def _extract_one(
             made = _make(
                 name, key, *(padded(a, batch) for a in (items[here], images[::2], images[1::2]))
             )
-            yield missing[here], trunk_maps(trunk, made, batch)
+            yield missing[here], trunk_maps(trunk, made, batch, dtype)
 
     cached(keys, trunk, features, store, compute, label, into)
 

@@ -49,7 +49,17 @@ def make_setting(
     per_generator: int = 6,
     dtype: type = np.float32,
 ) -> Problem:
-    """Normals in three clusters (channels 0, 1), anomalies off in 2, pseudo-anomalies in 3."""
+    """Normals in three clusters (channels 0, 1), anomalies off in 2, pseudo-anomalies in 3.
+
+    The bank is on the device.
+    """
+    return make_problem(config, *setting_maps(normals, anomalies, per_generator, dtype))
+
+
+def setting_maps(
+    normals: int = 15, anomalies: int = 5, per_generator: int = 6, dtype: type = np.float32
+) -> tuple[Any, ...]:
+    """The maps of ``make_setting``, and each pseudo-anomaly's generator and source."""
     random = np.random.RandomState(0)
     angle = 2 * np.pi * (np.arange(normals) % 3) / 3
     centres = np.stack([2 * np.cos(angle), 2 * np.sin(angle), 0 * angle, 0 * angle], 1)
@@ -60,7 +70,7 @@ def make_setting(
         make_maps(len(source), random, centres[source] + np.array([0, 0, 0, 1.5])),
     ]
     parts = [[m.astype(dtype) for m in maps] for maps in parts]
-    return make_problem(config, *parts, np.arange(len(source)) // per_generator, source)
+    return *parts, np.arange(len(source)) // per_generator, source
 
 
 def as_float64(tree: Any) -> Any:

@@ -50,10 +50,64 @@ print(json.dumps({
 """
 
 
-def on_devices(count: int, *, seeds: int, shards: int = 1, program: bool = False) -> dict:
+_FROM_THE_HOST = """
+import json
+import jax, numpy as np
+from ahl_jax.bank import HostBank, Part, global_averages, shared_bank
+from ahl_jax.devices import mesh_for, spread
+from ahl_jax.problem import problem_on
+from ahl_jax.seeds import inference_references, stack_problems
+from tests.core.setting import make_config, setting_maps
+
+normals, anomalies, pseudo, *made = setting_maps()
+config = make_config(detector="devnet", subsets=4)
+(bank,) = shared_bank([(normals, anomalies, pseudo)], part=Part(shards=4))
+whole = bank.inputs.on_device()
+images = bank.inputs.images
+features = [np.array(leaf)[:images] for leaf in jax.tree.leaves(whole)]
+del whole
+largest, arranged = [], []
+
+def look():
+    largest.append(max(
+        [shard.data.shape[0] for array in jax.live_arrays() for shard in array.addressable_shards
+         if shard.data.shape[1:] in {leaf.shape[1:] for leaf in features}], default=0))
+
+rows = HostBank.rows
+def watched(self, index):
+    look()
+    arranged.append(len(index))
+    return rows(self, index)
+HostBank.rows = watched
+
+problem = problem_on(config, bank, global_averages(normals), *made)
+mesh = mesh_for(1, 4, 4)
+states, data = stack_problems([problem])
+states, data = spread(states, data, mesh)
+look()
+reference = inference_references(data, mesh)
+look()
+chosen = np.asarray(problem.data.reference)
+print(json.dumps({
+    "mesh": list(mesh.shape.values()),
+    "images": images,
+    "largest": largest,
+    "arranged": arranged,
+    "devices": len(data.inputs.patches.sharding.device_set),
+    "same": [bool((np.asarray(there)[:images] == here).all())
+             for there, here in zip(jax.tree.leaves(data.inputs), features)],
+    "reference": max(float(abs(np.asarray(there)[0] - here[chosen].mean(0)).max())
+                     for there, here in zip(jax.tree.leaves(reference), features)),
+}))
+"""
+
+
+def on_devices(
+    count: int, *, seeds: int, shards: int = 1, program: bool = False, script: str = _SCRIPT
+) -> dict:
     flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(seeds), str(shards), *["-p"] * program],
+        [sys.executable, "-c", script, str(seeds), str(shards), *["-p"] * program],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -106,6 +160,18 @@ def test_along_the_data_axis_the_images_are_really_divided(on_one: dict) -> None
     assert {"[2,55,2]", "[2,44,2]"} <= dots
     whole = {f"[{t},{images * 11},2]" for t in (2, 4) for images in (16, 17, 20)}
     assert not whole & dots
+
+
+def test_no_device_ever_holds_the_whole_bank() -> None:
+    found = on_devices(8, seeds=1, shards=4, script=_FROM_THE_HOST)
+    assert found["mesh"] == [1, 2, 4]
+    assert found["images"] == 15 + 5 + 18
+    # Arranged for one device after the other, for both subset halves at once.
+    assert found["arranged"] == [10] * 4
+    assert found["largest"] == [0, *[10] * 5]
+    assert found["devices"] == 8
+    assert found["same"] == [True] * 3
+    assert found["reference"] < 1e-6
 
 
 def shared_out(seeds: int, subsets: int, shards: int, processes: int, each: int) -> list[list]:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ SECONDS = 200
 """Far more than anything here takes; what hangs fails."""
 
 
-def start(weave: Path, workdir: Path, *options: str, devices: int = 2) -> subprocess.Popen:
+def start(
+    weave: Path, workdir: Path, *options: str, devices: int = 2, cache: Path | None = None
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "ahl_jax", "train", str(weave), "--workdir", str(workdir)]
     command += ["--preset", "debug", "--shots", "4", "--detector", "devnet"]
     command += ["--pseudo-per-generator", "6", *options]
@@ -28,6 +31,8 @@ def start(weave: Path, workdir: Path, *options: str, devices: int = 2) -> subpro
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
+            "AHL_CACHE": str(cache or os.environ["AHL_CACHE"]),
+            "JAX_COMPILATION_CACHE_DIR": f"{os.environ['AHL_CACHE']}/compiled",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         },
         stdout=subprocess.PIPE,
@@ -36,17 +41,24 @@ def start(weave: Path, workdir: Path, *options: str, devices: int = 2) -> subpro
     )
 
 
-def start_two(weave: Path, workdirs: list[Path], *options: str) -> list[subprocess.Popen]:
+def start_two(
+    weave: Path, workdirs: list[Path], *options: str, caches: Sequence[Path | None] = (None, None)
+) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
         start(
             weave, workdir, *options, "--distributed", "--coordinator", f"127.0.0.1:{port}",
-            "--processes", "2", "--process-id", str(i),
+            "--processes", "2", "--process-id", str(i), cache=cache,
         )
-        for i, workdir in enumerate(workdirs)
+        for i, (workdir, cache) in enumerate(zip(workdirs, caches, strict=True))
     ]  # fmt: skip
+
+
+def cached(folder: Path) -> set[str]:
+    """The images whose features a cache has."""
+    return {path.name for path in folder.rglob("*.safetensors")}
 
 
 def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -71,10 +83,10 @@ def test_killed_and_resumed_it_ends_where_one_process_does(
 ) -> None:
     # Enough epochs that the kill comes long before the last.
     options = ["--data-shards", "2", "--method", method, "--epochs", "20"]
-    # First, so that the others find the features.
     (alone,) = end([start(weave, tmp_path / "alone", *options, devices=4)])
     workdirs = [tmp_path / "run", tmp_path / "elsewhere"]
-    killed = start_two(weave, workdirs, *options)
+    caches = [tmp_path / "cache 0", tmp_path / "cache 1"]
+    killed = start_two(weave, workdirs, *options, caches=caches)
     assert killed[0].stderr is not None
     for line in killed[0].stderr:
         if line.startswith("epoch 2/"):
@@ -83,7 +95,7 @@ def test_killed_and_resumed_it_ends_where_one_process_does(
         process.kill()
         process.communicate(timeout=SECONDS)
     assert not (tmp_path / "run/metrics.json").exists()
-    ends = [alone, *end(start_two(weave, workdirs, *options))]
+    ends = [alone, *end(start_two(weave, workdirs, *options, caches=caches))]
     for code, _, err in ends:
         assert code == 0, err
     (_, sentence, _), (_, out, err), (_, quiet, quiet_err) = ends
@@ -94,12 +106,47 @@ def test_killed_and_resumed_it_ends_where_one_process_does(
     assert quiet == ""
     assert "epoch" not in quiet_err
     assert out.replace("run.", "alone.") == sentence
+    # Each has the features of its half of 20 normals, 4 anomalies and 18 pseudo-anomalies, and
+    # process 0 those of the 19 test images.
+    first, second = map(cached, caches)
+    assert not first & second
+    assert (len(first), len(second)) == (10 + 2 + 9 + 19, 10 + 2 + 9)
     # The same devices sum up the same two parts, so little more than the transport differs.
     for a, b in zip(inference(tmp_path / "alone"), inference(tmp_path / "run"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     for row, other in zip(history(tmp_path / "alone"), history(tmp_path / "run"), strict=True):
         for name, value in row.items():
             assert value == other[name] or float(value) == pytest.approx(float(other[name])), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_seeds_and_images_left_out_give_what_one_process_gives(
+    weave: Path, tmp_path: Path, shards: int
+) -> None:
+    data = shutil.copytree(weave, tmp_path / "weave")
+    # Of the first process's part one and of the second's two.
+    for name in ("03", "10", "19"):
+        (data / f"train/good/{name}.png").write_bytes(b"")
+    options = ["--data-shards", str(shards), "--seeds", "0", "1", "--skip-bad-images"]
+    options += ["--method", "base"]
+    caches = [tmp_path / "cache 0", tmp_path / "cache 1"]
+    two = start_two(data, [tmp_path / "run", tmp_path / "no"], *options, caches=caches)
+    for code, _, err in [*end(two), *end([start(data, tmp_path / "alone", *options, devices=4)])]:
+        assert code == 0, err
+    first, second = map(cached, caches)
+    # The seeds share their normals, and may have drawn some of the same labelled anomalies.
+    if shards == 1:
+        assert second <= first
+        assert 17 + 4 + 36 <= len(second) <= 17 + 8 + 36
+    else:
+        assert 8 + 2 + 18 <= len(second) <= 8 + 4 + 18
+        # One seed's labelled anomaly may be tested on with the other.
+        assert len(first & second) <= 4
+    for seed in ("seed-0", "seed-1"):
+        arrays = [inference(tmp_path / name / seed) for name in ("alone", "run")]
+        for a, b in zip(*arrays, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_an_error_of_one_is_one_sentence_from_both(
