@@ -70,7 +70,8 @@ class FeatureConfig:
     """Images in one pass through the trunk."""
 
     precision: Precision = "float32"
-    """dtype of the features and of their products; sums and weights are float32 in any case."""
+    """dtype of the features and of their products, and on a GPU or TPU of the trunk's products too;
+    sums, the detector's weights, and the features on disk are float32 in any case."""
 
 
 @dataclass(frozen=True)
@@ -297,11 +298,9 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} is {fraction}; it must be above 0 and at most 1")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"--seed is {config.seed}; it must be from 0 to {2**31 - 1}")
-    if config.features.image_size % 64:
-        raise UserError(
-            f"--image-size is {config.features.image_size}; it must be a multiple of 64, so that "
-            "both scales divide by the trunk's stride"
-        )
+    size = config.features.image_size
+    if size % 64:  # Both scales must divide by the trunk's stride.
+        raise UserError(f"--image-size is {size}; it must be a multiple of 64")
     names = config.pseudo.generators
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(
@@ -313,8 +312,6 @@ def _check(config: Config) -> None:
             f"--updates-per-epoch is {lrn.updates_per_epoch}; it must divide --steps ({lrn.steps})"
         )
     if d.setting == "hard" and d.seen_class is None:
-        raise UserError(
-            "the hard setting needs --seen-class, the one anomaly class seen in training"
-        )
+        raise UserError("the hard setting needs --seen-class, the anomaly class seen in training")
     if d.setting == "general" and d.seen_class is not None:
         raise UserError("--seen-class belongs to the hard setting; add --setting hard")

@@ -106,21 +106,19 @@ def run_epochs(
     # Constant over the run, and read back by nothing but the checkpoints.
     references = on_this_process(seeds.inference_references(data, mesh), mesh)
     step = seeds.compile_epochs(mesh)
-    numbers = np.arange(done, min(done + chunk, epochs), dtype=np.int32)
-    length = len(numbers)
-    whole = step.lower(learner, states, data, numbers).compile() if length else None
+    starts = range(done, epochs, chunk)
+    chunks = [np.arange(first, min(first + chunk, epochs), dtype=np.int32) for first in starts]
+    # Two at most, as the last epochs may be fewer than a chunk.
+    programs = {
+        length: step.lower(learner, states, data, numbers).compile()
+        for length, numbers in {len(numbers): numbers for numbers in chunks}.items()
+    }
     give_back_memory()
-    if progress and whole is not None:
-        _announce_memory(whole)
-    first = done
-    while done < epochs:
-        numbers = np.arange(done, min(done + chunk, epochs), dtype=np.int32)
+    if progress and chunks:
+        _announce_memory(programs[len(chunks[0])])
+    for numbers in chunks:
         start = time.perf_counter()
-        if whole is not None and len(numbers) == length:
-            states, logs = whole(states, data, numbers)
-        else:
-            # The last epochs, where they are fewer than a chunk.
-            states, logs = step(learner, states, data, numbers)
+        states, logs = programs[len(numbers)](states, data, numbers)
         logs = jax.device_get(logs)
         seconds = (time.perf_counter() - start) / len(numbers) / len(runs)
         done = int(numbers[-1]) + 1
@@ -135,8 +133,7 @@ def run_epochs(
                     state, reference = seeds.one_seed((readable, references), i)
                     _save(run, learner, state, reference, rows)
         if progress:
-            left = None if int(numbers[0]) == first else epochs - done
-            log.info("%s", _progress(logs, done, epochs, seconds * len(runs), left))
+            log.info("%s", _progress(logs, done, epochs, seconds * len(runs)))
 
 
 def _restored(runs: Sequence[Run], states: Any, done: int) -> Any:
@@ -201,19 +198,13 @@ def _row(epoch: int, learner: Learner, epoch_log: EpochLog, seconds: float) -> d
     return {name: "" if np.isnan(v) else str(v) for name, v in values.items()}
 
 
-def _progress(logs: EpochLog, done: int, epochs: int, seconds: float, left: int | None) -> str:
-    """One line: epoch, losses and spread of w of the chunk's last epoch, time left.
-
-    ``left`` is the number of epochs to come; None after the first chunk, whose time is mostly
-    compilation and tells nothing about them.
-    """
+def _progress(logs: EpochLog, done: int, epochs: int, seconds: float) -> str:
+    """One line: epoch, losses and spread of w of the chunk's last epoch, time left."""
     last: EpochLog = jax.tree.map(lambda x: x[-1], logs)
     parts = [f"epoch {done}/{epochs}", f"loss {last.support_losses.sum(-1).mean():.3f}"]
     if not np.isnan(last.weights).any():
         low, high = last.weights.min(), last.weights.max()
         parts += [f"query {last.query_losses.sum(-1).mean():.3f}", f"w {low:.3f} to {high:.3f}"]
-    parts.append(f"{seconds:.1f} s")
-    if left is not None:
-        remaining = round(seconds * left)
-        parts.append(f"{remaining // 60}:{remaining % 60:02d} left")
+    left = round(seconds * (epochs - done))
+    parts += [f"{seconds:.1f} s", f"{left // 60}:{left % 60:02d} left"]
     return "  ".join(parts)

@@ -19,11 +19,19 @@ from jaxtyping import Array, Float, PyTree
 
 from ahl_jax.backbones.efficientnet_lite import EfficientNetLite0
 from ahl_jax.backbones.folding import fold_batch_norm
+from ahl_jax.backbones.layers import Depthwise
 from ahl_jax.backbones.resnet import ResNet18
 from ahl_jax.backbones.weights import read_torch_weights
 from ahl_jax.errors import UserError
 
-__all__ = ["TRUNKS", "Trunk", "load_trunk", "read_torch_weights", "trunk_from_params"]
+__all__ = [
+    "TRUNKS",
+    "Trunk",
+    "load_trunk",
+    "products_in",
+    "read_torch_weights",
+    "trunk_from_params",
+]
 
 
 class TrunkModule(Protocol):
@@ -75,7 +83,7 @@ class Trunk:
         """Computes feature maps; pure, so it can be jitted, sharded and vmapped.
 
         Args:
-            params: parameters with the structure of ``self.params``.
+            params: parameters with the structure of ``self.params``; see ``products_in``.
             images: RGB in 0..255, float32; sides are multiples of ``stride``.
 
         Raises:
@@ -147,6 +155,22 @@ def trunk_from_params(name: str, params: PyTree) -> Trunk:
             )
     arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     return Trunk(name, cls.channels, cls.stride, _digest(name, arrays), arrays)
+
+
+def products_in(dtype: np.dtype, params: PyTree) -> PyTree:
+    """A trunk's parameters with which its products are of a dtype; sums stay float32.
+
+    That is the kernels of convolutions and matrix products. Depthwise kernels and biases stay as
+    they are, since matrix units have no use for them: with everything in bfloat16, features of
+    EfficientNet-Lite0 are 12 percent off those in float32 instead of 2.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        of_products = name.endswith("kernel") and leaf.ndim != Depthwise.kernel_axes
+        return leaf.astype(dtype) if of_products else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _trunk_class(name: str) -> Any:

@@ -1,5 +1,7 @@
 """The layers of the trunks, on NHWC arrays, each with its inference batch norm folded in."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -53,14 +55,16 @@ class Conv(Layer):
         self.stride, self.padding = stride, padding
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        """Convolves and adds the bias."""
+        """Convolves, in products of the kernel's dtype and sums of the bias's; adds the bias."""
+        kernel = self.kernel[...]
         x = lax.conv_general_dilated(
-            x,
-            self.kernel[...],
+            x.astype(kernel.dtype),
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=(self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=_PRECISION,
+            preferred_element_type=self.bias[...].dtype,
         )
         return x + self.bias[...]
 
@@ -74,9 +78,11 @@ class Pointwise(Layer):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        """Takes every stride-th pixel to the output channels."""
-        x = x[:, :: self.stride, :: self.stride]
-        return jnp.matmul(x, self.kernel[...], precision=_PRECISION) + self.bias[...]
+        """Takes every stride-th pixel to the output channels; dtypes as for ``Conv``."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        x = x[:, :: self.stride, :: self.stride].astype(kernel.dtype)
+        x = jnp.matmul(x, kernel, precision=_PRECISION, preferred_element_type=bias.dtype)
+        return x + bias
 
 
 class Depthwise(Layer):
@@ -85,6 +91,9 @@ class Depthwise(Layer):
     Computed as size * size shifted multiply-adds, which XLA fuses into one loop. Its grouped
     convolution is about forty times slower on a CPU.
     """
+
+    kernel_axes: ClassVar[int] = 3
+    """What tells its kernel from those of products."""
 
     def __init__(self, channels: int, size: int, stride: int, source: tuple[str, str]) -> None:
         super().__init__((size, size, channels), source, (channels, 1, size, size))

@@ -21,28 +21,28 @@ class Density(DeviationDetector):
 
     With z the whitened global averages of all scales and x_l the whitened features of a location,
 
-    - density: the length of z, a Mahalanobis distance to the normal images;
+    - density: the length of A z, at first a Mahalanobis distance to the normal images;
     - local: the mean length of the ``top_k`` longest x_l, averaged over the scales;
     - seen: the mean cosine between z and the z of each labelled anomaly.
 
     Each is standardised by its mean and standard deviation over normal images, so that all are on
-    the scale of the deviation loss, and score = density + local / 2 + seen / 2. Trained are a gain
-    for every coordinate of z and for every channel of x_l, which make the Mahalanobis distance a
-    learned metric, and the direction that z is compared with.
+    the scale of the deviation loss, and score = density + local / 2 + seen / 2. Trained are the
+    metric A, at first the identity, and a gain for every channel of x_l. What z is compared with
+    stays the mean of the labelled anomalies' directions: so few of them do not tell it any better.
     """
 
     whitened = True
     table = (
-        Head("density", targets=(0, 1, None)),
-        Head("local", targets=(0, 1, None), factor=0.5),
+        Head("density", targets=(0, 1, 1)),
+        Head("local", targets=(0, 1, 1), factor=0.5),
         Head("seen", targets=(0, 1, None), factor=0.5),
     )
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         del rngs
-        self.gain = nnx.Param(jnp.zeros(SCALES * channels))
+        self.metric = nnx.Param(jnp.zeros((SCALES * channels, SCALES * channels)))
         self.local_gain = nnx.Param(jnp.zeros(channels))
-        self.direction = nnx.Param(jnp.zeros(SCALES * channels))
+        self.direction = nnx.BatchStat(jnp.zeros(SCALES * channels))
         self.mean = nnx.BatchStat(jnp.zeros(SCALES + 2))
         self.deviation = nnx.BatchStat(jnp.ones(SCALES + 2))
         self.top_k = config.top_k
@@ -62,7 +62,7 @@ class Density(DeviationDetector):
     def _raw(self, inputs: Inputs) -> Float[Array, "b r"]:
         """Density, seen, and the local score of each scale, not standardised."""
         z = _flat(inputs)
-        density = _length(jnp.square(z) @ jnp.exp(2 * self.gain[...]))
+        density = _length(jnp.square(z + z @ self.metric[...]).sum(-1))
         seen = _unit(z) @ self.direction[...]
         local = [top_mean(lengths, self.top_k) for lengths in inputs.at_locations(self._lengths)]
         return jnp.stack([density, seen, *local], axis=1)

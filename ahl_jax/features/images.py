@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
-from ahl_jax.backbones import Trunk
+from ahl_jax.backbones import Trunk, products_in
 from ahl_jax.config import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches
 from ahl_jax.errors import BadImageError
@@ -19,7 +19,7 @@ from ahl_jax.features.progress import Progress
 from ahl_jax.features.store import Store, entry_key
 
 FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
-"""One float32 array per scale, the larger scale first."""
+"""One float32 array per scale, the larger scale first, whatever the trunk's products were in."""
 
 _ROWS = 64
 
@@ -68,10 +68,11 @@ def extract(
             then stays in the store.
         UserError: if the store cannot be written to.
     """
+    dtype = trunk_dtype(config.precision, jax.default_backend())
     keys: list[str | None] = []
     for path in paths:
         try:
-            keys.append(image_key(image_digest(path), trunk, config))
+            keys.append(image_key(image_digest(path), trunk, config, dtype))
         except BadImageError as error:
             if not skip_bad:
                 raise
@@ -90,7 +91,7 @@ def extract(
             on_bad=_warn,
         )
         for indices, images in batches:
-            yield [missing[i] for i in indices], trunk_maps(trunk, images, config)
+            yield [missing[i] for i in indices], trunk_maps(trunk, images, config, dtype)
 
     maps, found = cached(distinct, trunk, config, store, compute, label if progress else None)
     rows = {key: row for row, key in enumerate(found)}
@@ -99,6 +100,14 @@ def extract(
     if order != list(range(len(found))):
         maps = rows_of(maps, order, store)
     return maps, kept
+
+
+def trunk_dtype(precision: str, platform: str) -> np.dtype:
+    """The dtype of the trunk's products: that of the features, but on a CPU always float32.
+
+    Most CPUs have no products of bfloat16, and would be slower.
+    """
+    return jnp.dtype(jnp.float32 if platform == "cpu" else precision)
 
 
 def map_shapes(trunk: Trunk, config: FeatureConfig) -> list[tuple[int, int, int]]:
@@ -116,8 +125,20 @@ def rows_of(maps: FeatureMaps, order: Sequence[int], store: Store) -> FeatureMap
     return chosen
 
 
-def image_key(digest: str, trunk: Trunk, config: FeatureConfig, **more: str | int) -> str:
-    """The store's key of an image: ``digest`` is its file's, ``more`` what was done to it since."""
+def image_key(
+    digest: str, trunk: Trunk, config: FeatureConfig, dtype: np.dtype, **more: str | int
+) -> str:
+    """The store's key of an image.
+
+    Args:
+        digest: its file's.
+        trunk: the frozen network.
+        config: the image size is used.
+        dtype: that of the trunk's products.
+        more: what was done to the image before.
+    """
+    if dtype != np.float32:
+        more["dtype"] = str(dtype)
     return entry_key(
         version=_VERSION,
         image=digest,
@@ -186,16 +207,19 @@ def cached(
 
 
 def trunk_maps(
-    trunk: Trunk, images: UInt8[np.ndarray | Array, "b size size 3"], config: FeatureConfig
+    trunk: Trunk,
+    images: UInt8[np.ndarray | Array, "b size size 3"],
+    config: FeatureConfig,
+    dtype: np.dtype,
 ) -> tuple[Float[Array, "batch h w c"], ...]:
     """The maps of up to ``config.image_batch`` images; rows past theirs are padding.
 
     Every call has the same shapes, so there is one compilation, and an image's maps do not depend
-    on how many others came with it.
+    on how many others came with it. ``dtype`` is that of the trunk's products.
     """
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return _two_scales(trunk.apply, config.views, trunk.params, whole)
+    return _two_scales(trunk.apply, config.views, dtype, trunk.params, whole)
 
 
 def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray, "batch ..."]:
@@ -203,16 +227,21 @@ def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray,
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _two_scales(
     apply: Callable[[PyTree, Array], Array],
     views: int,
+    dtype: np.dtype,
     params: PyTree,
     images: UInt8[Array, "b size size 3"],
 ) -> tuple[Float[Array, "b h w c"], ...]:
+    params = products_in(dtype, params)
+
     def maps(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        seen = [_seen_as(apply, params, images, *view) for view in VIEWS[:views]]
-        return functools.reduce(jnp.add, seen) / views
+        seen = jnp.stack([_turned(images, view) for view in VIEWS[:views]])
+        found = jax.lax.map(functools.partial(apply, params), seen)
+        back = zip(found, VIEWS[:views], strict=True)
+        return jnp.stack([_turned_back(one, view) for one, view in back]).mean(0)
 
     large = images.astype(jnp.float32)
     b, size, _, c = large.shape
@@ -224,17 +253,15 @@ def _two_scales(
     return maps(large), maps(small)
 
 
-def _seen_as(
-    apply: Callable[[PyTree, Array], Array],
-    params: PyTree,
-    images: Float[Array, "b h w 3"],
-    quarters: int,
-    mirrored: bool,
-) -> Float[Array, "b h2 w2 c"]:
-    """The maps of turned images, turned back."""
-    seen = jnp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
-    maps = jnp.rot90(apply(params, seen), -quarters, axes=(1, 2))
-    return maps[:, :, ::-1] if mirrored else maps
+def _turned(images: Float[Array, "b h w c"], view: tuple[int, bool]) -> Float[Array, "b h w c"]:
+    quarters, mirrored = view
+    return jnp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
+
+
+def _turned_back(maps: Float[Array, "b h w c"], view: tuple[int, bool]) -> Float[Array, "b h w c"]:
+    quarters, mirrored = view
+    back = jnp.rot90(maps, -quarters, axes=(1, 2))
+    return back[:, :, ::-1] if mirrored else back
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:

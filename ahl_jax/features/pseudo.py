@@ -14,7 +14,15 @@ from ahl_jax.backbones import Trunk
 from ahl_jax.bank import WHOLE, Part
 from ahl_jax.config import FeatureConfig, PseudoConfig
 from ahl_jax.data.images import image_digest, iter_batches
-from ahl_jax.features.images import FeatureMaps, cached, image_key, map_shapes, padded, trunk_maps
+from ahl_jax.features.images import (
+    FeatureMaps,
+    cached,
+    image_key,
+    map_shapes,
+    padded,
+    trunk_dtype,
+    trunk_maps,
+)
 from ahl_jax.features.store import Store
 from ahl_jax.pseudo import make_pseudo
 
@@ -115,9 +123,10 @@ def _extract_one(
 ) -> None:
     """The maps of some of one generator's images."""
     batch = features.image_batch
+    dtype = trunk_dtype(features.precision, jax.default_backend())
     digest = functools.cache(lambda image: image_digest(normals[image]))
     keys = [
-        image_key(digest(image), trunk, features,
+        image_key(digest(image), trunk, features, dtype,
                   generator=name, seed=seed, item=item, source=digest(source))
         for item in items for image, source in [drawn[item].tolist()]
     ]  # fmt: skip
@@ -132,7 +141,7 @@ def _extract_one(
             made = _make(
                 name, key, *(padded(a, batch) for a in (items[here], images[::2], images[1::2]))
             )
-            yield missing[here], trunk_maps(trunk, made, features)
+            yield missing[here], trunk_maps(trunk, made, features, dtype)
 
     cached(keys, trunk, features, store, compute, label, into)
 

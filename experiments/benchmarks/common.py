@@ -4,15 +4,16 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ahl_jax.bank import FeatureBank, SharedBank, global_averages
+from ahl_jax.budget import give_back_memory
 from ahl_jax.config import (
     Config,
     DataConfig,
@@ -24,7 +25,10 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
+from ahl_jax.devices import mesh_for, spread
+from ahl_jax.learning import TrainingData
 from ahl_jax.problem import Problem, make_problem, problem_on
+from ahl_jax.seeds import compile_epochs, stack_problems
 
 Shape = tuple[int, int, int]
 """Height, width and channels of a feature map."""
@@ -34,6 +38,8 @@ PAPER_SHAPES: tuple[Shape, ...] = ((14, 14, 512), (7, 7, 512))
 
 DEMO_SHAPES: tuple[Shape, ...] = ((8, 8, 320), (4, 4, 320))
 """EfficientNet-Lite0's maps of images of 256 and 128 pixels, as in the demo."""
+
+SIZES = {"paper": PAPER_SHAPES, "demo": DEMO_SHAPES}
 
 
 def synthetic_problem(
@@ -91,6 +97,28 @@ def synthetic_problem(
         bank = SharedBank(inputs, np.arange(normals + anomalies + total))
         return problem_on(config, bank, global_averages(of_normals), *made)
     return make_problem(config, of_normals, maps(anomalies, 0.2), maps(total, 0.1), *made)
+
+
+class Compiled(NamedTuple):
+    """An epoch as ``ahl train`` runs it; ``epoch(state, data, numbers)`` uses up the state."""
+
+    epoch: jax.stages.Compiled
+    state: Any
+    data: TrainingData
+    seconds: float
+    """How long tracing and compiling took."""
+
+
+def compiled_epoch(problems: Sequence[Problem]) -> Compiled:
+    """The program of one epoch of problems that differ in their seeds, on all devices."""
+    mesh = mesh_for(len(problems), len(problems[0].subsets))
+    state, data = spread(*stack_problems(problems), mesh)
+    start = time.perf_counter()
+    numbers = np.zeros(1, np.int32)
+    lowered = compile_epochs(mesh).lower(problems[0].learner, state, data, numbers)
+    compiled = Compiled(lowered.compile(), state, data, time.perf_counter() - start)
+    give_back_memory()
+    return compiled
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> list[float]:

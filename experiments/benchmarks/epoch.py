@@ -35,14 +35,9 @@ import numpy as np
 import tyro
 
 from ahl_jax.batches import thirds
-from ahl_jax.budget import give_back_memory
 from ahl_jax.config import Precision
-from ahl_jax.devices import mesh_for, spread
 from ahl_jax.runtime import run_command
-from ahl_jax.seeds import compile_epochs, stack_problems
 from experiments.benchmarks import common
-
-SIZES = {"paper": common.PAPER_SHAPES, "demo": common.DEMO_SHAPES}
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def epoch_flops(detector: str, problem: common.Problem, shapes: tuple[common.Sha
 
 def measure(row: Row) -> dict[str, Any]:
     """Measure one row in this process."""
-    shapes = SIZES[row.size]
+    shapes = common.SIZES[row.size]
     options = {"precision": row.precision}
     problem = common.synthetic_problem(row.detector, row.subsets, shapes, **options)
     others = [
@@ -125,19 +120,12 @@ def measure(row: Row) -> dict[str, Any]:
         )
         for seed in range(1, row.seeds)
     ]
-    learner = problem.learner
-    mesh = mesh_for(row.seeds, row.subsets)
-    state, data = spread(*stack_problems([problem, *others]), mesh)
-    start = time.perf_counter()
-    program = compile_epochs(mesh).lower(learner, state, data, np.zeros(1, np.int32))
-    epoch = program.compile()
-    compile_seconds = time.perf_counter() - start
-    give_back_memory()
+    epoch, state, data, compile_seconds = common.compiled_epoch([problem, *others])
     before = common.matmul_peak(row.precision)
     cost = epoch.cost_analysis() or {}
     times = []
     # The first epochs have no psi yet, so those timed come after K.
-    first = learner.config.importance.history  # type: ignore[attr-defined]
+    first = problem.learner.config.importance.history  # type: ignore[attr-defined]
     for number in range(first, first + row.epochs + 1):
         start = time.perf_counter()
         state, _ = jax.block_until_ready(epoch(state, data, np.array([number], np.int32)))

@@ -25,12 +25,12 @@ from flax import nnx
 
 from ahl_jax.backbones import TRUNKS, Trunk, load_trunk
 from ahl_jax.backbones.layers import Layer
-from ahl_jax.config import DataConfig, FeatureConfig
+from ahl_jax.config import DataConfig, FeatureConfig, Precision
 from ahl_jax.data.images import image_digest, iter_batches
 from ahl_jax.data.samples import load_dataset
 from ahl_jax.errors import UserError
 from ahl_jax.features import Store, extract
-from ahl_jax.features.images import trunk_maps
+from ahl_jax.features.images import trunk_dtype, trunk_maps
 from ahl_jax.runtime import run_command
 from experiments.benchmarks import common
 
@@ -47,6 +47,9 @@ class Extract:
 
     image_size: int = 256
     """Side in pixels of the larger scale."""
+
+    precision: Precision = "float32"
+    """dtype of the trunk's products; on a CPU it is float32 in any case."""
 
     quick: bool = False
     """16 images."""
@@ -93,13 +96,14 @@ def distinct_images(count: int) -> list[Path]:
     return list(seen.values())
 
 
-def trunk_rate(trunk: Trunk, images: np.ndarray, passes: int) -> float:
+def trunk_rate(trunk: Trunk, images: np.ndarray, passes: int, dtype: np.dtype) -> float:
     """Images per second of the compiled pass; the best of three rounds of ``passes``."""
     batch = jnp.asarray(images)
-    jax.block_until_ready(trunk_maps(trunk, batch, len(batch)))
+    config = FeatureConfig(image_batch=len(images))
+    jax.block_until_ready(trunk_maps(trunk, batch, config, dtype))
 
     def passes_() -> list[Any]:
-        return [trunk_maps(trunk, batch, len(batch)) for _ in range(passes)]
+        return [trunk_maps(trunk, batch, config, dtype) for _ in range(passes)]
 
     return passes * len(batch) / min(common.seconds(passes_, 3))
 
@@ -128,7 +132,8 @@ def main() -> None:
     paths = distinct_images(16 if args.quick else args.images)
     rows = []
     for name in args.trunks:
-        config = FeatureConfig(trunk=name, image_size=args.image_size)
+        config = FeatureConfig(trunk=name, image_size=args.image_size, precision=args.precision)
+        dtype = trunk_dtype(config.precision, jax.default_backend())
         trunk = benchmark_trunk(name)
         batches = iter_batches(paths, config.image_size, config.image_batch)
         # Starts the reader's threads and imports as well.
@@ -139,7 +144,8 @@ def main() -> None:
                 "trunk": name,
                 "image_size": config.image_size,
                 "images": len(paths),
-                "images_per_second_trunk": trunk_rate(trunk, batch, 1 if args.quick else 8),
+                "dtype": str(dtype),
+                "images_per_second_trunk": trunk_rate(trunk, batch, 1 if args.quick else 8, dtype),
                 "images_per_second_decode": decode_rate(paths, config),
                 "images_per_second_extract": extract_rate(paths, trunk, config),
                 "device": common.device_name(),

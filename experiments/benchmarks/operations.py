@@ -2,11 +2,11 @@
 
     python -m experiments.benchmarks.operations [--detector dra] [--size paper] [--json PATH]
 
-One epoch is traced with JAX's profiler. An operation is named as in the compiled program, and what
-it computes is read from the program: its shape, and the line of the model that it comes from. Times
-are those that the threads of the device spent in the operation, so they add up to the epoch where
-the operations run one after the other, as on a CPU. What is in no operation (the loops themselves,
-waiting) is the last row.
+One epoch, the program that ``epoch.py`` measures, is traced with JAX's profiler. An operation is
+named as in the compiled program, and what it computes is read from the program: its shape, and the
+line of the model that it comes from. Times are those that the threads of the device spent in the
+operation, so they add up to the epoch where the operations run one after the other, as on a CPU.
+What is in no operation (the loops themselves, waiting) is the last row.
 """
 
 import collections
@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from ahl_jax.errors import UserError
 from ahl_jax.runtime import run_command
 from experiments.benchmarks import common
-from experiments.benchmarks.epoch import SIZES
 
 
 @dataclass(frozen=True)
@@ -78,18 +77,16 @@ def described(program: str) -> dict[str, tuple[str, str]]:
 def main() -> None:
     """Trace one epoch and print the table."""
     args = tyro.cli(Operations, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
-    shapes = SIZES[args.size]
+    shapes = common.SIZES[args.size]
     problem = common.synthetic_problem(args.detector, args.subsets, shapes, normals=args.normals)
-    learner, data = problem.learner, problem.data
-    state = learner.init(problem.model, data, problem.key)
-    epoch = jax.jit(learner.epoch, donate_argnums=0).lower(state, data, jnp.int32(0)).compile()
+    epoch, state, data, _ = common.compiled_epoch([problem])
     # psi is trained from epoch K on.
-    first = learner.config.importance.history  # type: ignore[attr-defined]
-    state, _ = jax.block_until_ready(epoch(state, data, jnp.int32(first)))
+    first = problem.learner.config.importance.history  # type: ignore[attr-defined]
+    state, _ = jax.block_until_ready(epoch(state, data, np.array([first], np.int32)))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             start = time.perf_counter()
-            jax.block_until_ready(epoch(state, data, jnp.int32(first + 1)))
+            jax.block_until_ready(epoch(state, data, np.array([first + 1], np.int32)))
             whole = time.perf_counter() - start
         seconds = traced(Path(folder))
     known = described(epoch.as_text())

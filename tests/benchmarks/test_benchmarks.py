@@ -41,6 +41,19 @@ def test_epoch(tmp_path):
 
 
 @pytest.mark.slow
+def test_operations(tmp_path):
+    options = ["--detector", "devnet", "--size", "demo", "--subsets", "2", "--normals", "96"]
+    run("operations", *options, "--top", "5", "--json", str(tmp_path / "rows.json"))
+    *largest, others, outside = json.loads((tmp_path / "rows.json").read_text())
+    assert len(largest) == 5
+    assert all(row["shape"] and row["of"] and row["seconds"] > 0 for row in largest)
+    assert sorted(largest, key=lambda row: -row["seconds"]) == largest
+    assert [row["operation"] for row in (others, outside)] == [
+        "all other operations", "outside of operations",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
 def test_extract(tmp_path):
     measured = rows(tmp_path, "extract")
     assert [row["trunk"] for row in measured] == ["efficientnet_lite0", "resnet18"]

@@ -2,17 +2,19 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from ahl_jax import Config, UserError, evaluate, train
+from ahl_jax import Config, UserError, evaluate, seeds, train
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.workdir import Workdir
 from tests.run.conftest import FinishedRun
@@ -114,6 +116,44 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_result(
         np.testing.assert_array_equal(a, b)
     assert history(tmp_path / "whole") == history(tmp_path / "parts")
     assert whole | {"seconds": 0} == parts | {"seconds": 0}
+
+
+def test_all_programs_are_compiled_before_the_epochs_whose_seconds_count(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[tuple[str, int]] = []
+    compile_epochs = seeds.compile_epochs
+
+    class Watched:
+        """Notes what is compiled and run, and has no compilation in a call."""
+
+        def __init__(self, mesh: jax.sharding.Mesh) -> None:
+            self.step = compile_epochs(mesh)
+
+        def lower(self, *arguments: Any) -> "Watched":
+            self.lowered, self.length = self.step.lower(*arguments), len(arguments[-1])
+            return self
+
+        def compile(self) -> Any:
+            program, length = self.lowered.compile(), self.length
+            order.append(("compiled", length))
+
+            def run(*arguments: Any) -> Any:
+                order.append(("run", length))
+                return program(*arguments)
+
+            return run
+
+    monkeypatch.setattr(seeds, "compile_epochs", Watched)
+    monkeypatch.setattr("ahl_jax.loop._announce_memory", lambda program: None)
+    said: list[str] = []
+    monkeypatch.setattr("ahl_jax.loop.log.info", lambda text, *values: said.append(text % values))
+    train(config, tmp_path, checkpoint_every=3)
+    assert order == [("compiled", 3), ("compiled", 1), ("run", 3), ("run", 1)]
+    lines = [line for line in said if line.startswith("epoch ")]
+    assert [re.sub(r"  .*", "", line) for line in lines] == ["epoch 3/4", "epoch 4/4"]
+    assert all(re.search(r"\d s  \d+:\d\d left$", line) for line in lines)
+    assert lines[-1].endswith(" 0:00 left")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
