@@ -13,7 +13,8 @@ from ahl_jax.bank import Maps, SharedBank, shared_bank
 from ahl_jax.batches import PoolSet
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
-from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
+from ahl_jax.detectors import DETECTORS, Functional, Model
+from ahl_jax.ensemble import Ensemble, make_model
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import (
     Bank,
@@ -23,6 +24,7 @@ from ahl_jax.hadg import (
     everything,
     make_subsets,
     pool_sets,
+    random_groups,
 )
 from ahl_jax.learning import Learner, TrainingData
 from ahl_jax.losses import draw_prior
@@ -61,7 +63,11 @@ def check_names(config: Config) -> None:
                 )
 
 
-LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {"ahl": CDL, "base": Plain}
+LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {
+    "ahl": CDL,
+    "base": Plain,
+    "ensemble": Ensemble,
+}
 
 
 def make_problem(
@@ -92,8 +98,11 @@ def make_problem(
     roles = Bank(len(normals[0]), len(anomalies[0]), np.asarray(generator), np.asarray(source))
     if bank is None:
         (bank,) = shared_bank([(normals, anomalies, pseudo)], config.features.precision)
-    pooled = np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in normals], axis=1)
-    clusters = cluster_normals(pooled, config.subsets.clusters, config.seed)
+    if config.subsets.grouping == "random":
+        clusters = random_groups(roles.normals, config.subsets.clusters, config.seed)
+    else:
+        pooled = np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in normals], axis=1)
+        clusters = cluster_normals(pooled, config.subsets.clusters, config.seed)
     subsets = make_subsets(
         config.subsets, roles, clusters, len(config.pseudo.generators), config.seed
     )
@@ -120,6 +129,6 @@ def make_problem(
         prior=draw_prior(prior_key),
     )
     detector: Functional
-    detector, model = make_detector(config.detector, bank.inputs.channels, model_key)
+    detector, model = make_model(config, bank.inputs.channels, model_key)
     learner = LEARNERS[config.learning.method](config, detector)
     return Problem(learner, model, data, subsets, run_key)
