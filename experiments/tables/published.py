@@ -1,8 +1,8 @@
 """The published figures, to print beside ours.
 
 ``published.csv`` has the AUC-ROC of tables 1 to 5 of AHL (CVPR 2024, arXiv 2310.12790): mean and
-standard deviation over three runs; names as the paper spells them. ``(mean)`` after a data set
-stands for the mean over its classes (hard setting) or categories.
+standard deviation, where given, over three runs. Names are spelt as in the paper; ``(mean)`` after
+a data set stands for the mean over its classes (hard setting) or categories.
 """
 
 import csv
@@ -30,7 +30,7 @@ def plain_name(dataset: str) -> str:
 
 
 def published(table: str, setting: str, shots: int, dataset: str, method: str) -> str | None:
-    """Mean and standard deviation in words, or None where the paper has no such cell.
+    """Mean and standard deviation, if given, in words; or None where the paper has no such cell.
 
     Args:
         table: the table's number.
@@ -46,8 +46,13 @@ def published(table: str, setting: str, shots: int, dataset: str, method: str) -
 def _figures() -> dict[tuple[str, str, int, str, str], str]:
     with FILE.open(newline="", encoding="utf-8") as file:
         return {
-            (r["table"], r["setting"], int(r["M"]), plain_name(r["dataset"]), r["method"]): (
-                f"{float(r['auc_mean']):.3f} ± {float(r['auc_std']):.3f}"
+            _key(row): " ± ".join(
+                f"{float(row[column]):.3f}" for column in ("auc_mean", "auc_std") if row[column]
             )
-            for r in csv.DictReader(file)
+            for row in csv.DictReader(file)
         }
+
+
+def _key(row: dict[str, str]) -> tuple[str, str, int, str, str]:
+    dataset = plain_name(row["dataset"])
+    return row["table"], row["setting"], int(row["M"]), dataset, row["method"]

@@ -165,6 +165,7 @@ def test_the_published_figures_are_found_by_any_spelling() -> None:
     assert published("1", "general", 10, "elpv", "AHL(DRA)") == "0.850 ± 0.004"
     assert published("2", "hard", 10, "metal_nut", "DRA") == "0.968 ± 0.006"
     assert published("5", "hard", 10, "ELPV", "+HADG+CDL-") == "0.779 ± 0.001"
+    assert published("3", "cross-domain", 10, "Grid->Carpet", "DRA") == "0.833"
     mvtec = published("1", "general", 1, "MVTec AD", "DRA")
     assert mvtec is not None
     assert published("1", "general", 1, "mvtec_anomaly_detection", "DRA") == mvtec
