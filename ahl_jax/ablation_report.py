@@ -91,7 +91,8 @@ def draw(
     axes = grid.ravel()
     seeds = len(points[0][1])
     methods = {point.config.learning.method for point, _ in points}
-    who = {"ahl": "AHL, ", "base": "base detector, "}[methods.pop()] if len(methods) == 1 else ""
+    names_of = {"ahl": "AHL, ", "base": "base detector, "}
+    who = names_of.get(methods.pop(), "") if len(methods) == 1 else ""
     label = who + (f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed")
     for panel, name in zip(axes, names, strict=False):
         mine = [(point, scores) for point, scores in points if point.name == name]

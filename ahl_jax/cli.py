@@ -234,7 +234,8 @@ def _evaluate(command: Evaluate) -> None:
 
 def _in_words(config: Config, metrics: dict[str, Any], workdir: Path) -> str:
     kind = DETECTORS[config.detector.detector].__name__
-    name = f"AHL({kind})" if config.learning.method == "ahl" else kind
+    names = {"ahl": f"AHL({kind})", "ensemble": f"An ensemble of {kind}"}
+    name = names.get(config.learning.method, kind)
     return (
         f"{name}, trained on {metrics['n_train_normal']} normals and {metrics['n_seen']} labelled "
         f"anomalies for {metrics['epochs']} epochs, reaches an AUC-ROC of "

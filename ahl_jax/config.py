@@ -5,6 +5,7 @@ The defaults are the published hyper-parameters of AHL. Field docstrings are wha
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,6 +96,9 @@ class SubsetConfig:
     clusters: int = 3
     """C, the number of k-means clusters of the normal features."""
 
+    grouping: Literal["kmeans", "random"] = "kmeans"
+    """What makes the C groups of normals: k-means; or chance, in equal sizes (CDL without HADG)."""
+
     holistic: bool = False
     """Add one more subset of all normals, split at random in two halves."""
 
@@ -126,9 +130,10 @@ class DetectorConfig:
 class LearningConfig:
     """Collaborative differentiable learning (CDL), and plain training of the detector alone."""
 
-    method: Literal["ahl", "base", "fit"] = "ahl"
-    """ahl: the whole method; base: the detector alone, on all training images at once; fit: what
-    training would start from, in one epoch that changes nothing."""
+    method: Literal["ahl", "base", "ensemble", "fit"] = "ahl"
+    """ahl: the whole method; base: the detector alone, on all training images at once; ensemble: T
+    of those that start from different weights and draw different batches, by their mean score;
+    fit: what training would start from, in one epoch that changes nothing."""
 
     epochs: int = 30
     """Epochs; the last one is what counts."""
@@ -178,8 +183,9 @@ class LearningConfig:
 class ImportanceConfig:
     """The sequence model psi that estimates each subset's generalisation error."""
 
-    importance: Literal["psi", "uniform"] = "psi"
-    """psi: importance scores w_i from the sequence model; uniform: always w_i = 1/T."""
+    importance: Literal["psi", "uniform", "accuracy"] = "psi"
+    """psi: importance scores w_i from the sequence model; uniform: always w_i = 1/T; accuracy: from
+    each base model's error rate on the training images outside of its support set."""
 
     history: int = 5
     """K, how many past epochs of scores psi sees; until then w_i = 1/T."""
@@ -214,7 +220,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types (tuples become lists, paths strings)."""
-        return _jsonable(dataclasses.asdict(self))
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
@@ -237,14 +243,6 @@ class Config:
             ) from error
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _untupled(room: type, values: dict[str, Any]) -> dict[str, Any]:
     """JSON lists back to tuples, and the path fields back to paths."""
     paths = {f.name for f in dataclasses.fields(room) if f.type == Path | None}
@@ -261,23 +259,16 @@ def _check(config: Config) -> None:
     d, s, det = config.data, config.subsets, config.detector
     lrn, imp = config.learning, config.importance
     at_least = [
-        ("shots", d.shots, 1),
+        ("shots", d.shots, 1), ("subsets", s.subsets, 1), ("clusters", s.clusters, 2),
         ("image-size", config.features.image_size, 192),
         ("image-batch", config.features.image_batch, 1),
         ("pseudo-per-generator", config.pseudo.pseudo_per_generator, 1),
-        ("subsets", s.subsets, 1),
-        ("clusters", s.clusters, 2),
-        ("references", det.references, 1),
-        ("hidden", det.hidden, 1),
-        ("epochs", lrn.epochs, 1),
-        ("steps", lrn.steps, 1),
-        ("batch", lrn.batch, 3),
-        ("passes", lrn.passes, 1),
-        ("decay-every", lrn.decay_every, 1),
-        ("history", imp.history, 1),
-        ("psi-passes", imp.psi_passes, 1),
+        ("references", det.references, 1), ("hidden", det.hidden, 1),
+        ("epochs", lrn.epochs, 1), ("steps", lrn.steps, 1), ("batch", lrn.batch, 3),
+        ("passes", lrn.passes, 1), ("decay-every", lrn.decay_every, 1),
+        ("history", imp.history, 1), ("psi-passes", imp.psi_passes, 1),
         ("psi-batch", imp.psi_batch, 1),
-    ]
+    ]  # fmt: skip
     if d.limit is not None:
         at_least.append(("limit", d.limit, 3))
     for name, value, low in at_least:

@@ -54,7 +54,7 @@ def evaluate(
             "the test may hold images that training has seen",
             run.path,
         )
-    scorer = scorer_from_arrays(config.detector, arrays)
+    scorer = scorer_from_arrays(config, arrays)
     test = test_features(config, split, trunk, Store(cache_dir), progress=progress)
     scores = scorer.score(test.maps)
     return image_metrics(scores, [sample.anomaly_class for sample in test.samples]) | {

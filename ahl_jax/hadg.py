@@ -105,6 +105,21 @@ def cluster_normals(
     return kept
 
 
+def random_groups(normals: int, groups: int, seed: int) -> list[Int[np.ndarray, " m"]]:
+    """The normals in random groups of nearly equal size, in place of clusters.
+
+    Raises:
+        UserError: if they are too few for groups of ``SMALLEST_CLUSTER``.
+    """
+    if normals < groups * SMALLEST_CLUSTER:
+        raise UserError(
+            f"--clusters is {groups}, but {normals} training normals make no {groups} random "
+            f"groups of {SMALLEST_CLUSTER}; use fewer clusters or give more normals"
+        )
+    shuffled = np.random.default_rng([seed, 3]).permutation(normals)
+    return [np.sort(members) for members in np.array_split(shuffled, groups)]
+
+
 def _cycle_pairs(
     items: int, count: int, rng: np.random.Generator, *, shuffle_first: bool
 ) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 psi sees the scores of the last K epochs and predicts this epoch's (AHL Eq. 5); it never sees a
 label. Its predictions, held against the labels, estimate each base model's generalisation error
-r_i (Eq. 6), and w_i = softmax(-r)_i (Eq. 7).
+r_i (Eq. 6), and w_i = softmax(-r)_i (Eq. 7). Without psi, r_i is each model's error rate as it is.
 """
 
 from typing import NamedTuple, cast
@@ -76,6 +76,23 @@ def estimated_error(
     return (weights * squared).sum(1) / jnp.maximum((weights > 0).sum(1), 1)
 
 
+def error_rate(
+    scores: Float[Array, "n t"], labels: Float[Array, " n"], weights: Float[Array, "t n"]
+) -> Float[Array, " t"]:
+    """The share of the training images outside of its support set that each base model gets wrong.
+
+    A score on the scale of the labels stands for an anomaly from 0.5 on.
+
+    Args:
+        scores: s_j^t, on the scale of the labels.
+        labels: y_j, 0 for normals and 1 for anomalies.
+        weights: c_j for each subset: 0 for its support normals, below 1 for its support anomalies.
+    """
+    wrong = (labels > 0.5) != (scores >= 0.5).T
+    outside = jnp.where(labels > 0.5, weights == 1, weights > 0)
+    return (wrong & outside).sum(1) / jnp.maximum(outside.sum(1), 1)
+
+
 def importance_scores(errors: Float[Array, " t"]) -> Float[Array, " t"]:
     """w_i (AHL Eq. 7): the softmax of the negative errors."""
     return jax.nn.softmax(-errors)
@@ -124,6 +141,8 @@ class Estimator:
     ) -> Importance:
         """Take in an epoch's scores; from epoch K on, train psi on them and set r_i and w_i.
 
+        Accuracy needs no history, so it sets them in every epoch.
+
         Args:
             state: state after the last epoch.
             scores: s_j^t, the base models' scores of every training image.
@@ -135,6 +154,9 @@ class Estimator:
         history = jnp.concatenate([state.history[:, 1:], scores[:, None]], axis=1)
         if self.config.importance == "uniform":
             return state._replace(history=history)
+        if self.config.importance == "accuracy":
+            errors = error_rate(scores, labels, error_weights).astype(state.errors.dtype)
+            return state._replace(history=history, errors=errors, weights=importance_scores(errors))
 
         def estimate(state: Importance) -> Importance:
             params, optimizer, loss = self._train(state, scores, key)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ahl_jax.config import DetectorConfig
-from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
+from ahl_jax.config import Config
+from ahl_jax.detectors import Functional, Inputs, Model, make_inputs
 from ahl_jax.detectors.inputs import to_maps
+from ahl_jax.ensemble import make_model
 from ahl_jax.features import FeatureMaps
 from ahl_jax.whitening import Whitening
 
@@ -67,15 +68,15 @@ class Scorer:
         )
 
 
-def scorer_from_arrays(config: DetectorConfig, arrays: dict[str, Any]) -> Scorer:
-    """The inverse of ``Scorer.arrays``, for the detector that ``config`` names."""
+def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
+    """The inverse of ``Scorer.arrays``, for the detector that ``config`` trains."""
     saved_reference = dict(arrays["reference"])
     averages = saved_reference.pop("averages")
     maps: Sequence[np.ndarray] = [saved_reference[name][None] for name in sorted(saved_reference)]
     reference = make_inputs(maps).take(jnp.array(0))
     # Those of whitened features are not the averages of their maps.
     reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
-    functional, fresh = make_detector(config, reference.channels, jax.random.key(0))
+    functional, fresh = make_model(config, reference.channels, jax.random.key(0))
     saved = arrays["model"]
     model = Model(saved["params"], saved.get("stats", {}))
     if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):

@@ -13,7 +13,8 @@ from ahl_jax.bank import HostBank, Maps, SharedBank, global_averages, shared_ban
 from ahl_jax.batches import PoolSet
 from ahl_jax.cdl import CDL
 from ahl_jax.config import Config
-from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
+from ahl_jax.detectors import DETECTORS, Functional, Model
+from ahl_jax.ensemble import Ensemble, make_model
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import (
     Bank,
@@ -23,6 +24,7 @@ from ahl_jax.hadg import (
     everything,
     make_subsets,
     pool_sets,
+    random_groups,
 )
 from ahl_jax.learning import Learner, TrainingData
 from ahl_jax.losses import draw_prior
@@ -68,6 +70,7 @@ LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {
     "ahl": CDL,
     "base": Plain,
     "fit": Fit,
+    "ensemble": Ensemble,
 }
 
 
@@ -124,7 +127,10 @@ def problem_on(
     """
     anomalies = len(bank.place) - len(averages) - len(generator)
     roles = Bank(len(averages), anomalies, np.asarray(generator), np.asarray(source))
-    clusters = cluster_normals(averages, config.subsets.clusters, config.seed)
+    if config.subsets.grouping == "random":
+        clusters = random_groups(roles.normals, config.subsets.clusters, config.seed)
+    else:
+        clusters = cluster_normals(averages, config.subsets.clusters, config.seed)
     subsets = make_subsets(
         config.subsets, roles, clusters, len(config.pseudo.generators), config.seed
     )
@@ -151,6 +157,6 @@ def problem_on(
         prior=draw_prior(prior_key),
     )
     detector: Functional
-    detector, model = make_detector(config.detector, bank.inputs.channels, model_key)
+    detector, model = make_model(config, bank.inputs.channels, model_key)
     learner = LEARNERS[config.learning.method](config, detector)
     return Problem(learner, model, data, subsets, run_key)

@@ -18,6 +18,7 @@ from ahl_jax.hadg import (
     everything,
     make_subsets,
     pool_sets,
+    random_groups,
 )
 
 
@@ -256,6 +257,29 @@ def test_fewer_normals_than_clusters_is_the_users_error():
 def test_identical_normals_are_the_users_error():
     with pytest.raises(UserError, match="left 1 clusters"):
         cluster_normals(np.ones((9, 4)), 3, seed=0)
+
+
+@given(st.integers(2, 6), st.integers(0, 40), st.integers(0, 999))
+def test_random_groups_divide_the_normals_evenly(groups, more, seed):
+    normals = 3 * groups + more
+    found = random_groups(normals, groups, seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(normals))
+    sizes = [len(members) for members in found]
+    assert len(sizes) == groups
+    assert max(sizes) - min(sizes) <= 1
+    for members, again in zip(found, random_groups(normals, groups, seed), strict=True):
+        np.testing.assert_array_equal(members, again)
+        assert (np.diff(members) > 0).all()
+
+
+def test_random_groups_are_chances_own():
+    firsts = {tuple(random_groups(30, 3, seed)[0]) for seed in range(5)}
+    assert len(firsts) == 5
+
+
+def test_too_few_normals_for_random_groups_are_the_users_error():
+    with pytest.raises(UserError, match="8 training normals make no 3 random groups of 3"):
+        random_groups(8, 3, seed=0)
 
 
 def test_every_generator_pair_is_used_before_one_returns():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ahl_jax.config import ImportanceConfig
-from ahl_jax.importance import Estimator, estimated_error, importance_scores
+from ahl_jax.importance import Estimator, error_rate, estimated_error, importance_scores
 from tests.core.setting import assert_trees_equal
 from tests.goldens import core_inputs as golden_inputs
 from tests.goldens.inputs import GOLDENS
@@ -101,6 +101,34 @@ def test_uniform_importance_never_moves(scores):
         np.testing.assert_allclose(state.weights, 1 / T)
         assert_trees_equal(state.params, states[0].params)
         assert np.isnan(state.errors).all()
+
+
+@given(
+    scores=hnp.arrays(np.float32, (6, 2), elements=st.floats(-1, 2, width=32)),
+    labels=hnp.arrays(np.float32, 6, elements=st.sampled_from([0.0, 1.0])),
+    weights=hnp.arrays(np.float32, (2, 6), elements=st.sampled_from([0.0, 0.5, 1.0])),
+)
+def test_the_error_rate_counts_what_is_outside_of_the_support_set(scores, labels, weights):
+    expected = []
+    for i in range(2):
+        # A support anomaly has c = 0.5, a support normal has c = 0.
+        outside = [
+            j for j in range(6) if weights[i, j] == 1 or (weights[i, j] == 0.5 and labels[j] == 0)
+        ]
+        wrong = [(scores[j, i] >= 0.5) != (labels[j] == 1) for j in outside]
+        expected.append(np.mean(wrong) if wrong else 0.0)
+    np.testing.assert_allclose(error_rate(scores, labels, weights), expected, rtol=1e-6)
+
+
+def test_accuracy_needs_neither_psi_nor_a_history(scores):
+    states = run(scores, step=update(importance="accuracy"))
+    for epoch, state in enumerate(states):
+        errors = error_rate(jnp.asarray(scores[epoch]), LABELS, WEIGHTS)
+        np.testing.assert_allclose(state.errors, errors, rtol=1e-6)
+        np.testing.assert_allclose(state.weights, importance_scores(errors), rtol=1e-6)
+        assert_trees_equal(state.params, states[0].params)
+        assert np.isnan(state.loss)
+    assert len({tuple(np.asarray(state.weights).round(5)) for state in states}) > 1
 
 
 def test_the_history_is_the_scores_of_the_last_epochs_oldest_first(scores):

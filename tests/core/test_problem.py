@@ -104,6 +104,17 @@ def test_the_detector_alone_sees_every_training_image():
     assert sum(int(pool.size) for pool in problem.data.everything) == 15 + 5 + 18
 
 
+def test_random_groups_take_the_place_of_clusters():
+    by = {
+        grouping: make_setting(make_config(detector="devnet", grouping=grouping)).subsets
+        for grouping in ("kmeans", "random")
+    }
+    # The three clusters of normals are the images whose number leaves the same rest.
+    assert all(len(set(s.normals[0] % 3)) == 1 for s in by["kmeans"])
+    assert all(len(set(s.normals[0] % 3)) > 1 for s in by["random"])
+    assert [len(s.normals[1]) for s in by["random"]] == [5, 5, 5]
+
+
 @pytest.mark.parametrize(
     ("normals", "message"),
     [(2, "only 2 training normals"), (4, "use fewer clusters or give more normals")],

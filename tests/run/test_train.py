@@ -91,7 +91,7 @@ def test_a_finished_run_is_not_run_again(
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
 
 
-@pytest.mark.parametrize("method", ["ahl", "base"])
+@pytest.mark.parametrize("method", ["ahl", "base", "ensemble"])
 def test_a_stopped_run_goes_on_to_the_bit_identical_result(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -1,0 +1,203 @@
+"""The cells of a table: what is trained, and in which folder."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ahl_jax import Config, UserError, preset
+from ahl_jax.config import DataConfig
+from ahl_jax.data.samples import load_dataset
+from ahl_jax.gather import load_split
+from ahl_jax.hadg import check_clusters
+from ahl_jax.problem import check_names
+from ahl_jax.workdir import Workdir
+from experiments.tables.methods import METHODS, Method, with_settings
+
+log = logging.getLogger("ahl_jax")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train and test what is missing, then write the table.
+
+    The same command goes on with a sweep that was stopped; finished runs are only read.
+    """
+
+    data: tuple[str, ...] = ("elpv",)
+    """Data sets or folders in MVTec layout."""
+
+    category: tuple[str, ...] = ()
+    """Categories, where the one folder given holds several."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; every method gets the same ones, all trained in one program."""
+
+    shots: tuple[int, ...] = (10,)
+    """M, the number of labelled anomalies; several make a part of the table each."""
+
+    methods: tuple[str, ...] = ()
+    """Rows of the table; by default all."""
+
+    quick: bool = False
+    """Use the debug preset, to see in minutes that everything runs."""
+
+    workdir: Path = Path("runs/tables")
+    """The folder for the runs, which the tables share."""
+
+    out: Path = Path("experiments/results")
+    """The folder for the tables."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables."""
+
+    name: str
+    """The script's name, and the files'."""
+
+    label: str
+    """What the column ``table`` says: the paper's number for it."""
+
+    title: str
+    settings: tuple[str, ...] = ("general",)
+    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    variant: str = ""
+    """Added to the files' names where options of the script make another table."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one program trains: a method on a data set, with all seeds."""
+
+    dataset: str
+    setting: str
+    shots: int
+    seen_class: str | None
+    method: str
+    config: Config
+    folder: Path
+    """Where its runs are; cells with the same settings have the same one."""
+
+
+def plan(table: Table, options: Options) -> list[Cell]:
+    """The cells of a table in order: data set by data set, and in each method by method.
+
+    Hard setting: one cell per anomaly class that has enough images.
+
+    Raises:
+        UserError: if the options do not fit the table or the data. Settings, splits and folders of
+            all cells are checked, so that nothing is trained in vain.
+    """
+    unknown = [name for name in options.methods if name not in table.methods]
+    if unknown:
+        known = ", ".join(f"'{name}'" for name in table.methods)
+        raise UserError(f"--methods has no '{unknown[0]}'; choose from {known}")
+    if options.category and len(options.data) != 1:
+        raise UserError("--category belongs to one folder; give --data that one alone")
+    if not (options.seeds and options.shots and options.data):
+        raise UserError("--data, --seeds and --shots each need at least one value")
+    for name, given in (("data", options.data), ("category", options.category)):
+        if len(set(given)) < len(given):
+            raise UserError(f"--{name} has the same value twice; give it once")
+    names = [dataset_name(data, None) for data in options.data]
+    if len(set(names)) < len(names):
+        raise UserError("two of --data have the same name; give them one after the other, with "
+                        "different --workdir and --out")  # fmt: skip
+    cells = [
+        _cell(table, options, data, name)
+        for data in _datasets(table, options)
+        for name in options.methods or table.methods
+    ]
+    _check(cells, options.seeds)
+    return cells
+
+
+def dataset_name(data: str, category: str | None) -> str:
+    """The data set's name without its folder, such as ``elpv`` or ``mvtec/screw``."""
+    return "/".join(filter(None, [Path(data).resolve().name, category]))
+
+
+def _datasets(table: Table, options: Options) -> Iterator[DataConfig]:
+    for name in options.data:
+        for category in options.category or (None,):
+            one = DataConfig(name, category)
+            for setting in table.settings:
+                for shots in dict.fromkeys(options.shots):
+                    part = dataclasses.replace(one, shots=shots)
+                    yield from _hard(part) if setting == "hard" else [part]
+
+
+def _hard(data: DataConfig) -> list[DataConfig]:
+    """Each class that has M images as the seen one."""
+    classes = load_dataset(data).anomalies
+    where = dataset_name(data.data, data.category)
+    few = [name for name, images in classes.items() if len(images) < data.shots]
+    if few:
+        log.warning(
+            "%s: no class with fewer than %d images can be the seen one, so not %s",
+            where,
+            data.shots,
+            ", ".join(few),
+        )
+    seen = [name for name in classes if name not in few]
+    if not seen:
+        raise UserError(f"{where} has no anomaly class with {data.shots} images; lower --shots")
+    return [dataclasses.replace(data, setting="hard", seen_class=name) for name in seen]
+
+
+def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
+    own = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    own = {key: own[key] for key in ("category", "setting", "seen_class", "shots")}
+    start = preset("debug" if options.quick else "paper", data.data, **own)
+    settings = dict(table.methods[name].settings)
+    if options.quick and "updates_per_epoch" in settings:
+        # The debug preset has fewer steps than some methods have updates.
+        settings["updates_per_epoch"] = start.learning.steps
+    config = with_settings(start, settings)
+    dataset = dataset_name(data.data, data.category)
+    part = f"{data.setting}-{data.shots}-shots"
+    part += f"-{quote(data.seen_class, safe='')}" if data.seen_class else ""
+    return Cell(
+        dataset=dataset,
+        setting=data.setting,
+        shots=data.shots,
+        seen_class=data.seen_class,
+        method=name,
+        config=config,
+        folder=options.workdir / ("quick" if options.quick else "paper") / quote(dataset, safe="")
+        / part / _difference(start, config),
+    )  # fmt: skip
+
+
+def _difference(start: Config, config: Config) -> str:
+    """The settings that differ, as a folder's name; the same for every way to ask for them."""
+    before, after = start.to_dict(), config.to_dict()
+    changed = [
+        f"{name}-{_text(value)}"
+        for room, values in after.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if value != before[room][name]
+    ]
+    return "_".join(changed).replace("_", "-") or "as-published"
+
+
+def _text(value: Any) -> str:
+    return quote(str(value), safe="")
+
+
+def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+    normals: dict[tuple[DataConfig, int], int] = {}
+    for cell in cells:
+        check_names(cell.config)
+        for seed in seeds:
+            config = dataclasses.replace(cell.config, seed=seed)
+            key = config.data, seed
+            if key not in normals:
+                normals[key] = len(load_split(config).train_normals)
+            check_clusters(config.subsets.clusters, normals[key])
+            Workdir(cell.folder / f"seed-{seed}").check(config)

@@ -1,0 +1,132 @@
+"""Train the cells of a table, and write its files after each."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from ahl_jax import train_seeds
+from ahl_jax.ablation_plan import Point
+from ahl_jax.ablation_report import draw, png
+from ahl_jax.errors import UserError
+from ahl_jax.metrics import mean_std
+from ahl_jax.runtime import keep_compiled_programs
+from ahl_jax.workdir import csv_text, replace_file
+from experiments.tables.cells import Cell, Options, Table, plan
+from experiments.tables.methods import METHODS, varied
+from experiments.tables.report import Row, markdown, per_seed, sections
+
+PUBLISHED = "AHL(DRA)"
+"""The row of ``METHODS`` that the paper varies."""
+
+T = TypeVar("T", bound=Options)
+
+
+def parse(kind: type[T], description: str | None, **defaults: Any) -> T:
+    """The options of the command line; ``defaults`` differ from those of ``kind``."""
+    default = dataclasses.replace(kind(), **defaults)
+    marks = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(kind, default=default, description=description, config=marks)
+
+
+def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
+    """Train what is missing, and write ``NAME.csv`` and ``NAME.md`` after every cell.
+
+    Returns:
+        The cells, and the rows of the CSV: one per cell and seed.
+
+    Raises:
+        UserError: as ``experiments.tables.cells.plan`` and ``ahl_jax.train`` do.
+    """
+    keep_compiled_programs()
+    seeds = list(dict.fromkeys(options.seeds))
+    command = shlex.join(["python", "-m", f"experiments.{table.name}", *sys.argv[1:]])
+    cells = plan(table, options)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be made ({error}); name another") from error
+    done: dict[Path, list[dict[str, Any]]] = {}
+    rows: list[Row] = []
+    for cell in cells:
+        if cell.folder not in done:
+            done[cell.folder] = train_seeds(cell.config, cell.folder, seeds)
+        rows += [_row(table, cell, metrics) for metrics in done[cell.folder]]
+        replace_file(output(options, table, "csv"), csv_text(rows))
+        text = markdown(table, cells, rows, seeds, command)
+        replace_file(output(options, table, "md"), text)
+        scores = mean_std([metrics["auc_roc"] for metrics in done[cell.folder]], 3)
+        print(f"{_name(cell)}: AUC-ROC {scores}", flush=True)
+    print(text)
+    return cells, rows
+
+
+def output(options: Options, table: Table, suffix: str, part: str = "") -> Path:
+    """The path of one of a table's files."""
+    quick = "_quick" if options.quick else ""
+    return options.out / f"{table.name}{table.variant}{quick}{part}.{suffix}"
+
+
+def sweep(
+    table: Table, options: Options, of: str, values: Mapping[str, tuple[str, Sequence[int]]]
+) -> None:
+    """A table of settings varied one at a time, and a picture of it per data set.
+
+    Args:
+        table: the table; its rows are made here, the base detector alone first.
+        options: its options.
+        of: the row of ``METHODS`` whose settings are varied.
+        values: setting -> its symbol and values.
+
+    Raises:
+        UserError: as ``run`` does, or if AHL does not train the row.
+    """
+    if of not in METHODS or METHODS[of].against is None:
+        known = ", ".join(f"'{name}'" for name, method in METHODS.items() if method.against)
+        raise UserError(f"--of has no '{of}'; choose from {known}")
+    start, base = METHODS[of], METHODS[of].against or ""
+    swept = {name: varied(start, symbol, name, v) for name, (symbol, v) in values.items()}
+    rows = {base: METHODS[base]}
+    for methods in swept.values():
+        rows |= methods
+    letters = "".join(c if c.isalnum() else "-" for c in of.lower()).strip("-")
+    variant = "" if of == PUBLISHED else f"_{letters}"
+    title = f"{table.title}, {of}"
+    table = dataclasses.replace(table, title=title, methods=rows, variant=variant)
+    cells, results = run(table, options)
+    chosen = {cell.method: cell.config for cell in cells}
+    for section in sections(cells):
+        points = [
+            (
+                Point(name, str(value), float(value), chosen[method], folder=""),
+                list(per_seed(section, results, method, "auc_roc").values()),
+            )
+            for name, methods in swept.items()
+            for method, value in zip(methods, values[name][1], strict=True)
+            if method in chosen
+        ]
+        if points:
+            alone = list(per_seed(section, results, base, "auc_roc").values())
+            figure = draw(points, alone or None, title=section.title)
+            path = output(options, table, "png", f"_{section.file_name}")
+            replace_file(path, png(figure))
+
+
+def _row(table: Table, cell: Cell, metrics: dict[str, Any]) -> Row:
+    return {
+        "table": table.label,
+        "setting": cell.setting,
+        "shots": cell.shots,
+        "dataset": cell.dataset,
+        "seen_class": cell.seen_class or "",
+        "method": cell.method,
+    } | {name: metrics[name] for name in ("seed", "auc_roc", "auc_pr", "seconds")}
+
+
+def _name(cell: Cell) -> str:
+    seen = f", seen class {cell.seen_class}" if cell.seen_class else ""
+    return f"{cell.dataset}, {cell.setting}, M = {cell.shots}{seen}, {cell.method}"
