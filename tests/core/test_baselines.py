@@ -102,7 +102,8 @@ def test_a_location_scores_as_an_image_that_is_like_it_everywhere(name):
     reference = mean_of(
         make_inputs([m.astype(np.float32) for m in make_maps(3, random)]), jnp.ones(3)
     )
-    maps = functional.merge(model).location_maps(make_inputs(alike), reference)
+    detector = functional.merge(model)
+    maps = detector.location_maps(make_inputs(alike), reference)
     whole = functional.score(model, make_inputs(alike), reference)
     for scores in maps:
         np.testing.assert_allclose(scores, scores[0, 0, 0], rtol=1e-5, atol=1e-6)
@@ -110,10 +111,8 @@ def test_a_location_scores_as_an_image_that_is_like_it_everywhere(name):
     # One other location, and the map differs there alone.
     alike[0] = alike[0].copy()
     alike[0][0, 1, 2] *= -3
-    there = np.abs(
-        functional.merge(model).location_maps(make_inputs(alike), reference)[0] - maps[0]
-    )
-    assert np.argwhere(there[0] > 1e-5).tolist() == [[1, 2]]
+    changed = detector.location_maps(make_inputs(alike), reference)[0]
+    assert np.argwhere(np.abs(changed - maps[0])[0] > 1e-5).tolist() == [[1, 2]]
 
 
 def test_scores_on_the_scale_of_the_labels():

@@ -203,9 +203,8 @@ def test_the_heads_and_their_names():
 
 
 def test_an_unknown_detector_is_the_users_error():
-    with pytest.raises(
-        UserError, match="no detector 'draa'; choose from devnet, dra, flos, mlep, saoe"
-    ):
+    known = "devnet, dra, flos, mlep, saoe"
+    with pytest.raises(UserError, match=f"no detector 'draa'; choose from {known}"):
         make_detector(DetectorConfig(detector="draa"), 4, jax.random.key(0))
 
 
