@@ -11,6 +11,7 @@ import tyro
 
 from ahl_jax.ablate import ablate
 from ahl_jax.config import Config
+from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.metrics import mean_std
@@ -231,7 +232,7 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _in_words(config: Config, metrics: dict[str, Any], workdir: Path) -> str:
-    kind = config.detector.detector.upper() if config.detector.detector == "dra" else "DevNet"
+    kind = DETECTORS[config.detector.detector].__name__
     name = f"AHL({kind})" if config.learning.method == "ahl" else kind
     return (
         f"{name}, trained on {metrics['n_train_normal']} normals and {metrics['n_seen']} labelled "

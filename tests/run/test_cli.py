@@ -70,10 +70,10 @@ def test_overwrite_replaces_the_run_and_nothing_else(
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     (workdir / "notes.txt").write_text("mine")
     main(["train", finished.config.data.data, "--workdir", str(workdir), "--preset", "debug",
-          "--shots", "3", "--detector", "devnet", "--method", "base", "--overwrite"])  # fmt: skip
+          "--shots", "3", "--detector", "flos", "--method", "base", "--overwrite"])  # fmt: skip
     assert (workdir / "notes.txt").read_text() == "mine"
     assert json.loads((workdir / "metrics.json").read_text())["n_seen"] == 3
-    assert "DevNet, trained on" in capsys.readouterr().out
+    assert "FLOS, trained on" in capsys.readouterr().out
 
 
 def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_path: Path) -> None:
