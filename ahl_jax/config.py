@@ -30,15 +30,15 @@ class DataConfig:
     category: str | None = None
     """The category, where the folder holds several (FOLDER/CATEGORY/train/good and so on)."""
 
-    setting: Literal["general", "hard"] = "general"
+    setting: Literal["general", "hard", "full"] = "general"
     """general: the labelled anomalies come from all classes; hard: from one class only, and the
-    test has all the others."""
+    test has all the others; full: M from each class (fully supervised)."""
 
     seen_class: str | None = None
     """The one anomaly class that training sees; needed in the hard setting."""
 
     shots: int = 10
-    """M, the number of labelled anomalies in training."""
+    """M, the number of labelled anomalies in training; in the full setting, of each class."""
 
     limit: int | None = None
     """Use at most this many training normals, test normals and test images per anomaly class."""
@@ -111,7 +111,7 @@ class DetectorConfig:
     """The base detector."""
 
     detector: str = "dra"
-    """The base detector that AHL trains: density (with --whiten), devnet or dra."""
+    """The base detector: density (with --whiten), devnet, dra, flos, mlep or saoe."""
 
     top_k: float = 0.1
     """The fraction of locations, at least one, whose scores a head averages."""
@@ -120,7 +120,7 @@ class DetectorConfig:
     """Random normal images that the latent residual head compares with."""
 
     hidden: int = 256
-    """Units of the normality head's hidden layer."""
+    """Units of the hidden layer: of DRA's normality head, and of flos, mlep and saoe."""
 
     margin: float = 5.0
     """m, the margin of the deviation loss."""
@@ -304,5 +304,5 @@ def _check(config: Config) -> None:
         )
     if d.setting == "hard" and d.seen_class is None:
         raise UserError("the hard setting needs --seen-class, the anomaly class seen in training")
-    if d.setting == "general" and d.seen_class is not None:
+    if d.setting != "hard" and d.seen_class is not None:
         raise UserError("--seen-class belongs to the hard setting; add --setting hard")

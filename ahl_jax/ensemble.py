@@ -15,6 +15,10 @@ from ahl_jax.plain import Plain
 class MeanScore(Functional):
     """The scores of models with a leading axis T; ``merge`` and ``loss`` are of one of them."""
 
+    def calibrated(self, model: Model, normals: Inputs, anomalies: Inputs) -> Model:
+        """Each of the models calibrated."""
+        return jax.vmap(super().calibrated, (0, None, None))(model, normals, anomalies)
+
     def score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
         """The mean over the models."""
         return jax.vmap(super().score, (0, None, None))(model, inputs, reference).mean(0)
@@ -58,3 +62,9 @@ class Ensemble:
     def model(self, state: tuple[Trained, Key[Array, " t"]]) -> Model:
         """The detectors as trained so far."""
         return state[0].model
+
+    def with_model(
+        self, state: tuple[Trained, Key[Array, " t"]], model: Model
+    ) -> tuple[Trained, Key[Array, " t"]]:
+        """Other detectors, with the optimisers as they are."""
+        return self.plain.with_model(state, model)

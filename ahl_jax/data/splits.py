@@ -1,4 +1,4 @@
-"""The general and the hard protocol: which anomalies training sees, and what the test holds."""
+"""The general, hard and full protocols: which anomalies training sees, and what the test holds."""
 
 import unicodedata
 import warnings
@@ -23,8 +23,9 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
 
     General: M = ``config.shots`` anomalies at random from all classes together; the test has every
     other anomaly. Hard: M from ``config.seen_class``; the test has the anomalies of all other
-    classes. ``config.limit`` then thins training normals, test normals and the test images of each
-    class evenly; it does not change which anomalies a seed draws.
+    classes. Full: M from every class; the test has every other anomaly. ``config.limit`` then thins
+    training normals, test normals and the test images of each class evenly; it does not change
+    which anomalies a seed draws.
 
     Test images that are byte for byte in the training set too are left out with a warning (see
     ``shared_images`` for the cost).
@@ -57,7 +58,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         raise UserError(f"{where} has no test normals; put images of good parts in test/good")
     if all(sample.anomaly_class is None for sample in split.test):
         raise UserError(
-            f"{where} has no anomaly left for the test after {config.shots} for training; add "
+            f"{where} has no anomaly left for the test after {len(seen)} for training; add "
             "images, or lower --shots"
         )
     return split
@@ -92,37 +93,50 @@ def shared_images(split: Split) -> list[tuple[Path, Path]]:
 def _draw(
     dataset: Dataset, config: DataConfig, seed: int, where: str
 ) -> tuple[list[Sample], list[Sample]]:
-    """The M seen anomalies, and the anomalies that the test may have, both ordered by class."""
-    pool = [Sample(path, name) for name, paths in dataset.anomalies.items() for path in paths]
-    source = "anomalies"
+    """The seen anomalies, and the anomalies that the test may have, both ordered by class."""
+    by_class = {
+        name: [Sample(path, name) for path in paths] for name, paths in dataset.anomalies.items()
+    }
     rest: list[Sample] = []
     if config.setting == "hard":
-        wanted = unicodedata.normalize("NFC", config.seen_class or "")
-        classes = ", ".join(dataset.anomalies) or "none"
-        if wanted not in dataset.anomalies:
+        wanted = _seen_class(dataset, config, where)
+        rest = [s for name, samples in by_class.items() if name != wanted for s in samples]
+        pools = {f"anomalies of class {wanted}": by_class[wanted]}
+    elif config.setting == "full":
+        pools = {f"anomalies of class {name}": samples for name, samples in by_class.items()}
+    else:
+        pools = {}
+    # A data set without any classes has 0 anomalies to draw from.
+    pools = pools or {"anomalies": [s for samples in by_class.values() for s in samples]}
+    seen: list[Sample] = []
+    rng = np.random.default_rng(seed)
+    for source, pool in pools.items():
+        if len(pool) < config.shots:
             raise UserError(
-                f"{where} has no anomaly class {config.seen_class!r}; --seen-class takes one of: "
-                f"{classes}"
+                f"{where} has {len(pool)} {source}, fewer than the {config.shots} that training is "
+                "to see; add images, or lower --shots"
             )
-        if len(dataset.anomalies) == 1:
-            raise UserError(
-                f"{where} has the one anomaly class {wanted}, so the hard setting leaves none for "
-                "the test; use --setting general"
-            )
-        rest = [sample for sample in pool if sample.anomaly_class != wanted]
-        pool = [sample for sample in pool if sample.anomaly_class == wanted]
-        source = f"anomalies of class {wanted}"
-    if len(pool) < config.shots:
-        raise UserError(
-            f"{where} has {len(pool)} {source}, fewer than the {config.shots} that training is to "
-            "see; add images, or lower --shots"
-        )
-    chosen = np.sort(np.random.default_rng(seed).choice(len(pool), config.shots, replace=False))
-    seen = [pool[i] for i in chosen]
-    if config.setting == "general":
-        drawn = set(chosen.tolist())
-        rest = [sample for i, sample in enumerate(pool) if i not in drawn]
+        drawn = set(rng.choice(len(pool), config.shots, replace=False).tolist())
+        seen += [sample for i, sample in enumerate(pool) if i in drawn]
+        if config.setting != "hard":
+            rest += [sample for i, sample in enumerate(pool) if i not in drawn]
     return seen, rest
+
+
+def _seen_class(dataset: Dataset, config: DataConfig, where: str) -> str:
+    """The class that the hard setting sees, as the data set spells it."""
+    wanted = unicodedata.normalize("NFC", config.seen_class or "")
+    if wanted not in dataset.anomalies:
+        raise UserError(
+            f"{where} has no anomaly class {config.seen_class!r}; --seen-class takes one of: "
+            f"{', '.join(dataset.anomalies) or 'none'}"
+        )
+    if len(dataset.anomalies) == 1:
+        raise UserError(
+            f"{where} has the one anomaly class {wanted}, so the hard setting leaves none for the "
+            "test; use --setting general"
+        )
+    return wanted
 
 
 def _thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:

@@ -8,11 +8,21 @@ from ahl_jax.config import DetectorConfig
 from ahl_jax.detectors.density import Density
 from ahl_jax.detectors.devnet import DevNet
 from ahl_jax.detectors.dra import DRA
+from ahl_jax.detectors.flos import FLOS
 from ahl_jax.detectors.inputs import Inputs, make_inputs
+from ahl_jax.detectors.mlep import MLEP
 from ahl_jax.detectors.protocol import Detector, Functional, Model, functional
+from ahl_jax.detectors.saoe import SAOE
 from ahl_jax.errors import UserError
 
-DETECTORS: dict[str, type[Detector]] = {"density": Density, "devnet": DevNet, "dra": DRA}
+DETECTORS: dict[str, type[Detector]] = {
+    "density": Density,
+    "devnet": DevNet,
+    "dra": DRA,
+    "flos": FLOS,
+    "mlep": MLEP,
+    "saoe": SAOE,
+}
 
 
 def make_detector(

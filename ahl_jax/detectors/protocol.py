@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ahl_jax.config import DetectorConfig
 from ahl_jax.detectors.inputs import Inputs
-from ahl_jax.losses import Prior, deviation_loss
+from ahl_jax.losses import Prior, deviation_loss, weighted_mean
 
 NORMAL, ANOMALY, PSEUDO = 0, 1, 2
 """Labels of training samples."""
@@ -128,8 +128,7 @@ class DeviationDetector(Detector):
         )
         targets, trains = lookup[:, labels, 0].T, lookup[:, labels, 1].T
         each = deviation_loss(head_scores, targets, prior, self.margin)
-        counts = weights[:, None] * trains
-        return (each * counts).sum(0) / jnp.maximum(counts.sum(0), 1e-12)
+        return weighted_mean(each, weights[:, None] * trains)
 
     def total_score(self, head_scores: Float[Array, "*b heads"]) -> Float[Array, "*b"]:
         """Sum of the heads' scores, each with its factor."""

@@ -77,6 +77,25 @@ def test_hard_split_sees_one_class_and_tests_the_others(counts, seed, data):
     ]
 
 
+@given(counts=counts, seed=st.integers(0, 2**31 - 1), data=st.data())
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_full_split_sees_m_of_every_class_and_tests_the_rest(counts, seed, data):
+    shots = data.draw(st.integers(1, min(counts.values())))
+    parts = dataset(**counts)
+    settings_ = config(setting="full", shots=shots)
+    if set(counts.values()) == {shots}:
+        with pytest.raises(UserError, match=f"after {shots * len(counts)} for training"):
+            make_split(parts, settings_, seed)
+        return
+    split = make_split(parts, settings_, seed)
+    assert split == make_split(parts, settings_, seed)
+    assert Counter(s.anomaly_class for s in split.seen) == dict.fromkeys(counts, shots)
+    anomalies = [sample for sample in split.test if sample.anomaly_class is not None]
+    every = [Sample(path, name) for name, paths in parts.anomalies.items() for path in paths]
+    assert anomalies == [sample for sample in every if sample not in set(split.seen)]
+    assert len(set(split.seen)) + len(anomalies) == len(every)
+
+
 def test_every_anomaly_is_drawn_about_equally_often():
     times = Counter(
         sample
@@ -116,6 +135,9 @@ def test_a_class_may_be_spelled_in_either_unicode_form():
         (dataset(), {"setting": "hard", "seen_class": "rust"}, ["'rust'", "cut, dent, hole"]),
         (dataset(), {"setting": "hard", "seen_class": "hole"}, ["5", "class hole", "10"]),
         (dataset(cut=20), {"setting": "hard", "seen_class": "cut"}, ["--setting general"]),
+        (dataset(), {"setting": "full", "shots": 6}, ["5", "class hole", "6", "--shots"]),
+        (dataset(cut=4, dent=4), {"setting": "full", "shots": 4}, ["no anomaly left", "after 8"]),
+        (dataclasses.replace(dataset(), anomalies={}), {"setting": "full"}, ["0 anomalies"]),
         (dataset(train=0), {}, ["train/good", "parts"]),
         (dataset(test=0), {}, ["test/good", "parts"]),
         (dataset(train=0), {"category": "cup"}, ["parts (cup)"]),

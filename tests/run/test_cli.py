@@ -70,10 +70,10 @@ def test_overwrite_replaces_the_run_and_nothing_else(
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     (workdir / "notes.txt").write_text("mine")
     main(["train", finished.config.data.data, "--workdir", str(workdir), "--preset", "debug",
-          "--shots", "3", "--detector", "devnet", "--method", "base", "--overwrite"])  # fmt: skip
+          "--shots", "3", "--detector", "flos", "--method", "base", "--overwrite"])  # fmt: skip
     assert (workdir / "notes.txt").read_text() == "mine"
     assert json.loads((workdir / "metrics.json").read_text())["n_seen"] == 3
-    assert "DevNet, trained on" in capsys.readouterr().out
+    assert "FLOS, trained on" in capsys.readouterr().out
 
 
 def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_path: Path) -> None:
@@ -95,6 +95,9 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--preset", "debug", "--clusters", "21", "--shots", "4"], "only 20 training normals"),
         (["--setting", "hard"], "needs --seen-class"),
         (["--setting", "hard", "--seen-class", "dent", "--shots", "4"], "scratch, spot"),
+        (["--setting", "full", "--shots", "8"], "7 anomalies of class scratch, fewer than the 8"),
+        (["--setting", "full", "--shots", "7"], "no anomaly left for the test after 14"),
+        (["--setting", "full", "--seen-class", "spot"], "belongs to the hard setting"),
         (["--category", "cloth"], "cloth"),
         (["--detector", "dr"], "choose from devnet, dra"),
         (["--trunk", "vgg"], "choose from efficientnet_lite0, resnet18"),

@@ -194,6 +194,35 @@ def test_devnet_and_the_hard_setting_run(config: Config, tmp_path: Path) -> None
     assert evaluate(tmp_path, progress=False) == metrics
 
 
+@pytest.mark.parametrize("name", ["flos", "mlep", "saoe"])
+def test_the_baselines_learn_alone(config: Config, tmp_path: Path, name: str) -> None:
+    detector = dataclasses.replace(config.detector, detector=name)
+    learning = dataclasses.replace(config.learning, method="base", steps=20, lr_base=0.002)
+    alone = dataclasses.replace(config, detector=detector, learning=learning)
+    metrics = train(alone, tmp_path, progress=False)
+    assert metrics["auc_roc"] > 0.8
+    rows = history(tmp_path)
+    columns = [column for column in rows[0] if column.startswith("support_")]
+    first, last = (sum(float(row[column]) for column in columns) for row in (rows[0], rows[-1]))
+    assert last < first
+    assert evaluate(tmp_path, progress=False) == metrics
+
+
+def test_the_full_setting_labels_anomalies_of_every_class(config: Config, tmp_path: Path) -> None:
+    full = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, setting="full", shots=3),
+        detector=dataclasses.replace(config.detector, detector="devnet"),
+    )
+    metrics = train(full, tmp_path, progress=False)
+    assert metrics["setting"] == "full"
+    assert metrics["n_seen"] == 6
+    assert {name: values["n"] for name, values in metrics["per_class"].items()} == {
+        "scratch": 4,
+        "spot": 4,
+    }
+
+
 def test_seeds_differ(config: Config, finished: FinishedRun, tmp_path: Path) -> None:
     other = train(dataclasses.replace(config, seed=1), tmp_path, progress=False)
     assert other["seed"] == 1
