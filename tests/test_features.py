@@ -436,3 +436,33 @@ def test_an_images_bits_do_not_depend_on_its_batch(tmp_path):
         alone, _ = extract([path], trunk, config, Store(tmp_path / f"c{i}"))
         for a, b in zip(together, alone, strict=True):
             assert a[i].tobytes() == b[0].tobytes()
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_with_eight_views_a_turned_image_has_turned_maps(quarters, mirrored):
+    def turned(array):
+        return np.rot90(np.asarray(array)[:, :, ::-1] if mirrored else array, quarters, (1, 2))
+
+    trunk = load_trunk("efficientnet_lite0")
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    config = FeatureConfig(image_size=64, image_batch=2, views=8)
+    dtype = jnp.dtype("float32")
+    maps = trunk_maps(trunk, images, config, dtype)
+    other = trunk_maps(trunk, np.ascontiguousarray(turned(images)), config, dtype)
+    for scale, found in zip(maps, other, strict=True):
+        np.testing.assert_allclose(found, turned(scale), atol=1e-3 * np.abs(scale).max())
+
+
+def test_the_views_are_the_mean_of_maps_turned_back():
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    dtype = jnp.dtype("float32")
+
+    def maps(images, views):
+        return trunk_maps(TRUNK, images, FeatureConfig(image_batch=3, views=views), dtype)
+
+    one, mirrored = maps(images, 1), maps(np.ascontiguousarray(images[:, :, ::-1]), 1)
+    for two, a, b in zip(maps(images, 2), one, mirrored, strict=True):
+        np.testing.assert_allclose(two, (a + np.asarray(b)[:, :, ::-1]) / 2, rtol=1e-5, atol=1e-3)
+    keys = {image_key("a", TRUNK, FeatureConfig(views=n), dtype) for n in (1, 2, 4, 8)}
+    assert len(keys) == 4

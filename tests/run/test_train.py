@@ -242,3 +242,60 @@ def test_a_run_whose_images_changed_does_not_go_on(finished: FinishedRun, tmp_pa
     )
     with pytest.raises(UserError, match="images changed"):
         train(changed, workdir, progress=False)
+
+
+@pytest.fixture(scope="module")
+def density(config: Config, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The density detector, on whitened features of two views."""
+    config = dataclasses.replace(
+        config,
+        features=dataclasses.replace(config.features, whiten=True, views=2),
+        detector=dataclasses.replace(config.detector, detector="density"),
+    )
+    workdir = tmp_path_factory.mktemp("density") / "run"
+    return FinishedRun(config, workdir, train(config, workdir, progress=False))
+
+
+def test_whitened_features_and_a_calibrated_detector_are_evaluated_from_the_checkpoint(
+    density: FinishedRun,
+) -> None:
+    assert density.metrics["auc_roc"] > 0.8
+    assert evaluate(density.workdir) == density.metrics
+
+
+def test_a_resumed_run_keeps_what_it_was_calibrated_with(
+    density: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(Exception):
+        pass
+
+    saved = Checkpoints.save
+
+    def save_two(self: Checkpoints, epoch: int, **items: Any) -> None:
+        saved(self, epoch, **items)
+        if epoch == 2:
+            raise StopError
+
+    monkeypatch.setattr(Checkpoints, "save", save_two)
+    with pytest.raises(StopError):
+        train(density.config, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    train(density.config, tmp_path / "run", progress=False)
+    for one, other in zip(inference(density.workdir), inference(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -> None:
+    learning = dataclasses.replace(density.config.learning, method="fit")
+    config = dataclasses.replace(density.config, learning=learning)
+    metrics = train(config, tmp_path / "fit", progress=False)
+    assert metrics["epochs"] == 1
+    assert metrics["auc_roc"] > 0.8
+    (row,) = history(tmp_path / "fit")
+    assert row["support_density"] == ""
+
+
+def test_density_without_whitened_features_is_refused(config: Config, tmp_path: Path) -> None:
+    detector = dataclasses.replace(config.detector, detector="density")
+    with pytest.raises(UserError, match="density needs --whiten"):
+        train(dataclasses.replace(config, detector=detector), tmp_path / "run")
