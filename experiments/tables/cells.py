@@ -183,7 +183,7 @@ def _difference(start: Config, config: Config) -> str:
         for name, value in values.items()
         if value != before[room][name]
     ]
-    return "_".join(changed).replace("_", "-") or "as-published"
+    return "_".join(changed).replace("_", "-") or "preset"
 
 
 def _text(value: Any) -> str:

@@ -109,11 +109,19 @@ def test_a_stopped_sweep_has_its_table_and_goes_on(
     assert f"| DevNet | {' | '.join(parts)} |" in text
 
 
-def test_every_component_of_table_5_trains_a_detector_of_its_own(script: Script) -> None:
+@pytest.mark.slow
+def test_every_component_of_table_5_trains_in_its_own_way(script: Script) -> None:
     arguments = ("--settings", "general", "--seeds", "0")
     rows, text = script("table5_ablation", *arguments)
     assert [row["method"] for row in rows] == list(COMPONENTS)
-    assert len({row["auc_pr"] for row in rows}) == len(rows) == 6
+    runs = script.tmp_path / "runs/quick/weave/general-4-shots"
+    histories = set()
+    for folder in runs.iterdir():
+        with (folder / "seed-0/history.csv").open(newline="") as file:
+            epochs = [epoch | {"seconds": ""} for epoch in csv.DictReader(file)]
+        assert len(epochs) == 4
+        histories.add(str(epochs))
+    assert len(histories) == len(COMPONENTS)
     assert "| +HADG+CDL- minus DRA |" in text
     # One seed has no deviation and no interval.
     assert "±" not in text
@@ -121,11 +129,11 @@ def test_every_component_of_table_5_trains_a_detector_of_its_own(script: Script)
 
 
 def test_a_sweep_is_drawn_beside_its_base_detector(script: Script) -> None:
-    arguments = ("--of", "AHL(DevNet)", "--clusters", "2", "3", "--history", "2", "--seeds", "0")
+    arguments = ("--of", "AHL(DevNet)", "--clusters", "2", "3", "--history", "2")
     rows, text = script("fig3_sensitivity", *arguments, variant="_ahl-devnet")
-    assert [row["method"] for row in rows] == ["DevNet", "C = 2", "C = 3", "K = 2"]
+    assert [row["method"] for row in rows[::2]] == ["DevNet", "C = 2", "C = 3", "K = 2"]
     # The debug preset has C = 2 and K = 2.
-    first, other, same = (scores(rows, name)[0] for name in ("C = 2", "C = 3", "K = 2"))
+    first, other, same = (scores(rows, name) for name in ("C = 2", "C = 3", "K = 2"))
     assert first == same != other
     assert [line.split(" |")[0] for line in text.splitlines() if line.startswith("| C")] == [
         "| C = 2", "| C = 3", "| C = 2 minus DevNet", "| C = 3 minus DevNet"
