@@ -19,7 +19,12 @@ class Method:
     """The row that this one is compared with, seed by seed."""
 
 
+_DENSITY = {"detector": "density", "whiten": True, "views": 8}
+
 METHODS = {
+    "SAOE": Method({"detector": "saoe", "method": "base"}),
+    "MLEP": Method({"detector": "mlep", "method": "base"}),
+    "FLOS": Method({"detector": "flos", "method": "base"}),
     "DevNet": Method({"detector": "devnet", "method": "base"}),
     "AHL(DevNet)": Method({"detector": "devnet"}, "DevNet"),
     "AHL(DevNet), 20 updates per epoch": Method(
@@ -28,6 +33,9 @@ METHODS = {
     "DRA": Method({"detector": "dra", "method": "base"}),
     "AHL(DRA)": Method({"detector": "dra"}, "DRA"),
     "AHL(DRA), 20 updates per epoch": Method({"detector": "dra", "updates_per_epoch": 20}, "DRA"),
+    "Density, closed form": Method({**_DENSITY, "method": "fit"}),
+    "Density": Method({**_DENSITY, "method": "base"}, "Density, closed form"),
+    "AHL(Density)": Method({**_DENSITY, "updates_per_epoch": 20, "lr": 0.0005}, "Density"),
 }
 """Tables 1 and 2; a detector more is a line more. Names that the paper has are spelt as there."""
 
