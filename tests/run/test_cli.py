@@ -99,7 +99,7 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--setting", "full", "--shots", "7"], "no anomaly left for the test after 14"),
         (["--setting", "full", "--seen-class", "spot"], "belongs to the hard setting"),
         (["--category", "cloth"], "cloth"),
-        (["--detector", "dr"], "choose from devnet, dra"),
+        (["--detector", "dr"], "choose from density, devnet, dra"),
         (["--trunk", "vgg"], "choose from efficientnet_lite0, resnet18"),
         (["--generators", "cutmix", "cut"], "choose from cutmix, cutpaste, draem"),
         (["--generators", "cutmix"], "two or more different generators"),
