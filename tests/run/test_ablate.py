@@ -102,7 +102,7 @@ def test_the_base_detector_comes_first_as_a_run_of_its_own() -> None:
         (["--over", "T=1,"], "has the value ''; it must be a whole number"),
         (["--over", "lr=nan"], "has the value 'nan'; it must be a number"),
         (["--over", "gradient=exact,first"], "'first'; choose from first_order, exact"),
-        (["--over", "detector=dr"], "'dr'; choose from devnet, dra"),
+        (["--over", "detector=dr"], "'dr'; choose from density, devnet, dra"),
         (["--over", "holistic=yes"], "'yes'; choose from false, true"),
         (["--over", "T=1,0"], "--over subsets=0: --subsets is 0; it must be 1 or more"),
         (["--over", "C=2,1"], "--over clusters=1: --clusters is 1; it must be 2 or more"),
