@@ -201,7 +201,9 @@ def _row(epoch: int, learner: Learner, epoch_log: EpochLog, seconds: float) -> d
 def _progress(logs: EpochLog, done: int, epochs: int, seconds: float) -> str:
     """One line: epoch, losses and spread of w of the chunk's last epoch, time left."""
     last: EpochLog = jax.tree.map(lambda x: x[-1], logs)
-    parts = [f"epoch {done}/{epochs}", f"loss {last.support_losses.sum(-1).mean():.3f}"]
+    parts = [f"epoch {done}/{epochs}"]
+    if not np.isnan(last.support_losses).any():
+        parts.append(f"loss {last.support_losses.sum(-1).mean():.3f}")
     if not np.isnan(last.weights).any():
         low, high = last.weights.min(), last.weights.max()
         parts += [f"query {last.query_losses.sum(-1).mean():.3f}", f"w {low:.3f} to {high:.3f}"]
