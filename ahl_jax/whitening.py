@@ -13,6 +13,9 @@ from sklearn.covariance import ledoit_wolf
 FLOOR = 1e-6
 """Smallest variance along any direction, as a share of the largest."""
 
+ROUNDING = 1e-4
+"""Deviation that float32 features may show by rounding alone, as a share of their size."""
+
 
 class Whitening(NamedTuple):
     """The affine maps that whiten features of s scales with c channels, all float32.
@@ -39,20 +42,20 @@ def fit_whitening(averages: Float[np.ndarray, "n d"], scales: int) -> Whitening:
         scales: s, which divides d.
     """
     mean = averages.mean(0)
+    size = float(np.sqrt(np.square(averages).mean()))
     centred = averages - mean
     parts = np.split(centred, scales, axis=1)
     return Whitening(
         mean.reshape(scales, -1).astype(np.float32),
-        np.stack([_inverse_root(part) for part in parts]),
-        _inverse_root(centred),
+        np.stack([_inverse_root(part, size) for part in parts]),
+        _inverse_root(centred, size),
     )
 
 
-def _inverse_root(centred: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
-    """The symmetric inverse square root of the shrunk covariance; identity where nothing varies."""
+def _inverse_root(centred: Float[np.ndarray, "n d"], size: float) -> Float[np.ndarray, "d d"]:
+    """The symmetric inverse square root of the shrunk covariance of features of this size."""
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     values, vectors = np.linalg.eigh(covariance)
-    if values[-1] <= 0:
-        return np.eye(len(values), dtype=np.float32)
-    roots = np.sqrt(np.maximum(values, FLOOR * values[-1]))
+    floor = max(FLOOR * values[-1], (ROUNDING * size) ** 2)
+    roots = np.sqrt(np.maximum(values, floor)) if floor > 0 else np.ones_like(values)
     return ((vectors / roots) @ vectors.T).astype(np.float32)

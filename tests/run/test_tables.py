@@ -221,7 +221,7 @@ def test_a_class_with_too_few_images_is_not_the_seen_one(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("Devnet",)}, "--methods has no 'Devnet'; choose from 'DevNet', "),
+        ({"methods": ("Devnet",)}, "--methods has no 'Devnet'; choose from 'SAOE', "),
         ({"data": ("elpv", "other"), "category": ("a",)}, "--category belongs to one folder"),
         ({"seeds": ()}, "each need at least one value"),
         ({"data": ("a/x", "b/x")}, "two of --data have the same name"),
