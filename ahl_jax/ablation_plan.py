@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ahl_jax.config import Config
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
+from ahl_jax.presets import with_settings
 
 SHORT = {"T": "subsets", "C": "clusters", "K": "history", "M": "shots"}
 """The paper's symbols for some settings."""
@@ -35,8 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class _Setting:
-    room: str
-    """The field of ``Config`` that the setting is in."""
+    """How the text of a value is read."""
 
     kind: type
     """int or float, or str for a choice."""
@@ -73,7 +73,7 @@ def plan(config: Config, over: Sequence[str], *, base: bool = False) -> list[Poi
     for name, value in pairs:
         shown = _text(value)
         try:
-            changed = _replaced(config, name, value)
+            changed = with_settings(config, {name.replace("-", "_"): value})
         except UserError as error:
             raise UserError(f"--over {name}={shown}: {error}") from error
         same = [point.folder for point in points if point.config == changed]
@@ -85,20 +85,20 @@ def plan(config: Config, over: Sequence[str], *, base: bool = False) -> list[Poi
 def _settings() -> dict[str, _Setting]:
     """Every setting that can be varied, by its command-line name."""
     found = {}
-    for room, part in get_type_hints(Config).items():
+    for part in get_type_hints(Config).values():
         if not dataclasses.is_dataclass(part):
             continue
         for field, hint in get_type_hints(part).items():
             kinds = get_args(hint) if get_origin(hint) is not Literal else (hint,)
             kind = next((k for k in kinds if k is not NoneType), hint)
             if get_origin(kind) is Literal:
-                setting = _Setting(room, str, {choice: choice for choice in get_args(kind)})
+                setting = _Setting(str, {str(choice): choice for choice in get_args(kind)})
             elif kind is bool:
-                setting = _Setting(room, str, {"false": False, "true": True})
+                setting = _Setting(str, {"false": False, "true": True})
             elif field == "detector":
-                setting = _Setting(room, str, {name: name for name in sorted(DETECTORS)})
+                setting = _Setting(str, {name: name for name in sorted(DETECTORS)})
             elif kind in (int, float):
-                setting = _Setting(room, kind, {})
+                setting = _Setting(kind, {})
             else:
                 continue
             found[field.replace("_", "-")] = setting
@@ -143,9 +143,3 @@ def _value(name: str, setting: _Setting, text: str) -> Any:
 def _text(value: Any) -> str:
     """A value as on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _replaced(config: Config, name: str, value: Any) -> Config:
-    room = _settings()[name].room
-    part = dataclasses.replace(getattr(config, room), **{name.replace("-", "_"): value})
-    return dataclasses.replace(config, **{room: part})

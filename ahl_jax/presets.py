@@ -1,6 +1,7 @@
 """Named settings for ``--preset``; single options override a preset's."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ahl_jax.config import (
@@ -56,3 +57,23 @@ def preset(name: str, data: str, **data_options: Any) -> Config:
     """
     config = PRESETS[name](data)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data_options))
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The config with these fields replaced, each in the room that has it.
+
+    Raises:
+        KeyError: if no room has such a field.
+    """
+    values = dict(settings)
+    rooms: dict[str, Any] = {}
+    for room in dataclasses.fields(config):
+        part = getattr(config, room.name)
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            mine = {f.name for f in dataclasses.fields(part)} & values.keys()
+            rooms[room.name] = dataclasses.replace(
+                part, **{name: values.pop(name) for name in mine}
+            )
+    if values:
+        raise KeyError(f"no such settings: {', '.join(values)}")
+    return dataclasses.replace(config, **rooms)

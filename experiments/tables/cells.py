@@ -13,9 +13,10 @@ from ahl_jax.config import DataConfig
 from ahl_jax.data.samples import load_dataset
 from ahl_jax.gather import load_split
 from ahl_jax.hadg import check_clusters
+from ahl_jax.presets import with_settings
 from ahl_jax.problem import check_names
 from ahl_jax.workdir import Workdir
-from experiments.tables.methods import METHODS, Method, with_settings
+from experiments.tables.methods import METHODS, Method
 
 log = logging.getLogger("ahl_jax")
 

@@ -1,11 +1,8 @@
 """The rows of the tables: names, and the settings that differ from the paper preset."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from ahl_jax.config import Config
 
 
 @dataclass(frozen=True)
@@ -56,23 +53,3 @@ def varied(start: Method, symbol: str, setting: str, values: Sequence[Any]) -> d
         f"{symbol} = {value}": Method({**start.settings, setting: value}, start.against)
         for value in values
     }
-
-
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The config with these fields replaced, each in the room that has it.
-
-    Raises:
-        KeyError: if no room has such a field.
-    """
-    values = dict(settings)
-    rooms: dict[str, Any] = {}
-    for room in dataclasses.fields(config):
-        part = getattr(config, room.name)
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            mine = {f.name for f in dataclasses.fields(part)} & values.keys()
-            rooms[room.name] = dataclasses.replace(
-                part, **{name: values.pop(name) for name in mine}
-            )
-    if values:
-        raise KeyError(f"no such settings: {', '.join(values)}")
-    return dataclasses.replace(config, **rooms)

@@ -34,6 +34,14 @@ def states(workdir: Path) -> dict[str, int]:
     }
 
 
+def test_choices_that_are_numbers_are_varied_as_numbers() -> None:
+    points = plan(PAPER, ["views=1,8"])
+    assert [p.config.features.views for p in points] == [1, 8]
+    assert [p.number for p in points] == [1, 8]
+    with pytest.raises(UserError, match="views has the value '3'; choose from 1, 2, 4, 8"):
+        plan(PAPER, ["views=3"])
+
+
 def test_each_setting_is_varied_alone_and_the_others_stay() -> None:
     points = plan(PAPER, ["T=1,12", "psi-lr=0.001", "gradient=exact", "share_anomalies=true"])
     assert [(p.name, p.value, p.folder) for p in points] == [

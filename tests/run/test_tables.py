@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ahl_jax import UserError, preset
+from ahl_jax.presets import with_settings
 from ahl_jax.workdir import Workdir
 from experiments.tables.cells import Options, Table, plan
-from experiments.tables.methods import COMPONENTS, METHODS, varied, with_settings
+from experiments.tables.methods import COMPONENTS, METHODS, varied
 from experiments.tables.pairs import paired
 from experiments.tables.published import published
 from experiments.tables.report import markdown
