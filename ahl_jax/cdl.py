@@ -12,11 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from ahl_jax.batches import Batch, PoolSet, draw_batches
 from ahl_jax.config import Config
 from ahl_jax.detectors.protocol import Functional, Model, Params
+from ahl_jax.devices import on_every_subset, over_subsets
 from ahl_jax.importance import Estimator, Importance
 from ahl_jax.learning import (
     EpochLog,
@@ -104,17 +105,17 @@ class CDL:
         def one_round(carry: tuple, xs: tuple) -> tuple:
             model, outer, importance = carry
             support, query, last = xs
-            base = jax.vmap(
-                lambda s, q: self.train_base(model, data, s, q, inner_rate)
-            )(support, query)  # fmt: skip
-
-            def estimate(importance: Importance) -> Importance:
-                scores = self.scores(base.model, data)
-                return self.estimator.update(
-                    importance, scores, data.labels, data.error_weights, epoch, psi_key
-                )
-
-            importance = jax.lax.cond(last, estimate, lambda same: same, importance)
+            base = over_subsets(self._train_base, (model, data, inner_rate), (support, query))
+            # Not within the condition: devices may enter it at any time, and would then exchange
+            # images in different orders. Where no scores are wanted it takes no steps.
+            scores = self.scores(base.model, data, wanted=last)
+            seen = (last, importance, scores, data.labels, data.error_weights, epoch, psi_key)
+            importance = on_every_subset(
+                lambda seen: jax.lax.cond(
+                    seen[0], self.estimator.update, lambda same, *_: same, *seen[1:]
+                ),
+                seen,
+            )
             mix = functools.partial(_mix, importance.weights)
             updates, outer = self.outer.update(mix(base.gradient), outer, model.params)
             # Running statistics have no gradient: g takes the importance-weighted mean.
@@ -130,6 +131,12 @@ class CDL:
             support_losses, query_losses, importance.errors, importance.weights, importance.loss
         )
         return CDLState(model, outer, importance, state.key), log
+
+    def _train_base(
+        self, shared: tuple[Model, TrainingData, Array], own: tuple[Batch, Batch]
+    ) -> BaseResult:
+        (start, data, rate), (support, query) = shared, own
+        return self.train_base(start, data, support, query, rate)
 
     def train_base(
         self,
@@ -188,29 +195,34 @@ class CDL:
         steps = losses.shape[0]
         return jax.tree.map(lambda g: g / steps, total), losses.mean(0)
 
-    def scores(self, models: Model, data: TrainingData) -> Float[Array, "n t"]:
+    def scores(
+        self, models: Model, data: TrainingData, *, wanted: Bool[Array, ""] | bool = True
+    ) -> Float[Array, "n t"]:
         """s_j^t: the base models' scores of every training image, on the scale of the labels.
 
         Args:
             models: leading axis T.
             data: the bank.
+            wanted: whether to compute them; otherwise zeros.
         """
         images = data.labels.shape[0]
-        batches = -(-images // SCORE_BATCH)
-        # The last batch overlaps with the one before, so that no shape differs.
-        starts = jnp.minimum(jnp.arange(batches) * SCORE_BATCH, max(images - SCORE_BATCH, 0))
-        index = starts[:, None] + jnp.arange(min(SCORE_BATCH, images))
-        reference = data.inference_reference()
+        batch = min(SCORE_BATCH, images)
+        batches = jnp.where(wanted, -(-images // batch), 0)
 
-        def score(index: Array) -> Float[Array, "b t"]:
-            inputs = data.images(data.followed[index])
-            return jax.vmap(
-                lambda model: self.functional.label_score(model, inputs, reference), out_axes=1
-            )(models)
+        def of_one(shared: tuple[TrainingData, Array], model: Model) -> Float[Array, " n"]:
+            data, batches = shared
+            reference = data.inference_reference()
 
-        scores = jax.lax.map(score, index)
-        flat = scores.reshape(-1, scores.shape[-1])
-        return jnp.zeros((images, flat.shape[1]), flat.dtype).at[index.ravel()].set(flat)
+            def score(number: Array, scores: Float[Array, " n"]) -> Float[Array, " n"]:
+                # The last batch overlaps with the one before, so that no shape differs.
+                start = jnp.minimum(number * batch, images - batch)
+                inputs = data.images(jax.lax.dynamic_slice(data.followed, (start,), (batch,)))
+                found = self.functional.label_score(model, inputs, reference)
+                return jax.lax.dynamic_update_slice(scores, found.astype(scores.dtype), (start,))
+
+            return jax.lax.fori_loop(0, batches, score, jnp.zeros_like(data.labels))
+
+        return over_subsets(of_one, (data, batches), models).T
 
     def _batches(self, key: Key[Array, ""], pools: PoolSet, rounds: int) -> Batch:
         """An epoch's batches, with leading axes rounds, T, steps of a round."""
@@ -222,7 +234,8 @@ class CDL:
             batch=learning.batch,
             references=self.config.detector.references,
         )
-        batches = jax.vmap(draw)(jax.random.split(key, subsets), pools)
+        keys = jax.random.split(key, subsets)
+        batches = over_subsets(lambda _, one: draw(*one), (), (keys, pools))
         return jax.tree.map(
             lambda x: x.reshape(subsets, rounds, -1, *x.shape[2:]).swapaxes(0, 1), batches
         )

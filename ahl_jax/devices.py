@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ahl_jax.learning import TrainingData
 
 Tree = TypeVar("Tree")
+Shared = TypeVar("Shared")
+Out = TypeVar("Out")
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +199,49 @@ def split_images(batch: Tree) -> Tree:
     return jax.tree.map(split, batch)
 
 
+def over_subsets(function: Callable[[Shared, Tree], Out], shared: Shared, own: Tree) -> Out:
+    """``function(shared, one)`` for each of the T subsets; each device computes its own ones.
+
+    Left to itself, the compiler exchanges between subsets what it cannot divide (``top_k``). As
+    ``from_bank``, it needs the mesh to do more than a vmap.
+
+    Args:
+        function: exchanges nothing between subsets.
+        shared: what all subsets have.
+        own: a pytree of arrays with a leading subset axis.
+
+    Returns:
+        What ``function`` returns, with a leading subset axis.
+    """
+    every = jax.vmap(function, in_axes=(None, 0))
+    if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
+        return every(shared, own)
+    split = PartitionSpec("subset")
+    return jax.shard_map(
+        every,
+        in_specs=(PartitionSpec(), split),
+        out_specs=split,
+        axis_names={"subset"},
+        check_vma=False,
+    )(shared, own)
+
+
+def on_every_subset(function: Callable[[Tree], Out], whole: Tree) -> Out:
+    """``function(whole)``, computed by every device of the ``subset`` axis for itself.
+
+    For what is small but would be divided by the compiler; needs the mesh, as the others.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
+        return function(whole)
+    return jax.shard_map(
+        function,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        axis_names={"subset"},
+        check_vma=False,
+    )(whole)
+
+
 def data_shards() -> int:
     """How many parts a batch of images is divided into, in the mesh that is in use."""
     return jax.sharding.get_abstract_mesh().shape.get("data", 1)
@@ -216,7 +261,6 @@ def on_this_process(tree: Tree, mesh: Mesh) -> Tree:
 _AXES_OF: dict[str, tuple[str, ...]] = {
     "support": ("seed", "subset"),
     "query": ("seed", "subset"),
-    "error_weights": ("seed", "subset"),
 }
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Key
 
 from ahl_jax.config import Config
 from ahl_jax.detectors import Functional, Inputs, Model, make_detector
+from ahl_jax.devices import over_subsets
 from ahl_jax.learning import EpochLog, Trained, TrainingData
 from ahl_jax.plain import Plain
 
@@ -56,7 +57,9 @@ class Ensemble:
         self, state: tuple[Trained, Key[Array, " t"]], data: TrainingData, epoch: Array
     ) -> tuple[tuple[Trained, Key[Array, " t"]], EpochLog]:
         """One epoch of every model; the losses are their means."""
-        state, log = jax.vmap(lambda one: self.plain.epoch(one, data, epoch))(state)
+        state, log = over_subsets(
+            lambda shared, one: self.plain.epoch(one, *shared), (data, epoch), state
+        )
         return state, jax.tree.map(lambda x: x.mean(0), log)
 
     def model(self, state: tuple[Trained, Key[Array, " t"]]) -> Model:

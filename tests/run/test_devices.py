@@ -142,6 +142,18 @@ def test_eight_devices_give_the_result_of_one(on_one: dict, shards: int, mesh: l
     assert own * shards == rows
 
 
+def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
+    program = on_devices(4, seeds=1, program=True)["program"]
+    exchanges = re.findall(
+        r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(",
+        program,
+    )
+    # XLA makes one sum of those of all parameters; the logs are gathered at the end.
+    assert exchanges.count("all-gather") == 1
+    assert set(exchanges) == {"all-gather", "all-reduce"}
+    assert exchanges.count("all-reduce") <= 2
+
+
 def test_along_the_data_axis_the_images_are_really_divided(on_one: dict) -> None:
     found = on_devices(8, seeds=1, shards=4, program=True)
     assert found["mesh"] == [1, 2, 4]

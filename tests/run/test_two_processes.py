@@ -1,4 +1,4 @@
-"""Two processes on this machine, through the real command line; each has two CPU devices."""
+"""Two processes on this machine, through the real command line."""
 
 import os
 import shutil
@@ -42,7 +42,11 @@ def start(
 
 
 def start_two(
-    weave: Path, workdirs: list[Path], *options: str, caches: Sequence[Path | None] = (None, None)
+    weave: Path,
+    workdirs: list[Path],
+    *options: str,
+    devices: int = 2,
+    caches: Sequence[Path | None] = (None, None),
 ) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,7 +54,7 @@ def start_two(
     return [
         start(
             weave, workdir, *options, "--distributed", "--coordinator", f"127.0.0.1:{port}",
-            "--processes", "2", "--process-id", str(i), cache=cache,
+            "--processes", "2", "--process-id", str(i), devices=devices, cache=cache,
         )
         for i, (workdir, cache) in enumerate(zip(workdirs, caches, strict=True))
     ]  # fmt: skip
@@ -117,6 +121,18 @@ def test_killed_and_resumed_it_ends_where_one_process_does(
     for row, other in zip(history(tmp_path / "alone"), history(tmp_path / "run"), strict=True):
         for name, value in row.items():
             assert value == other[name] or float(value) == pytest.approx(float(other[name])), name
+
+
+@pytest.mark.slow
+def test_one_device_each_trains_as_two_devices_of_one_process_do(
+    weave: Path, tmp_path: Path
+) -> None:
+    options = ["--method", "ahl", "--epochs", "6"]
+    two = start_two(weave, [tmp_path / "run", tmp_path / "no"], *options, devices=1)
+    for code, _, err in [*end(two), *end([start(weave, tmp_path / "alone", *options)])]:
+        assert code == 0, err
+    for a, b in zip(inference(tmp_path / "alone"), inference(tmp_path / "run"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
