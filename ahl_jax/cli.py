@@ -215,7 +215,7 @@ def _train(command: Train) -> None:
         folder = command.workdir / f"seed-{metrics['seed']}"
         print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
-    print(f"AUC-ROC over {len(values)} seeds: {mean_std(values, 4)}.")
+    print(f"AUC-ROC over {_count(len(values), 'seed')}: {mean_std(values, 4)}.")
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -238,10 +238,14 @@ def _in_words(config: Config, metrics: dict[str, Any], workdir: Path) -> str:
     name = names.get(config.learning.method, kind)
     return (
         f"{name}, trained on {metrics['n_train_normal']} normals and {metrics['n_seen']} labelled "
-        f"anomalies for {metrics['epochs']} epochs, reaches an AUC-ROC of "
+        f"anomalies for {_count(metrics['epochs'], 'epoch')}, reaches an AUC-ROC of "
         f"{metrics['auc_roc']:.4f} and an AUC-PR of {metrics['auc_pr']:.4f} on "
         f"{metrics['n_test']} test images; everything is in {workdir}."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -109,10 +109,11 @@ def run_epochs(
     starts = range(done, epochs, chunk)
     chunks = [np.arange(first, min(first + chunk, epochs), dtype=np.int32) for first in starts]
     # Two at most, as the last epochs may be fewer than a chunk.
-    programs = {
-        length: step.lower(learner, states, data, numbers).compile()
-        for length, numbers in {len(numbers): numbers for numbers in chunks}.items()
-    }
+    with together():  # No process's epochs begin while another one still compiles.
+        programs = {
+            length: step.lower(learner, states, data, numbers).compile()
+            for length, numbers in {len(numbers): numbers for numbers in chunks}.items()
+        }
     give_back_memory()
     if progress and chunks:
         _announce_memory(programs[len(chunks[0])])

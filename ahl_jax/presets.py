@@ -34,7 +34,7 @@ def _density(data: str) -> Config:
 def _debug(data: str) -> Config:
     """A slice of the data and a few short epochs: shows in under a minute that all parts work."""
     return Config(
-        DataConfig(data, limit=24),
+        DataConfig(data, limit=24, shots=3),
         features=FeatureConfig(image_size=192),
         pseudo=PseudoConfig(pseudo_per_generator=16),
         subsets=SubsetConfig(subsets=2, clusters=2),
@@ -57,6 +57,19 @@ def preset(name: str, data: str, **data_options: Any) -> Config:
     """
     config = PRESETS[name](data)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data_options))
+
+
+def differing_settings(config: Config, other: Config) -> dict[str, Any]:
+    """The settings of ``other`` that ``config`` has otherwise, by name."""
+    found = {}
+    for room in dataclasses.fields(config):
+        ours, theirs = getattr(config, room.name), getattr(other, room.name)
+        if dataclasses.is_dataclass(ours):
+            for field in dataclasses.fields(ours):
+                value = getattr(theirs, field.name)
+                if value != getattr(ours, field.name):
+                    found[field.name] = value
+    return found
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -107,13 +107,20 @@ class Workdir:
         """Write metrics.json."""
         self._write("metrics.json", _json(metrics))
 
+    def metrics(self) -> dict[str, Any] | None:
+        """What ``write_metrics`` wrote, if it did."""
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def _run(self) -> dict[str, Any]:
         path = self.path / "run.json"
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
+            (inside, *_) = [*sorted(self.path.glob("*/run.json")), None]
+            advice = f", such as {inside.parent}" if inside else ""
             raise UserError(
-                f"{self.path} holds no run (there is no run.json); name the --workdir of a training"
+                f"{self.path} holds no run (there is no run.json); name the folder of a run{advice}"
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); train again") from error

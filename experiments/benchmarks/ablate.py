@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from ahl_jax.runtime import run_command
 from experiments.benchmarks import common
 
@@ -114,7 +112,7 @@ def sweep(args: Ablate, folder: Path, kept: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Fill the store with features, run both sweeps and print the table."""
-    args = tyro.cli(Ablate, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    args = common.parse(Ablate, __doc__)
     if args.quick:
         args = dataclasses.replace(args, subsets=(1, 2), epochs=3)
     kept_programs = ("none",) if args.cold_only else ("none", "kept")

@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from ahl_jax.bank import FeatureBank, SharedBank, global_averages
 from ahl_jax.budget import give_back_memory
@@ -26,6 +27,7 @@ from ahl_jax.config import (
     SubsetConfig,
 )
 from ahl_jax.devices import mesh_for, spread
+from ahl_jax.errors import UserError
 from ahl_jax.learning import TrainingData
 from ahl_jax.problem import Problem, make_problem, problem_on
 from ahl_jax.seeds import compile_epochs, stack_problems
@@ -164,6 +166,29 @@ def device_name() -> str:
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
         name += f", {len([x for x in lines if x.startswith('processor')])} cores"
     return name
+
+
+class Arguments(Protocol):
+    """What every benchmark's options have."""
+
+    @property
+    def json(self) -> Path | None:
+        """Where the rows go as JSON too."""
+
+
+T = TypeVar("T", bound=Arguments)
+
+
+def parse(kind: type[T], description: str | None) -> T:
+    """The options of the command line.
+
+    Raises:
+        UserError: if ``--json`` cannot be written, which is better known before the work.
+    """
+    args = tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    if args.json is not None and not (args.json.parent.is_dir() and not args.json.is_dir()):
+        raise UserError(f"--json {args.json} cannot be written; name a file in an existing folder")
+    return args
 
 
 def report(rows: list[dict[str, Any]], out: Path | None) -> None:

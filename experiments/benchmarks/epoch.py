@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from ahl_jax.batches import thirds
 from ahl_jax.config import Precision
@@ -159,7 +158,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--row"]:
         print(json.dumps(measure(Row(**json.loads(sys.argv[2])))))
         return
-    args = tyro.cli(Epoch, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    args = common.parse(Epoch, __doc__)
     if args.quick:
         rows = [Row(d, 2, "demo", 1, precision=args.precision) for d in args.detectors]
     else:

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import tyro
 from flax import nnx
 
 from ahl_jax.backbones import TRUNKS, Trunk, load_trunk
@@ -126,7 +125,7 @@ def extract_rate(paths: list[Path], trunk: Trunk, config: FeatureConfig) -> floa
 
 def main() -> None:
     """Measure trunk by trunk and print the table."""
-    args = tyro.cli(Extract, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    args = common.parse(Extract, __doc__)
     if args.images < 1:
         raise UserError(f"--images is {args.images}; it must be 1 or more")
     paths = distinct_images(16 if args.quick else args.images)

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from ahl_jax.errors import UserError
 from ahl_jax.runtime import run_command
@@ -76,7 +75,7 @@ def described(program: str) -> dict[str, tuple[str, str]]:
 
 def main() -> None:
     """Trace one epoch and print the table."""
-    args = tyro.cli(Operations, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    args = common.parse(Operations, __doc__)
     shapes = common.SIZES[args.size]
     problem = common.synthetic_problem(args.detector, args.subsets, shapes, normals=args.normals)
     epoch, state, data, _ = common.compiled_epoch([problem])

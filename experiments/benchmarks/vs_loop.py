@@ -35,7 +35,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from ahl_jax.batches import Batch, PoolSet, draw_batches
 from ahl_jax.detectors.inputs import to_maps
@@ -275,7 +274,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--ours"]:
         run_ours(Row(**json.loads(sys.argv[2])), Path(sys.argv[3]))
         return
-    args = tyro.cli(VsLoop, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    args = common.parse(VsLoop, __doc__)
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             "vs_loop compares with PyTorch, which is not installed; run: pip install torch"

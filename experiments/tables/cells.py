@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from ahl_jax import Config, UserError, preset
@@ -13,7 +12,7 @@ from ahl_jax.config import DataConfig
 from ahl_jax.data.samples import load_dataset
 from ahl_jax.gather import load_split
 from ahl_jax.hadg import check_clusters
-from ahl_jax.presets import with_settings
+from ahl_jax.presets import differing_settings, with_settings
 from ahl_jax.problem import check_names
 from ahl_jax.workdir import Workdir
 from experiments.tables.methods import METHODS, Method
@@ -79,6 +78,7 @@ class Cell:
     shots: int
     seen_class: str | None
     method: str
+    reference: str | None
     config: Config
     folder: Path
     """Where its runs are; cells with the same settings have the same one."""
@@ -154,7 +154,8 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     own = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     own = {key: own[key] for key in ("category", "setting", "seen_class", "shots")}
     start = preset("debug" if options.quick else "paper", data.data, **own)
-    settings = dict(table.methods[name].settings)
+    method = table.methods[name]
+    settings = dict(method.settings)
     if options.quick and "updates_per_epoch" in settings:
         # The debug preset has fewer steps than some methods have updates.
         settings["updates_per_epoch"] = start.learning.steps
@@ -168,27 +169,18 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
         shots=data.shots,
         seen_class=data.seen_class,
         method=name,
+        reference=method.reference,
         config=config,
         folder=options.workdir / ("quick" if options.quick else "paper") / quote(dataset, safe="")
-        / part / _difference(start, config),
+        / part / "_".join(filter(None, [method.reference, _difference(start, config)])),
     )  # fmt: skip
 
 
 def _difference(start: Config, config: Config) -> str:
     """The settings that differ, as a folder's name; the same for every way to ask for them."""
-    before, after = start.to_dict(), config.to_dict()
-    changed = [
-        f"{name}-{_text(value)}"
-        for room, values in after.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-        if value != before[room][name]
-    ]
-    return "_".join(changed).replace("_", "-") or "preset"
-
-
-def _text(value: Any) -> str:
-    return quote(str(value), safe="")
+    changed = differing_settings(start, config)
+    named = (f"{name}-{quote(str(value), safe='')}" for name, value in changed.items())
+    return "_".join(named).replace("_", "-") or "preset"
 
 
 def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:

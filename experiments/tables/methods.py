@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ahl_jax import preset
+from ahl_jax.presets import differing_settings
+
 
 @dataclass(frozen=True)
 class Method:
@@ -15,10 +18,16 @@ class Method:
     against: str | None = None
     """The row that this one is compared with, seed by seed."""
 
+    reference: str | None = None
+    """A key of ``REFERENCES``, which is scored in place of a training."""
 
-_DENSITY = {"detector": "density", "whiten": True, "views": 8}
+
+_AHL_DENSITY = differing_settings(preset("paper", ""), preset("density", ""))
+_DENSITY = {name: _AHL_DENSITY[name] for name in ("detector", "whiten", "views")}
 
 METHODS = {
+    "Gaussian": Method({"views": _DENSITY["views"]}, reference="gaussian"),
+    "PatchCore": Method({"views": _DENSITY["views"]}, reference="patchcore"),
     "SAOE": Method({"detector": "saoe", "method": "base"}),
     "MLEP": Method({"detector": "mlep", "method": "base"}),
     "FLOS": Method({"detector": "flos", "method": "base"}),
@@ -32,9 +41,18 @@ METHODS = {
     "AHL(DRA), 20 updates per epoch": Method({"detector": "dra", "updates_per_epoch": 20}, "DRA"),
     "Density, closed form": Method({**_DENSITY, "method": "fit"}),
     "Density": Method({**_DENSITY, "method": "base"}, "Density, closed form"),
-    "AHL(Density)": Method({**_DENSITY, "updates_per_epoch": 20, "lr": 0.0005}, "Density"),
+    "AHL(Density)": Method(_AHL_DENSITY, "Density"),
 }
 """Tables 1 and 2; a detector more is a line more. Names that the paper has are spelt as there."""
+
+SUPERVISION = {
+    name: METHODS[name]
+    for name in ("PatchCore", "Gaussian", "AHL(DRA)", "Density, closed form", "AHL(Density)")
+} | {
+    "FS-DRA": Method({"detector": "dra", "method": "base", "setting": "full"}),
+    "FS-Density": Method({**_DENSITY, "method": "base", "setting": "full"}),
+}
+"""Table 4: from no anomaly to M of every class."""
 
 COMPONENTS = {
     "DRA": METHODS["DRA"],

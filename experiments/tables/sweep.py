@@ -18,6 +18,7 @@ from ahl_jax.runtime import keep_compiled_programs
 from ahl_jax.workdir import csv_text, replace_file
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS, varied
+from experiments.tables.references import reference_metrics
 from experiments.tables.report import Row, markdown, per_seed, sections
 
 PUBLISHED = "AHL(DRA)"
@@ -54,7 +55,11 @@ def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
     rows: list[Row] = []
     for cell in cells:
         if cell.folder not in done:
-            done[cell.folder] = train_seeds(cell.config, cell.folder, seeds)
+            if cell.reference:
+                found = reference_metrics(cell.reference, cell.config, cell.folder, seeds)
+            else:
+                found = train_seeds(cell.config, cell.folder, seeds)
+            done[cell.folder] = found
         rows += [_row(table, cell, metrics) for metrics in done[cell.folder]]
         replace_file(output(options, table, "csv"), csv_text(rows))
         text = markdown(table, cells, rows, seeds, command)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -6,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ahl_jax import UserError
 from ahl_jax.backbones import load_trunk
-from experiments.benchmarks import extract
+from experiments.benchmarks import common, extract
 
 ROOT = Path(__file__).parents[2]
 OUTCOME = ("share_agreeing", "largest_difference", "gradient_difference")
@@ -126,3 +128,18 @@ def test_random_weights_keep_the_scale_of_features(tmp_path):
 def test_images_of_the_benchmark_differ():
     paths = extract.distinct_images(40)
     assert len({path.read_bytes() for path in paths}) == 40
+
+
+def test_a_file_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        json: Path | None = None
+
+    for path in (tmp_path / "no/rows.json", tmp_path):
+        monkeypatch.setattr("sys.argv", ["benchmark", "--json", str(path)])
+        with pytest.raises(UserError, match="name a file in an existing folder"):
+            common.parse(Options, None)
+    monkeypatch.setattr("sys.argv", ["benchmark", "--json", str(tmp_path / "rows.json")])
+    assert common.parse(Options, None).json == tmp_path / "rows.json"

@@ -17,7 +17,7 @@ from ahl_jax import UserError, preset
 from ahl_jax.presets import with_settings
 from ahl_jax.workdir import Workdir
 from experiments.tables.cells import Options, Table, plan
-from experiments.tables.methods import COMPONENTS, METHODS, varied
+from experiments.tables.methods import COMPONENTS, METHODS, SUPERVISION, varied
 from experiments.tables.pairs import paired
 from experiments.tables.published import published
 from experiments.tables.report import markdown
@@ -188,7 +188,7 @@ def test_the_published_figures_are_found_by_any_spelling() -> None:
 
 def test_settings_reach_every_room_of_the_config() -> None:
     paper = preset("paper", "elpv")
-    for method in [*METHODS.values(), *COMPONENTS.values()]:
+    for method in (METHODS | SUPERVISION | COMPONENTS).values():
         config = with_settings(paper, method.settings).to_dict()
         flat = {k: v for room in config.values() if isinstance(room, dict) for k, v in room.items()}
         assert {name: flat[name] for name in method.settings} == dict(method.settings)
@@ -222,7 +222,7 @@ def test_a_class_with_too_few_images_is_not_the_seen_one(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("Devnet",)}, "--methods has no 'Devnet'; choose from 'SAOE', "),
+        ({"methods": ("Devnet",)}, "--methods has no 'Devnet'; choose from 'Gaussian', "),
         ({"data": ("elpv", "other"), "category": ("a",)}, "--category belongs to one folder"),
         ({"seeds": ()}, "each need at least one value"),
         ({"data": ("a/x", "b/x")}, "two of --data have the same name"),

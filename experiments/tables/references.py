@@ -1,0 +1,110 @@
+"""References that train nothing: they compare an image with the normals, and see no anomaly."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import NearestNeighbors
+
+from ahl_jax import Config
+from ahl_jax.backbones import load_trunk
+from ahl_jax.bank import global_averages
+from ahl_jax.features import FeatureMaps, Store, extract
+from ahl_jax.gather import load_split, split_digest, test_features
+from ahl_jax.metrics import image_metrics
+from ahl_jax.workdir import Workdir
+
+
+def gaussian(normals: FeatureMaps, images: FeatureMaps) -> Float[np.ndarray, " n"]:
+    """Mahalanobis distance of the global averages, by Ledoit and Wolf's shrunk covariance."""
+    fitted = LedoitWolf().fit(global_averages(normals).astype(np.float64))
+    return np.sqrt(fitted.mahalanobis(global_averages(images)))
+
+
+def patchcore(normals: FeatureMaps, images: FeatureMaps) -> Float[np.ndarray, " n"]:
+    """PatchCore (Roth et al. 2022) with every location of every normal in its memory.
+
+    A location is the mean of its 3 x 3 neighbourhood, the scales one beside the other on the finest
+    grid; an image's score is the largest distance of one of its locations to the nearest one in
+    memory. There is no coreset and no re-weighting by that one's neighbours.
+    """
+    memory, wanted = _locations(normals), _locations(images)
+    index = NearestNeighbors(n_neighbors=1, algorithm="brute")
+    index.fit(memory.reshape(-1, memory.shape[-1]))
+    nearest, _ = index.kneighbors(wanted.reshape(-1, wanted.shape[-1]))
+    return nearest.reshape(len(wanted), -1).max(1)
+
+
+REFERENCES: Mapping[str, Callable[[FeatureMaps, FeatureMaps], Float[np.ndarray, " n"]]] = {
+    "gaussian": gaussian,
+    "patchcore": patchcore,
+}
+
+
+def reference_metrics(
+    name: str, config: Config, folder: Path, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The metrics of each seed's test images, as ``ahl_jax.train_seeds`` has them.
+
+    Args:
+        name: a key of ``REFERENCES``.
+        config: the settings; those of the features and of the split count.
+        folder: where ``seed-N/metrics.json`` goes; what is there is not computed again.
+        seeds: the seeds, which differ in their test images alone.
+
+    Raises:
+        UserError: if the data cannot be read, or the folder holds another run.
+    """
+    runs = [(dataclasses.replace(config, seed=s), Workdir(folder / f"seed-{s}")) for s in seeds]
+    for own, workdir in runs:
+        workdir.claim(own, overwrite=False)
+        workdir.bind_data(split_digest(load_split(own)))
+    missing = [(own, workdir) for own, workdir in runs if not workdir.metrics()]
+    if missing:
+        options, trunk = config.features, load_trunk(config.features.trunk)
+        store = Store()
+        tests = [
+            test_features(own, load_split(own), trunk, store, progress=True) for own, _ in missing
+        ]
+        # The seeds' tests have most images in common; a dictionary has each once.
+        image = {s.path: (test, i) for test in tests for i, s in enumerate(test.samples)}
+        scales = range(len(tests[0].maps))
+        maps = tuple(np.stack([test.maps[k][i] for test, i in image.values()]) for k in scales)
+        normals, kept = extract(
+            load_split(config).train_normals, trunk, options, store,
+            skip_bad=config.data.skip_bad_images, label="training normals",
+        )  # fmt: skip
+        score = dict(zip(image, REFERENCES[name](normals, maps), strict=True))
+        for (own, workdir), test in zip(missing, tests, strict=True):
+            scores = np.array([score[sample.path] for sample in test.samples])
+            classes = [sample.anomaly_class for sample in test.samples]
+            workdir.write_metrics(
+                image_metrics(scores, classes)
+                | {
+                    "n_train_normal": len(kept),
+                    "n_seen": 0,
+                    "n_test": len(classes),
+                    "setting": config.data.setting,
+                    "seed": own.seed,
+                    "epochs": 0,
+                    "seconds": 0.0,
+                }
+            )
+    return [workdir.metrics() or {} for _, workdir in runs]
+
+
+def _locations(maps: FeatureMaps) -> Float[np.ndarray, "n h w d"]:
+    """Neighbourhood means of all scales on the grid of the finest, one beside the other."""
+    count, *grid, _ = maps[0].shape
+    scales = []
+    for scale in maps:
+        padded = np.pad(scale, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+        h, w = scale.shape[1:3]
+        around = sum(padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
+        scales.append(jax.image.resize(around, (count, *grid, scale.shape[-1]), "bilinear"))
+    return np.concatenate([np.asarray(scale) for scale in scales], axis=-1)
