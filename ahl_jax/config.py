@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ahl_jax.config_checks import check
 from ahl_jax.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
@@ -52,7 +53,7 @@ class FeatureConfig:
     """How an image becomes feature maps."""
 
     trunk: str = "efficientnet_lite0"
-    """The frozen network whose last feature map is used: efficientnet_lite0 or resnet18."""
+    """The network whose last feature map is used: efficientnet_lite0 or resnet18."""
 
     trunk_weights: Path | None = None
     """A torchvision state dict (.pth or .safetensors); efficientnet_lite0 has its own weights."""
@@ -73,6 +74,41 @@ class FeatureConfig:
     precision: Precision = "float32"
     """dtype of the features and of their products, and on a GPU or TPU of the trunk's products too;
     sums, the detector's weights, and the features on disk are float32 in any case."""
+
+
+@dataclass(frozen=True)
+class StageOneConfig:
+    """Training the trunk on the data, before its features are taken."""
+
+    stage_one: bool = False
+    """Train the trunk first, with a detector on top, on the images of training. It then replaces
+    the ImageNet one in everything that follows."""
+
+    stage_one_detector: str = "dra"
+    """The detector on top: devnet, dra, flos, mlep or saoe."""
+
+    stage_one_epochs: int = 30
+    """Epochs of stage one; the last one is what counts. The learning rate decays as later on."""
+
+    stage_one_steps: int = 20
+    """Batches in one of these epochs."""
+
+    stage_one_batch: int = 48
+    """Images per batch: equal thirds of normals, anomalies and pseudo-anomalies, which are made
+    anew in every step."""
+
+    stage_one_lr: float = 0.0002
+    """Learning rate of trunk and detector (Adam)."""
+
+    weight_decay: float = 1e-5
+    """Decay of their weights, as part of the gradient."""
+
+    augment: Literal["none", "mirrored", "turned"] = "mirrored"
+    """What chance does to an image: mirrored, to its right side and upside down; turned, by quarter
+    turns too."""
+
+    remat: bool = False
+    """Compute the trunk's activations again for the gradient, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +245,7 @@ class Config:
     """Seed of everything random: the labelled anomalies, the subsets, the weights, the batches."""
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    stage_one: StageOneConfig = field(default_factory=StageOneConfig)
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     subsets: SubsetConfig = field(default_factory=SubsetConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
@@ -216,7 +253,7 @@ class Config:
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types (tuples become lists, paths strings)."""
@@ -231,7 +268,8 @@ class Config:
         """
         try:
             rooms: dict[str, Any] = {
-                f.name: f.type(**_untupled(f.type, values[f.name]))
+                # What an earlier version did not know is at its default there.
+                f.name: f.type(**_untupled(f.type, values.get(f.name, {})))
                 for f in dataclasses.fields(cls)
                 if dataclasses.is_dataclass(f.type) and isinstance(f.type, type)
             }
@@ -252,57 +290,3 @@ def _untupled(room: type, values: dict[str, Any]) -> dict[str, Any]:
         else (Path(value) if key in paths and value is not None else value)
         for key, value in values.items()
     }
-
-
-def _check(config: Config) -> None:
-    """Range checks, each with the name of the command-line option."""
-    d, s, det = config.data, config.subsets, config.detector
-    lrn, imp = config.learning, config.importance
-    at_least = [
-        ("shots", d.shots, 1), ("subsets", s.subsets, 1), ("clusters", s.clusters, 2),
-        ("image-size", config.features.image_size, 192),
-        ("image-batch", config.features.image_batch, 1),
-        ("pseudo-per-generator", config.pseudo.pseudo_per_generator, 1),
-        ("references", det.references, 1), ("hidden", det.hidden, 1),
-        ("epochs", lrn.epochs, 1), ("steps", lrn.steps, 1), ("batch", lrn.batch, 3),
-        ("passes", lrn.passes, 1), ("decay-every", lrn.decay_every, 1),
-        ("history", imp.history, 1), ("psi-passes", imp.psi_passes, 1),
-        ("psi-batch", imp.psi_batch, 1),
-    ]  # fmt: skip
-    if d.limit is not None:
-        at_least.append(("limit", d.limit, 3))
-    for name, value, low in at_least:
-        if value < low:
-            raise UserError(f"--{name} is {value}; it must be {low} or more")
-    above_zero = [
-        ("lr", lrn.lr),
-        ("lr-base", lrn.lr_base),
-        ("clip", lrn.clip),
-        ("psi-lr", imp.psi_lr),
-        ("margin", det.margin),
-    ]
-    for name, rate in above_zero:
-        if not rate > 0:
-            raise UserError(f"--{name} is {rate}; it must be above 0")
-    for name, fraction in (("top-k", det.top_k), ("decay", lrn.decay)):
-        if not 0 < fraction <= 1:
-            raise UserError(f"--{name} is {fraction}; it must be above 0 and at most 1")
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"--seed is {config.seed}; it must be from 0 to {2**31 - 1}")
-    size = config.features.image_size
-    if size % 64:  # Both scales must divide by the trunk's stride.
-        raise UserError(f"--image-size is {size}; it must be a multiple of 64")
-    names = config.pseudo.generators
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise UserError(
-            "--generators needs two or more different generators, because the support and the "
-            "query set of a subset never share one"
-        )
-    if lrn.steps % lrn.updates_per_epoch or lrn.updates_per_epoch < 1:
-        raise UserError(
-            f"--updates-per-epoch is {lrn.updates_per_epoch}; it must divide --steps ({lrn.steps})"
-        )
-    if d.setting == "hard" and d.seen_class is None:
-        raise UserError("the hard setting needs --seen-class, the anomaly class seen in training")
-    if d.setting != "hard" and d.seen_class is not None:
-        raise UserError("--seen-class belongs to the hard setting; add --setting hard")

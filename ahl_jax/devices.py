@@ -134,6 +134,11 @@ def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "Trainin
     return put(states, "seed"), dataclasses.replace(data, **placed, inputs=bank)
 
 
+def put_everywhere(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays of the host, whole on every device of the mesh; all processes give the same values."""
+    return jax.tree.map(lambda leaf: _put(leaf, everywhere(mesh)), tree)
+
+
 def seeds_apart(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays with a leading seed axis."""
     return NamedSharding(mesh, PartitionSpec("seed"))

@@ -28,6 +28,7 @@ from ahl_jax.gather import (
 from ahl_jax.loop import Run, run_epochs
 from ahl_jax.problem import Problem, check_names, problem_on
 from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
+from ahl_jax.stage_one import check_stage_one, trained_trunk
 from ahl_jax.whitening import fit_whitening
 from ahl_jax.workdir import Workdir
 
@@ -101,6 +102,8 @@ def train_seeds(
 ) -> list[dict[str, Any]]:
     """Train one detector per seed, all of them in one program, and test each.
 
+    With stage one they are trained one after the other.
+
     Every seed gets the folder ``workdir/seed-N``, which is a run like any other. Its result is the
     one that the seed has alone up to rounding (batched products add up in another order).
 
@@ -117,11 +120,12 @@ def train_seeds(
         UserError: as ``train`` does; or if the seeds differ in how many images can be read.
     """
     seeds = list(dict.fromkeys(seeds))
-    return _train(
-        [dataclasses.replace(config, seed=seed) for seed in seeds],
-        [Path(workdir) / f"seed-{seed}" for seed in seeds],
-        **options,
-    )
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    folders = [Path(workdir) / f"seed-{seed}" for seed in seeds]
+    if config.stage_one.stage_one:
+        # Each has a trunk of its own, so they have no features in common.
+        return [train(*one, **options) for one in zip(configs, folders, strict=True)]
+    return _train(configs, folders, **options)
 
 
 def _train(
@@ -137,6 +141,7 @@ def _train(
 ) -> list[dict[str, Any]]:
     """Train runs that differ in nothing but their seeds."""
     check_names(configs[0])
+    check_stage_one(configs[0])
     if data_shards < 1:
         raise UserError(f"--data-shards is {data_shards}; it must be 1 or more")
     settings = [config.to_dict() for config in configs], checkpoint_every, data_shards
@@ -211,6 +216,10 @@ def _gather(
     options = next(iter(missing.values()))[0].features
     with together():
         trunk = load_trunk(options.trunk, options.trunk_weights)
+    if next(iter(missing.values()))[0].stage_one.stage_one:
+        ((number, (config, split)),) = missing.items()
+        trunk = trained_trunk(config, split, trunk, folders[number].path, progress=progress)
+    with together():
         if is_primary():
             # Extracted now, so that a bad test image stops the run before hours of training.
             for i, (config, split) in missing.items():

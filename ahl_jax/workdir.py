@@ -1,4 +1,4 @@
-"""The files of a run: run.json, history.csv, metrics.json and checkpoint/ in one folder."""
+"""The files of a run, in one folder: ``FILES``."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from typing import Any
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 
-FILES = ("run.json", "history.csv", "metrics.json", "checkpoint")
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "stage_one")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 
@@ -141,7 +141,7 @@ class Workdir:
                 f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
                 "give another --workdir, or --overwrite to replace it"
             )
-        saved, wanted = dict(_flat(self._run()["config"])), dict(_flat(config.to_dict()))
+        saved, wanted = (dict(_flat(one.to_dict())) for one in (self.config(), config))
         different = [name for name in wanted if saved.get(name) != wanted[name]]
         if different:
             name = different[0]

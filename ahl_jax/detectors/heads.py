@@ -25,7 +25,7 @@ _FEW = 64
 
 @jax.custom_vjp
 def feature_product(x: Float[Array, "*n k"], kernel: Float[Array, "k c"]) -> Float[Array, "*n c"]:
-    """``x @ kernel`` for frozen features ``x``, which get no gradient.
+    """``x @ kernel``, with a gradient for the kernel that reads the features as they lie.
 
     The products are of the features' dtype, forward and backward, and add up in the kernel's.
     """
@@ -52,7 +52,9 @@ def _backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
         # CPU. The barrier keeps XLA from swapping them back.
         turned = jnp.matmul(slopes.T, rows, preferred_element_type=kernel.dtype)
         product = jax.lax.optimization_barrier(turned).T
-    return jnp.zeros_like(x), product
+    # Where the features are frozen nobody reads this one, and the compiler leaves it out.
+    towards = jnp.matmul(slopes, kernel.T.astype(x.dtype), preferred_element_type=kernel.dtype)
+    return towards.reshape(x.shape).astype(x.dtype), product
 
 
 feature_product.defvjp(_forward, _backward)
@@ -69,7 +71,7 @@ def top_mean_of(
 
 
 class FeatureLinear(nnx.Linear):
-    """A linear layer on frozen features; see ``feature_product``."""
+    """A linear layer on features; see ``feature_product``."""
 
     def __call__(
         self, inputs: Float[Array, "*n k"], out_sharding: None = None

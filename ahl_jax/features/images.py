@@ -244,13 +244,17 @@ def _two_scales(
         return jnp.stack([_turned_back(one, view) for one, view in back]).mean(0)
 
     large = images.astype(jnp.float32)
-    b, size, _, c = large.shape
-    # Sums of four 8-bit values and their quarters are exact in float32.
-    small = large.reshape(b, size // 2, 2, size // 2, 2, c).sum((2, 4)) / 4
+    small = half_size(large)
     if jax.default_backend() == "cpu":
         # One image's activations stay in the cache: 2.5 times as fast as a batch of 16.
         return jax.lax.map(lambda pair: tuple(maps(x[None])[0] for x in pair), (large, small))
     return maps(large), maps(small)
+
+
+def half_size(images: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """The means of 2 x 2 pixels; exact for 8-bit values in float32."""
+    b, h, w, c = images.shape
+    return images.reshape(b, h // 2, 2, w // 2, 2, c).sum((2, 4)) / 4
 
 
 def _turned(images: Float[Array, "b h w c"], view: tuple[int, bool]) -> Float[Array, "b h w c"]:

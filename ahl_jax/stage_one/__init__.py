@@ -1,0 +1,9 @@
+"""Stage one: the trunk trained on the images themselves, with a detector on top.
+
+AHL takes its features from the trunk of a detector that has been trained before. ``model`` is that
+training as pure functions of arrays, ``run`` reads the images and saves what comes of it.
+"""
+
+from ahl_jax.stage_one.run import check_stage_one, trained_trunk
+
+__all__ = ["check_stage_one", "trained_trunk"]

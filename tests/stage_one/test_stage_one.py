@@ -1,0 +1,293 @@
+"""Stage one on a tiny trunk: two convolutions with the stride of the real ones."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import save_file
+from sklearn.metrics import roc_auc_score
+
+from ahl_jax import Config, UserError, backbones, evaluate, preset, train, train_seeds
+from ahl_jax.backbones import load_trunk
+from ahl_jax.backbones.layers import Conv
+from ahl_jax.checkpoints import Checkpoints
+from ahl_jax.data.samples import Split
+from ahl_jax.gather import load_split
+from ahl_jax.presets import with_settings
+from ahl_jax.stage_one import trained_trunk
+from ahl_jax.stage_one.model import StageOne, State, augmented, half_size, start
+from ahl_jax.stage_one.run import compile_epoch
+
+SIZE = 192
+
+
+class Tiny(nnx.Module):
+    """Two convolutions, linear at the end as EfficientNet-Lite0 is."""
+
+    channels: ClassVar[int] = 6
+    stride: ClassVar[int] = 32
+    batch_norm_epsilon: ClassVar[float] = 1e-5
+    unused: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[Path]
+
+    def __init__(self) -> None:
+        self.first = Conv((3, 5), 8, 8, (0, 0), ("first", "first_norm"))
+        self.second = Conv((5, 6), 4, 4, (0, 0), ("second", "second_norm"))
+
+    def __call__(self, images):
+        return self.second(jax.nn.relu(self.first(images / 128 - 1)))
+
+    @classmethod
+    def default_weights(cls) -> Path:
+        return cls.weights
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, (outputs, inputs, side) in {"first": (5, 3, 8), "second": (6, 5, 4)}.items():
+        shape = (outputs, inputs, side, side)
+        values = rng.normal(size=shape) / np.sqrt(inputs * side**2)
+        tensors[f"{name}.weight"] = values.astype(np.float32)
+        for part, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
+            tensors[f"{name}_norm.{part}"] = np.full(outputs, value, np.float32)
+    Tiny.weights = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(tensors, Tiny.weights)
+    monkeypatch.setitem(backbones.TRUNKS, "tiny", Tiny)
+
+
+@pytest.fixture(scope="module")
+def spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey noise; anomalies have a spot."""
+    root = tmp_path_factory.mktemp("data") / "spots"
+    rng = np.random.default_rng(0)
+    for folder, count in {"train/good": 12, "test/good": 8, "test/spot": 12}.items():
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            picture = rng.normal(120, 12, (SIZE, SIZE, 3))
+            if "spot" in folder:
+                top, left = rng.integers(0, SIZE - 40, 2)
+                picture[top : top + 40, left : left + 40] += 60
+            image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+            image.save(root / folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def config(spots: Path) -> Config:
+    changed = {"trunk": "tiny", "stage_one": True, "stage_one_epochs": 3, "stage_one_steps": 4,
+               "stage_one_batch": 9, "stage_one_lr": 0.01, "stage_one_detector": "devnet",
+               "generators": ("cutmix", "cutpaste"), "epochs": 2, "shots": 4}  # fmt: skip
+    return with_settings(preset("debug", str(spots)), changed)
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def one_epoch(config: Config, **changed: object) -> tuple[State, np.ndarray]:
+    changed["stage_one_detector"] = "dra"
+    learner, state = start(with_settings(config, changed), load_trunk("tiny"))
+    state, losses = jax.jit(learner.epoch)(state, images(12), images(4, 1), 0)
+    return state, np.asarray(losses)
+
+
+def learner_of(config: Config) -> StageOne:
+    return start(config, load_trunk("tiny"))[0]
+
+
+@pytest.mark.parametrize(("size", "counts"), [(9, [3, 3, 3]), (10, [3, 3, 4]), (11, [3, 4, 4])])
+def test_a_batch_is_normals_anomalies_and_fresh_pseudo_anomalies(
+    config: Config, size: int, counts: list[int]
+) -> None:
+    every = ("cutmix", "cutpaste", "draem")
+    learner = learner_of(with_settings(config, {"stage_one_batch": size, "generators": every}))
+    normals, anomalies = images(6), images(2, 1)
+    found, labels = learner.batch(jax.random.key(0), normals, anomalies)
+    assert np.bincount(labels).tolist() == counts
+    assert found.shape == (size, SIZE, SIZE, 3)
+    known = {one.tobytes() for one in normals}
+    parts = np.split(np.asarray(found, np.uint8), np.cumsum(counts)[:2])
+    assert {one.tobytes() for one in parts[0]} <= known
+    # Two anomalies fill their third; both are there.
+    assert {one.tobytes() for one in parts[1]} == {one.tobytes() for one in anomalies}
+    for one in parts[2]:
+        same = [(one == normal).all(-1).mean() for normal in normals]
+        assert 0.2 < max(same) < 1
+    again, _ = learner.batch(jax.random.key(1), normals, anomalies)
+    assert (found != again).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_augmentation_moves_pixels_and_changes_none(seed: int) -> None:
+    picture = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 4, 3)
+    mirrored = [picture[:, ::a, ::b] for a in (1, -1) for b in (1, -1)]
+    turned = mirrored + [one.swapaxes(1, 2) for one in mirrored]
+    key = jax.random.key(seed)
+    for how, allowed in (("none", [picture]), ("mirrored", mirrored), ("turned", turned)):
+        for found, versions in zip(augmented(key, picture, how), zip(*allowed, strict=True),
+                                   strict=True):  # fmt: skip
+            assert any((found == one).all() for one in versions)
+
+
+def test_every_way_of_turning_occurs() -> None:
+    picture = jnp.arange(16 * 3, dtype=jnp.float32).reshape(4, 4, 3)
+    many = augmented(jax.random.key(0), jnp.stack([picture] * 99), "turned")
+    assert len({one.tobytes() for one in np.asarray(many)}) == 8
+
+
+def test_the_first_step_follows_the_gradient_of_the_loss_over_images(config: Config) -> None:
+    """Against differences of the loss, computed scale by scale from the images."""
+    config = with_settings(config, {"augment": "none", "stage_one_steps": 1})
+    learner, state = start(config, load_trunk("tiny"))
+    normals, anomalies = images(12), images(4, 1)
+    after, losses = jax.jit(learner.epoch)(state, normals, anomalies, 0)
+    key = jax.random.split(jax.random.fold_in(state.key, 0), 1)[0]
+    batch, labels = learner.batch(jax.random.split(key, 3)[0], normals, anomalies)
+
+    def loss(bias: np.ndarray) -> float:
+        trunk = state.trunk | {"second": state.trunk["second"] | {"bias": jnp.asarray(bias)}}
+        maps = [learner.trunk.apply(trunk, x) for x in (batch, half_size(batch))]
+        kernel, bias_of_head = (
+            state.model.params["locate"][part].ravel() for part in ("kernel", "bias")
+        )
+        scores = []
+        for scale in maps:
+            values = np.abs(scale.reshape(len(batch), -1, 6) @ kernel + bias_of_head)
+            k = max(1, int(values.shape[1] * config.detector.top_k))
+            scores.append(np.sort(values, 1)[:, -k:].mean(1))
+        score = (np.mean(scores, 0) - state.prior.mean) / state.prior.std
+        each = np.where(labels == 0, np.abs(score), np.maximum(0, 5 - score))
+        return float(each.mean())
+
+    bias = np.asarray(state.trunk["second"]["bias"])
+    assert loss(bias) == pytest.approx(float(losses.sum()), rel=1e-4)
+    steps = 0.05 * np.eye(6, dtype=np.float32)
+    slope = np.array([loss(bias + s) - loss(bias - s) for s in steps])
+    moved = np.asarray(after.trunk["second"]["bias"]) - bias
+    clear = np.abs(slope) > 0.1 * np.abs(slope).max()
+    # Adam's first step is the learning rate against the sign of the gradient.
+    np.testing.assert_allclose(moved[clear], -0.01 * np.sign(slope[clear]), rtol=0.01)
+
+
+@pytest.mark.slow
+def test_recomputing_activations_changes_nothing(config: Config) -> None:
+    (kept, losses), (again, same) = one_epoch(config), one_epoch(config, remat=True)
+    np.testing.assert_allclose(losses, same, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(kept.trunk), jax.tree.leaves(again.trunk), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_products_in_bfloat16_train_parameters_in_float32(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, losses = one_epoch(config)
+    monkeypatch.setattr("ahl_jax.stage_one.model.trunk_dtype", lambda *_: jnp.bfloat16)
+    state, found = one_epoch(config)
+    np.testing.assert_allclose(found, losses, rtol=0.1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.trunk)} == {jnp.dtype("float32")}
+
+
+def test_it_learns_to_tell_anomalies_from_normals(config: Config, tmp_path: Path) -> None:
+    split = load_split(config)
+    changed = {"stage_one_epochs": 6, "stage_one_steps": 10}
+    learner, state = start(with_settings(config, changed), load_trunk("tiny"))
+    pictures = [
+        np.stack([np.asarray(Image.open(path)) for path in paths])
+        for paths in (split.train_normals, [s.path for s in split.seen])
+    ]
+    program = compile_epoch(learner, jax.make_mesh((1,), ("data",)))
+    losses = []
+    for number in range(6):
+        state, each = program(state, *pictures, np.int32(number))
+        losses.append(float(each.sum()))
+    assert losses[-1] < 0.75 * losses[0]
+    test = [np.asarray(Image.open(sample.path)) for sample in split.test]
+    inputs = learner.inputs(state.trunk, np.stack(test).astype(np.float32))
+    scores = learner.functional.score(state.model, inputs, inputs.take(np.array(0)))
+    assert roc_auc_score([s.anomaly_class is not None for s in split.test], scores) > 0.95
+
+
+def run_stage_one(config: Config, folder: Path, split: Split | None = None) -> backbones.Trunk:
+    split = split or load_split(config)
+    return trained_trunk(config, split, load_trunk("tiny"), folder, progress=False)
+
+
+def test_stopped_and_resumed_it_ends_at_the_same_bits(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_stage_one(config, tmp_path / "whole")
+    assert whole.digest != load_trunk("tiny").digest
+    save = Checkpoints.save
+
+    def stop_in_epoch_two(self: Checkpoints, epoch: int, **items: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        save(self, epoch, **items)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop_in_epoch_two)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage_one(config, tmp_path / "stopped")
+    assert run_stage_one(config, tmp_path / "stopped").digest == whole.digest
+    # Finished, it is read and nothing is trained; not even the images are needed.
+    nothing = Split((Path("none.png"),), (), ())
+    assert run_stage_one(config, tmp_path / "stopped", nothing).digest == whole.digest
+
+
+def test_train_takes_its_features_from_the_trained_trunk(config: Config, tmp_path: Path) -> None:
+    metrics = train(config, tmp_path / "run", progress=False)
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        name, params = checkpoints.load_trunk()
+    stage_one = run_stage_one(config, tmp_path / "run")
+    assert name == "tiny"
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(stage_one.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert evaluate(tmp_path / "run", progress=False) == metrics
+    # Again: everything is there.
+    assert train(config, tmp_path / "run", progress=False) == metrics
+
+
+@pytest.mark.slow
+def test_every_seed_has_a_trunk_of_its_own(config: Config, tmp_path: Path) -> None:
+    train_seeds(config, tmp_path, [0, 1], progress=False)
+    trunks = []
+    for seed in (0, 1):
+        with Checkpoints(tmp_path / f"seed-{seed}", read_only=True) as checkpoints:
+            trunks.append(checkpoints.load_trunk()[1])
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, trunks), strict=True))
+
+
+@pytest.mark.parametrize("name", ["density", "none"])
+def test_a_detector_that_cannot_be_trained_from_images_is_refused(
+    config: Config, tmp_path: Path, name: str
+) -> None:
+    config = with_settings(config, {"stage_one_detector": name})
+    with pytest.raises(UserError, match=f"--stage-one-detector has no '{name}'; choose from"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_read_is_refused_or_left_out(
+    config: Config, tmp_path: Path
+) -> None:
+    split = load_split(config)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    with_bad = dataclasses.replace(split, train_normals=(*split.train_normals, bad))
+    with pytest.raises(UserError, match=r"bad\.png"):
+        run_stage_one(config, tmp_path / "refused", with_bad)
+    skipping = with_settings(config, {"skip_bad_images": True, "stage_one_epochs": 1})
+    left_out = run_stage_one(skipping, tmp_path / "left out", with_bad)
+    assert left_out.digest == run_stage_one(skipping, tmp_path / "without").digest
