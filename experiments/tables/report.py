@@ -155,8 +155,8 @@ def _pairs(
             continue
         ours, theirs = (per_seed(section, rows, one, "auc_roc") for one in (name, other))
         result = paired(ours, theirs)
-        interval = f"{result.low:+.3f} to {result.high:+.3f}"
-        cells = [f"{name} minus {other}", f"{result.mean:+.3f}"]
+        interval = f"{result.low:+.4f} to {result.high:+.4f}"
+        cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
         cells.append("" if math.isnan(result.low) else interval)
         lines.append(_line([*cells, f"{result.ahead} of {result.seeds}"]))
     if not lines:

@@ -76,7 +76,7 @@ def test_the_general_table_holds_every_run_and_a_second_call_only_reads(
     base, ahl = scores(rows, "DevNet"), scores(rows, "AHL(DevNet)")
     assert f"| DevNet | {in_words(list(base.values()))} |" in text
     difference = statistics.mean(ahl[seed] - base[seed] for seed in base)
-    assert f"| AHL(DevNet) minus DevNet | {difference:+.3f} |" in text
+    assert f"| AHL(DevNet) minus DevNet | {difference:+.4f} |" in text
     assert "python -m experiments.table1_general --data" in text
     monkeypatch.setattr("ahl_jax.loop.mesh_for", None)
     assert script("table1_general", *pair) == (rows, text)
