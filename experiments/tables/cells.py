@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ahl_jax import Config, UserError, preset
@@ -42,6 +43,18 @@ class Options:
     methods: tuple[str, ...] = ()
     """Rows of the table; by default all."""
 
+    trunk: str | None = None
+    """Another trunk than the preset's, for every row."""
+
+    trunk_weights: Path | None = None
+    """Its weights file."""
+
+    image_size: int | None = None
+    """Another size of the larger scale, in pixels, for every row."""
+
+    stage_one: bool = False
+    """Train the trunk on the data first, for every row but the references."""
+
     quick: bool = False
     """Use the debug preset, to see in minutes that everything runs."""
 
@@ -50,6 +63,22 @@ class Options:
 
     out: Path = Path("experiments/results")
     """The folder for the tables."""
+
+    def features(self) -> dict[str, Any]:
+        """The settings that all rows have otherwise than the preset."""
+        named = ("trunk", "trunk_weights", "image_size")
+        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        return given | ({"stage_one": True} if self.stage_one else {})
+
+    @property
+    def variant(self) -> str:
+        """What tells the files and folders of other features apart."""
+        parts = [
+            quote(Path(value).name if isinstance(value, Path) else str(value), safe="")
+            for name, value in self.features().items()
+            if name != "stage_one"
+        ]
+        return "".join(f"_{part}" for part in [*parts, *["stage-one"] * self.stage_one])
 
 
 @dataclass(frozen=True)
@@ -155,6 +184,10 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     own = {key: own[key] for key in ("category", "setting", "seen_class", "shots")}
     start = preset("debug" if options.quick else "paper", data.data, **own)
     method = table.methods[name]
+    features = options.features()
+    if method.reference:
+        features.pop("stage_one", None)  # It would train on anomalies.
+    start = with_settings(start, features)
     settings = dict(method.settings)
     if options.quick and "updates_per_epoch" in settings:
         # The debug preset has fewer steps than some methods have updates.
@@ -171,7 +204,8 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
         method=name,
         reference=method.reference,
         config=config,
-        folder=options.workdir / ("quick" if options.quick else "paper") / quote(dataset, safe="")
+        folder=options.workdir / f"{'quick' if options.quick else 'paper'}{options.variant}"
+        / quote(dataset, safe="")
         / part / "_".join(filter(None, [method.reference, _difference(start, config)])),
     )  # fmt: skip
 

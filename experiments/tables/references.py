@@ -66,8 +66,8 @@ def reference_metrics(
         workdir.bind_data(split_digest(load_split(own)))
     missing = [(own, workdir) for own, workdir in runs if not workdir.metrics()]
     if missing:
-        options, trunk = config.features, load_trunk(config.features.trunk)
-        store = Store()
+        options, store = config.features, Store()
+        trunk = load_trunk(options.trunk, options.trunk_weights)
         tests = [
             test_features(own, load_split(own), trunk, store, progress=True) for own, _ in missing
         ]

@@ -73,7 +73,7 @@ def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
 def output(options: Options, table: Table, suffix: str, part: str = "") -> Path:
     """The path of one of a table's files."""
     quick = "_quick" if options.quick else ""
-    return options.out / f"{table.name}{table.variant}{quick}{part}.{suffix}"
+    return options.out / f"{table.name}{table.variant}{options.variant}{quick}{part}.{suffix}"
 
 
 def sweep(

@@ -1,6 +1,7 @@
 """The scripts of the paper's tables, on a tiny data set."""
 
 import csv
+import dataclasses
 import importlib
 import math
 import shutil
@@ -21,6 +22,7 @@ from experiments.tables.methods import COMPONENTS, METHODS, SUPERVISION, varied
 from experiments.tables.pairs import paired
 from experiments.tables.published import published
 from experiments.tables.report import markdown
+from experiments.tables.sweep import output
 
 COLUMNS = [
     "table", "setting", "shots", "dataset", "seen_class", "method", "seed", "auc_roc", "auc_pr",
@@ -260,3 +262,24 @@ def test_categories_have_a_mean_of_their_own(weave: Path, tmp_path: Path) -> Non
     assert f"| DRA | {in_words([0.6, 0.75])} |" in mean
     partial = markdown(table, cells, rows[:2], (0, 1), "command")
     assert "## mvtec, mean" not in partial
+
+
+def test_other_features_have_folders_and_files_of_their_own(weave: Path, tmp_path: Path) -> None:
+    plain = Options(data=(str(weave),), workdir=tmp_path, out=tmp_path, shots=(4,))
+    other = dataclasses.replace(
+        plain, trunk="resnet18", trunk_weights=Path("a/file.pth"), image_size=448, stage_one=True
+    )
+    table = Table("x", "1", "X")
+    cells = {options.variant: plan(table, options) for options in (plain, other)}
+    before, after = cells.values()
+    assert list(cells) == ["", "_resnet18_file.pth_448_stage-one"]
+    for one, two in zip(before, after, strict=True):
+        assert one.folder.name == two.folder.name
+        assert one.folder != two.folder
+        features = two.config.features
+        assert (features.trunk, features.image_size) == ("resnet18", 448)
+        # References see no anomaly, so not in their trunk's training either.
+        assert two.config.stage_one.stage_one == (two.reference is None)
+    name = output(other, table, "md").name
+    assert name == "x_resnet18_file.pth_448_stage-one.md"
+    assert output(plain, table, "md").name == "x.md"
