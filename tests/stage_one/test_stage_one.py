@@ -1,6 +1,10 @@
 """Stage one on a tiny trunk: two convolutions with the stride of the real ones."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -291,3 +295,58 @@ def test_an_image_that_cannot_be_read_is_refused_or_left_out(
     skipping = with_settings(config, {"skip_bad_images": True, "stage_one_epochs": 1})
     left_out = run_stage_one(skipping, tmp_path / "left out", with_bad)
     assert left_out.digest == run_stage_one(skipping, tmp_path / "without").digest
+
+
+_ON_DEVICES = """
+import json, sys
+import jax, numpy as np
+from ahl_jax import backbones, preset
+from ahl_jax.devices import mesh_for, put_everywhere
+from ahl_jax.presets import with_settings
+from ahl_jax.stage_one.model import start
+from ahl_jax.stage_one.run import compile_epoch
+from tests.stage_one.test_stage_one import Tiny, images
+from pathlib import Path
+
+Tiny.weights = Path(sys.argv[1])
+backbones.TRUNKS["tiny"] = Tiny
+config = with_settings(preset("debug", "x"), json.loads(sys.argv[2]))
+found = []
+for count in (1, 3):
+    mesh = mesh_for(1, 1, count, jax.devices()[:count])
+    learner, state = start(config, backbones.load_trunk("tiny"))
+    placed = put_everywhere((state, images(12), images(4, 1)), mesh)
+    program = compile_epoch(learner, mesh).lower(*placed, np.int32(0)).compile()
+    state, losses = program(*placed, np.int32(0))
+    found.append([float(x) for x in losses])
+    shapes = program.as_text()
+print(json.dumps({"losses": found, "own": "f32[3,192,192,3]" in shapes,
+                  "sums": "all-reduce" in shapes}))
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_a_batch_to_the_result_of_one(tiny: None) -> None:
+    changed = {
+        "trunk": "tiny",
+        "stage_one_steps": 2,
+        "stage_one_batch": 9,
+        "stage_one_lr": 0.001,
+        "generators": ("cutmix", "cutpaste"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_DEVICES, str(Tiny.weights), json.dumps(changed)],
+        env=os.environ
+        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    one, three = found["losses"]
+    np.testing.assert_allclose(one, three, rtol=1e-4)
+    # Each device has three of the nine images, and the gradients are summed.
+    assert found["own"]
+    assert found["sums"]
