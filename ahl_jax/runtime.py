@@ -61,7 +61,9 @@ def commit() -> str | None:
     try:
         # An installed copy may lie in the checkout of another project.
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("describe", "--always", "--dirty")
+        # Results that a command writes into the checkout make no other program of it.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py")
+        return git("describe", "--always") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -54,48 +54,46 @@ def reference_metrics(
     Args:
         name: a key of ``REFERENCES``.
         config: the settings; those of the features and of the split count.
-        folder: where ``seed-N/metrics.json`` goes; what is there is not computed again.
+        folder: where ``seed-N/metrics.json`` goes.
         seeds: the seeds, which differ in their test images alone.
 
     Raises:
         UserError: if the data cannot be read, or the folder holds another run.
     """
     runs = [(dataclasses.replace(config, seed=s), Workdir(folder / f"seed-{s}")) for s in seeds]
+    options, store = config.features, Store()
+    trunk = load_trunk(options.trunk, options.trunk_weights)
+    tests = []
     for own, workdir in runs:
+        split = load_split(own)
         workdir.claim(own, overwrite=False)
-        workdir.bind_data(split_digest(load_split(own)))
-    missing = [(own, workdir) for own, workdir in runs if not workdir.metrics()]
-    if missing:
-        options, store = config.features, Store()
-        trunk = load_trunk(options.trunk, options.trunk_weights)
-        tests = [
-            test_features(own, load_split(own), trunk, store, progress=True) for own, _ in missing
-        ]
-        # The seeds' tests have most images in common; a dictionary has each once.
-        image = {s.path: (test, i) for test in tests for i, s in enumerate(test.samples)}
-        scales = range(len(tests[0].maps))
-        maps = tuple(np.stack([test.maps[k][i] for test, i in image.values()]) for k in scales)
-        normals, kept = extract(
-            load_split(config).train_normals, trunk, options, store,
-            skip_bad=config.data.skip_bad_images, label="training normals",
-        )  # fmt: skip
-        score = dict(zip(image, REFERENCES[name](normals, maps), strict=True))
-        for (own, workdir), test in zip(missing, tests, strict=True):
-            scores = np.array([score[sample.path] for sample in test.samples])
-            classes = [sample.anomaly_class for sample in test.samples]
-            workdir.write_metrics(
-                image_metrics(scores, classes)
-                | {
-                    "n_train_normal": len(kept),
-                    "n_seen": 0,
-                    "n_test": len(classes),
-                    "setting": config.data.setting,
-                    "seed": own.seed,
-                    "epochs": 0,
-                    "seconds": 0.0,
-                }
-            )
-    return [workdir.metrics() or {} for _, workdir in runs]
+        workdir.bind_data(split_digest(split))
+        tests.append(test_features(own, split, trunk, store, progress=True))
+    # The seeds' tests have most images in common; a dictionary has each once.
+    image = {s.path: (test, i) for test in tests for i, s in enumerate(test.samples)}
+    scales = range(len(tests[0].maps))
+    maps = tuple(np.stack([test.maps[k][i] for test, i in image.values()]) for k in scales)
+    normals, kept = extract(
+        load_split(runs[0][0]).train_normals, trunk, options, store,
+        skip_bad=config.data.skip_bad_images, label="training normals",
+    )  # fmt: skip
+    score = dict(zip(image, REFERENCES[name](normals, maps), strict=True))
+    found = []
+    for (own, workdir), test in zip(runs, tests, strict=True):
+        scores = np.array([score[sample.path] for sample in test.samples])
+        classes = [sample.anomaly_class for sample in test.samples]
+        metrics = image_metrics(scores, classes) | {
+            "n_train_normal": len(kept),
+            "n_seen": 0,
+            "n_test": len(classes),
+            "setting": config.data.setting,
+            "seed": own.seed,
+            "epochs": 0,
+            "seconds": 0.0,
+        }
+        workdir.write_metrics(metrics)
+        found.append(metrics)
+    return found
 
 
 def _locations(maps: FeatureMaps) -> Float[np.ndarray, "n h w d"]:

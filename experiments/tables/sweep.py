@@ -1,6 +1,7 @@
 """Train the cells of a table, and write its files after each."""
 
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,15 @@ from typing import Any, TypeVar
 
 import tyro
 
-from ahl_jax import train_seeds
+from ahl_jax import Config, train_seeds
 from ahl_jax.ablation_plan import Point
 from ahl_jax.ablation_report import draw, png
+from ahl_jax.config import DataConfig
 from ahl_jax.errors import UserError
+from ahl_jax.gather import load_split, split_digest
 from ahl_jax.metrics import mean_std
 from ahl_jax.runtime import keep_compiled_programs
-from ahl_jax.workdir import csv_text, replace_file
+from ahl_jax.workdir import Workdir, csv_text, replace_file
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS, varied
 from experiments.tables.references import reference_metrics
@@ -55,11 +58,11 @@ def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
     rows: list[Row] = []
     for cell in cells:
         if cell.folder not in done:
-            if cell.reference:
-                found = reference_metrics(cell.reference, cell.config, cell.folder, seeds)
-            else:
-                found = train_seeds(cell.config, cell.folder, seeds)
-            done[cell.folder] = found
+            done[cell.folder] = _finished(cell, seeds) or (
+                reference_metrics(cell.reference, cell.config, cell.folder, seeds)
+                if cell.reference
+                else train_seeds(cell.config, cell.folder, seeds)
+            )
         rows += [_row(table, cell, metrics) for metrics in done[cell.folder]]
         replace_file(output(options, table, "csv"), csv_text(rows))
         text = markdown(table, cells, rows, seeds, command)
@@ -119,6 +122,24 @@ def sweep(
             figure = draw(points, alone or None, title=section.title)
             path = output(options, table, "png", f"_{section.file_name}")
             replace_file(path, png(figure))
+
+
+def _finished(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]] | None:
+    """The metrics of all seeds, if they are there and of the same images."""
+    found = []
+    for seed in seeds:
+        workdir = Workdir(cell.folder / f"seed-{seed}")
+        metrics = workdir.metrics()
+        if not metrics or workdir.data_digest() != _digest(cell.config.data, seed):
+            return None
+        found.append(metrics)
+    return found
+
+
+@functools.cache
+def _digest(data: DataConfig, seed: int) -> str:
+    """That of a split's images, which all methods have in common."""
+    return split_digest(load_split(Config(data, seed=seed)))
 
 
 def _row(table: Table, cell: Cell, metrics: dict[str, Any]) -> Row:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from ahl_jax.features import Store
 from experiments.tables import references
 from experiments.tables.references import gaussian, patchcore
 from tests.run.test_tables import Script, script  # noqa: F401 (a fixture)
@@ -63,8 +62,7 @@ def test_a_reference_is_a_row_of_the_table_and_scored_once(
     found = [json.loads(path.read_text()) for path in runs]
     # 9 normals and the 14 anomalies less 4 labelled ones, which no reference sees.
     assert [(m["n_seen"], m["n_test"]) for m in found] == [(0, 19)] * 4
-    monkeypatch.setattr(references, "extract", None)
-    monkeypatch.setattr(Store, "__init__", None)
+    monkeypatch.setattr(references, "load_trunk", None)
     assert script("table4_supervision", *arguments) == (rows, text)
 
 
