@@ -46,6 +46,10 @@ REFERENCES: Mapping[str, Callable[[FeatureMaps, FeatureMaps], Float[np.ndarray, 
 }
 
 
+_scores: dict[Any, dict[Path, float]] = {}
+"""Reference, features and training normals -> the score of each image that was asked for."""
+
+
 def reference_metrics(
     name: str, config: Config, folder: Path, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -69,15 +73,23 @@ def reference_metrics(
         workdir.claim(own, overwrite=False)
         workdir.bind_data(split_digest(split))
         tests.append(test_features(own, split, trunk, store, progress=True))
-    # The seeds' tests have most images in common; a dictionary has each once.
-    image = {s.path: (test, i) for test in tests for i, s in enumerate(test.samples)}
-    scales = range(len(tests[0].maps))
-    maps = tuple(np.stack([test.maps[k][i] for test, i in image.values()]) for k in scales)
+    paths = load_split(runs[0][0]).train_normals
     normals, kept = extract(
-        load_split(runs[0][0]).train_normals, trunk, options, store,
+        paths, trunk, options, store,
         skip_bad=config.data.skip_bad_images, label="training normals",
     )  # fmt: skip
-    score = dict(zip(image, REFERENCES[name](normals, maps), strict=True))
+    # Seeds and cells have most of their test images in common.
+    score = _scores.setdefault((name, options, paths), {})
+    image = {
+        sample.path: (test, i)
+        for test in tests
+        for i, sample in enumerate(test.samples)
+        if sample.path not in score
+    }
+    if image:
+        scales = range(len(normals))
+        maps = tuple(np.stack([test.maps[k][i] for test, i in image.values()]) for k in scales)
+        score |= zip(image, REFERENCES[name](normals, maps), strict=True)
     found = []
     for (own, workdir), test in zip(runs, tests, strict=True):
         scores = np.array([score[sample.path] for sample in test.samples])
