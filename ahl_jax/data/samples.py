@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahl_jax.config import DataConfig
+from ahl_jax.data.builders import NAMES
+from ahl_jax.data.records import ImageSource
 from ahl_jax.errors import UserError
 
-NAMED = {"elpv": "ahl_jax.data.elpv"}
+NAMED = dict.fromkeys(NAMES, "ahl_jax.data.prepared") | {"elpv": "ahl_jax.data.elpv"}
 """Name -> module with ``load(config: DataConfig) -> Dataset``; imported when asked for."""
 
 
@@ -24,16 +26,16 @@ class Dataset:
     """
 
     name: str
-    train_normals: tuple[Path, ...]
-    test_normals: tuple[Path, ...]
-    anomalies: Mapping[str, tuple[Path, ...]]
+    train_normals: tuple[ImageSource, ...]
+    test_normals: tuple[ImageSource, ...]
+    anomalies: Mapping[str, tuple[ImageSource, ...]]
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image and its anomaly class; ``None`` stands for normal."""
 
-    path: Path
+    path: ImageSource
     anomaly_class: str | None
 
 
@@ -47,7 +49,7 @@ class Split:
         test: The test normals, then the test anomalies class by class.
     """
 
-    train_normals: tuple[Path, ...]
+    train_normals: tuple[ImageSource, ...]
     seen: tuple[Sample, ...]
     test: tuple[Sample, ...]
 
