@@ -121,6 +121,8 @@ def union(paths: Sequence[Path], expected: tuple[int, int]) -> Bool[np.ndarray, 
 def unpack(folder: Path, into: Path) -> bool:
     """Unpacks every zip and tar archive right in a folder, each into a folder of its own.
 
+    Lists beside them (CSV files) are copied.
+
     Args:
         folder: Where the archives are.
         into: A new folder.
@@ -134,6 +136,9 @@ def unpack(folder: Path, into: Path) -> bool:
     found = False
     for archive in sorted(folder.iterdir()):
         name = archive.name.lower()
+        if name.endswith(".csv"):
+            into.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(regular_file(archive), into / archive.name)
         if not archive.is_file() or not name.endswith((".zip", *_TAR)):
             continue
         found = True
