@@ -7,10 +7,12 @@ import tarfile
 import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import ahl_jax
 from ahl_jax.config import DataConfig
 from ahl_jax.data.images import image_digest, image_size, iter_batches, read_image
 from ahl_jax.data.prepare import prepare
@@ -120,9 +122,13 @@ def test_what_is_prepared_stays_and_the_rest_is_added(source):
 
 def test_a_kill_leaves_nothing_half_prepared(source, data_folder):
     root = source("brainmri")
+    # Without what the package itself imports, JAX and all, which takes seconds.
     code = f"""
-        import os, signal
+        import os, signal, sys, types
         from pathlib import Path
+        sys.modules["ahl_jax"] = types.ModuleType("ahl_jax")
+        sys.modules["ahl_jax"].__file__ = {ahl_jax.__file__!r}
+        sys.modules["ahl_jax"].__path__ = [{str(Path(ahl_jax.__file__).parent)!r}]
         from ahl_jax.data.builders import base, sources
         from ahl_jax.data.builders.brainmri.brainmri_dataset_builder import Builder
         from ahl_jax.data.prepare import prepare
