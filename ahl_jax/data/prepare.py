@@ -70,7 +70,6 @@ def _source(builder: Any, manual_dir: Path | None, unpacked: Path) -> Path:
         raise UserError(f"--manual-dir {manual_dir} is not a folder; name an existing one")
     folder = manual_dir.absolute()
     if builder.root(folder) is None:
-        log.info("looking for archives in %s, to unpack them", folder)
         if not unpack(folder, unpacked) or builder.root(unpacked) is None:
             raise UserError(missing(builder, folder))
         return unpacked

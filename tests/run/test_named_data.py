@@ -49,6 +49,24 @@ def test_training_on_prepared_images_gives_what_the_files_give(
     assert json.loads(capsys.readouterr().out)["auc_roc"] == metrics["auc_roc"]
 
 
+def test_training_on_a_list_of_images_gives_what_their_folder_gives(
+    weave: Path, finished: FinishedRun, tmp_path: Path
+) -> None:
+    home = shutil.copytree(weave, tmp_path / "images")
+    lines = ["path,label,class,split"]
+    for path in sorted(home.rglob("*.png")):
+        split, kind, name = path.relative_to(home).parts
+        label = "normal" if kind == "good" else "anomaly"
+        lines.append(f"{split}/{kind}/{name},{label},{'' if kind == 'good' else kind},{split}")
+    (home / "list.csv").write_text("\n".join(lines) + "\n")
+    run = tmp_path / "run"
+    words = ["train", str(home / "list.csv"), "--workdir", str(run), "--preset", "debug"]
+    main([*words, "--shots", "4"])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["per_class"] == finished.metrics["per_class"]
+    assert metrics["n_train_normal"] == finished.metrics["n_train_normal"]
+
+
 def test_data_sets_are_listed_and_shown(
     downloaded: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from ahl_jax.data.records import VERSION
 from ahl_jax.errors import UserError
-
-T = TypeVar("T")
 
 NORMAL = ""
 """The anomaly class of a normal image."""
@@ -187,14 +185,3 @@ def missing(builder: type[AnomalyBuilder], folder: Path) -> str:
         f"{folder} does not hold {builder.TITLE}; download {builder.DOWNLOAD} from {builder.PAGE} "
         "into a folder, and name that folder with --manual-dir"
     )
-
-
-def split_normals(normals: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Training and test normals of a source without a split: 75/25, as everyone splits them."""
-    # Imported late: it takes a second.
-    from sklearn.model_selection import train_test_split
-
-    if len(normals) < 2:
-        raise UserError("there are fewer than two normal images to split; download the data again")
-    train, test = train_test_split(list(normals), test_size=0.25, random_state=42)
-    return train, test

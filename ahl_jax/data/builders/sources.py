@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging
 import shutil
 import stat
 import tarfile
@@ -18,6 +19,8 @@ from ahl_jax.errors import BadImageError, UserError
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
+
+log = logging.getLogger(__name__)
 
 _DEPTH = 4
 _TAR = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
@@ -146,6 +149,7 @@ def unpack(folder: Path, into: Path) -> bool:
         while target.exists():
             target = target.with_name(target.name + "_")
         target.mkdir(parents=True)
+        log.info("unpacking %s", archive)
         try:
             (_unzip if name.endswith(".zip") else _untar)(archive, target)
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:

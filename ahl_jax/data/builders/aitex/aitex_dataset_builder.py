@@ -6,7 +6,7 @@ A square of a faulty strip is an anomaly where its mask is not empty, and left o
 import re
 from pathlib import Path
 
-from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example, split_normals
+from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import (
     find,
     images,
@@ -16,6 +16,7 @@ from ahl_jax.data.builders.sources import (
     subfolders,
     union,
 )
+from ahl_jax.data.samples import split_normals
 from ahl_jax.errors import UserError
 
 _SIDE = 256

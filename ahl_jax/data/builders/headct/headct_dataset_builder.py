@@ -4,8 +4,9 @@ import csv
 from pathlib import Path
 from typing import ClassVar
 
-from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example, split_normals
+from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import find, images, text_lines, whole
+from ahl_jax.data.samples import split_normals
 from ahl_jax.errors import UserError
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import ClassVar
 
-from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example, split_normals
+from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import find, images, subfolders, whole
+from ahl_jax.data.samples import split_normals
 
 
 class Builder(AnomalyBuilder):

@@ -7,7 +7,7 @@ import itertools
 import re
 from pathlib import Path
 
-from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example, split_normals
+from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import (
     Box,
     find,
@@ -19,6 +19,7 @@ from ahl_jax.data.builders.sources import (
     subfolders,
     union,
 )
+from ahl_jax.data.samples import split_normals
 from ahl_jax.errors import UserError
 
 
