@@ -25,7 +25,7 @@ class DataConfig:
     """Which images, and which of them are seen in training."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """The data set: a name from `ahl data list`, a folder in MVTec or VisA layout, or a CSV file."""
+    """A data set of `ahl data list`, a folder in MVTec or VisA layout, or a CSV file of images."""
 
     category: str | None = None
     """The category, where the data set has several (in a folder, FOLDER/CATEGORY/train/good)."""

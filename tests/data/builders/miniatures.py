@@ -42,14 +42,11 @@ def mvtec_ad(root, categories=("screw", "tile")):
 
 
 def aitex(root):
-    for fabric, number in (("2306881-210020u", 0), ("2306894-210033u", 1)):
-        put(
-            root / f"NODefect_images/{fabric}/000{number}_000_0{number}.png",
-            4096,
-            256,
-            1,
-            compress_level=1,
-        )
+    def strip(path, width=4096):
+        put(root / path, width, 256, 1, compress_level=1)
+
+    strip("NODefect_images/2306881-210020u/0000_000_00.png")
+    strip("NODefect_images/2306894-210033u/0001_000_01.png")
     strips = {
         "0003_002_00": [(100, 10, 140, 30)],
         "0044_019_04": [(250, 0, 260, 9), (4000, 5, 4096, 256)],
@@ -58,11 +55,11 @@ def aitex(root):
     }
     for name, boxes in strips.items():
         width = 3796 if name.startswith("0094") else 4096
-        put(root / f"Defect_images/{name}.png", width, 256, 1, compress_level=1)
+        strip(f"Defect_images/{name}.png", width)
         for i, box in enumerate(boxes, 1):
             number = i if len(boxes) > 1 else ""
             mask(root / f"Mask_images/{name}_mask{number}.png", width, 256, box)
-    put(root / "Defect_images/0100_025_08.png", 4096, 256, 1, compress_level=1)
+    strip("Defect_images/0100_025_08.png")
 
 
 def sdd(root):
