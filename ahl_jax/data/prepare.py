@@ -58,8 +58,8 @@ def prepare(name: str, manual_dir: Path | None = None, category: str | None = No
 
 def _source(builder: Any, manual_dir: Path | None, unpacked: Path) -> Path:
     """The folder with the source, which is ``unpacked`` where it was archived."""
+    from ahl_jax.data.builders.archives import unpack
     from ahl_jax.data.builders.base import missing
-    from ahl_jax.data.builders.sources import unpack
 
     if manual_dir is None:
         raise UserError(
@@ -125,7 +125,18 @@ def _writing(home: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = (error.strerror or str(error)).lower().splitlines()[0]
+        of = f": {error.filename}" if error.filename else ""
         raise UserError(
-            f"cannot prepare {home.name} in {home} ({(error.strerror or str(error)).lower()}); "
-            "mend that, or set AHL_DATA to another folder"
+            f"cannot prepare {home.name} in {home} ({reason}{of}); mend that, or set AHL_DATA to "
+            "another folder"
+        ) from error
+    except RuntimeError as error:
+        # What the writer of records makes of a full disk.
+        _, failed, reason = str(error).partition("write() failed: ")
+        if not failed:
+            raise
+        raise UserError(
+            f"cannot prepare {home.name} in {home} ({reason.partition(';')[0].lower()}); make room "
+            "there, or set AHL_DATA to another folder"
         ) from error

@@ -1,14 +1,9 @@
-"""Reading sources as they were downloaded: folders, archives, images and parts of images."""
+"""Reading sources as they were downloaded: folders, images and parts of images."""
 
 import functools
 import io
-import logging
-import shutil
-import stat
-import tarfile
-import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -20,10 +15,7 @@ from ahl_jax.errors import BadImageError, UserError
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
 
-log = logging.getLogger(__name__)
-
 _DEPTH = 4
-_TAR = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 
 
 def find(folder: Path, is_root: Callable[[Path], bool]) -> Path | None:
@@ -119,83 +111,6 @@ def union(paths: Sequence[Path], expected: tuple[int, int]) -> Bool[np.ndarray, 
         UserError: if a mask cannot be read, or is not of the image's size.
     """
     return _union(tuple(paths), expected)
-
-
-def unpack(folder: Path, into: Path) -> bool:
-    """Unpacks every zip and tar archive right in a folder, each into a folder of its own.
-
-    Lists beside them (CSV files) are copied.
-
-    Args:
-        folder: Where the archives are.
-        into: A new folder.
-
-    Returns:
-        Whether there were any.
-
-    Raises:
-        UserError: if an archive is damaged, leads out of the folder, or does not fit on the disk.
-    """
-    found = False
-    for archive in sorted(folder.iterdir()):
-        name = archive.name.lower()
-        if name.endswith(".csv"):
-            into.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(regular_file(archive), into / archive.name)
-        if not archive.is_file() or not name.endswith((".zip", *_TAR)):
-            continue
-        found = True
-        target = into / archive.name.split(".")[0]
-        while target.exists():
-            target = target.with_name(target.name + "_")
-        target.mkdir(parents=True)
-        log.info("unpacking %s", archive)
-        try:
-            (_unzip if name.endswith(".zip") else _untar)(archive, target)
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
-            raise UserError(
-                f"{archive} cannot be unpacked ({str(error) or type(error).__name__}); download "
-                "it again"
-            ) from error
-    return found
-
-
-def _unzip(archive: Path, target: Path) -> None:
-    with zipfile.ZipFile(archive) as packed:
-        members = [m for m in packed.infolist() if not m.is_dir()]
-        for member in members:
-            _check_member(archive, member.filename)
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise UserError(f"{archive} has a link in it, {member.filename}; download it again")
-        _check_room(archive, target, sum(member.file_size for member in members))
-        packed.extractall(target, members)
-
-
-def _untar(archive: Path, target: Path) -> None:
-    with tarfile.open(archive) as packed:
-        # One member after the other: a compressed archive would have to be read twice to know
-        # all names first.
-        for member in packed:
-            _check_member(archive, member.name)
-            if member.isfile():
-                _check_room(archive, target, member.size)
-                packed.extract(member, target, filter="data")
-            elif not member.isdir():
-                raise UserError(f"{archive} has a link in it, {member.name}; download it again")
-
-
-def _check_member(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise UserError(f"{archive} has a member that leads out of it, {name!r}; download it again")
-
-
-def _check_room(archive: Path, target: Path, needed: int) -> None:
-    if needed > shutil.disk_usage(target).free:
-        raise UserError(
-            f"{archive} does not fit on the disk of {target}; make room, or set AHL_DATA to "
-            "another folder"
-        )
 
 
 def _is_litter(name: str) -> bool:

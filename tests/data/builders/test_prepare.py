@@ -1,6 +1,8 @@
 import fcntl
 import io
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -112,6 +114,22 @@ def test_damaged_archives_are_named(name, tmp_path):
         prepare("sdd", tmp_path / "downloads")
 
 
+@pytest.mark.parametrize("form", ["xz", "gz", "bz2"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_archives_damaged_inside_are_named(form, damage, source, tmp_path):
+    archive = tmp_path / "packed" / f"KolektorSDD.tar.{form}"
+    pack(source("sdd"), archive, form)
+    content = bytearray(archive.read_bytes())
+    middle = len(content) // 2
+    if damage == "cut":
+        del content[middle:]
+    else:
+        content[middle : middle + 64] = bytes(64)
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=f"{archive.name} cannot be unpacked"):
+        prepare("sdd", archive.parent)
+
+
 def test_what_is_prepared_stays_and_the_rest_is_added(source):
     root = source("mvtec_ad")
     (folder,) = prepare("mvtec_ad", root, "tile")
@@ -178,11 +196,30 @@ def test_a_folder_that_cannot_be_written_to_is_named(source, tmp_path, monkeypat
         prepare("brainmri", root)
 
 
-def test_nothing_is_written_beside_the_data_folder(source, tmp_path, data_folder, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_nothing(source, data_folder):
+    root = source("mastcam")
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"\(file too large\); make room") as caught:
+            prepare("mastcam", root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in (data_folder / "mastcam").iterdir()} == {".lock"}
+    prepare("mastcam", root)
+
+
+def test_nothing_is_written_elsewhere_nor_asked_of_the_net(
+    source, tmp_path, data_folder, monkeypatch
+):
     root = source("sdd")
     before = tree(root)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the net"))
     prepare("sdd", root)
     assert tree(root) == before
     assert {path.name for path in tmp_path.iterdir()} == {"downloads", "prepared"}
