@@ -70,9 +70,8 @@ def image_size(path: ImageSource) -> int:
 
     Raises:
         OSError: if there is no such file.
-        BadImageError: if there is no such record.
     """
-    return len(path.read()) if isinstance(path, Record) else path.stat().st_size
+    return path.size if isinstance(path, Record) else path.stat().st_size
 
 
 def image_digest(path: ImageSource) -> str:

@@ -38,12 +38,17 @@ def prepare(name: str, manual_dir: Path | None = None, category: str | None = No
     if name not in NAMES:
         raise UserError(f"there is no builder for {name!r}; there are: {', '.join(NAMES)}")
     builder = builder_class(name)
+    known = [config.name for config in builder.BUILDER_CONFIGS]
+    if category is not None and not known:
+        raise UserError(f"{name} has no categories; leave out --category {category}")
+    if category is not None and category not in known:
+        raise UserError(f"{name} has no category {category!r}; it has: {', '.join(known)}")
     home = data_folder() / name
     with _writing(home), _alone(home), contextlib.ExitStack() as stack:
         for left in (*home.glob("incomplete.*"), *home.glob("*/incomplete.*"), home / ".unpacked"):
             shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
-        if category is None and is_prepared(prepared_folder(name)):
-            return [prepared_folder(name)]
+        if is_prepared(prepared_folder(name, category)):
+            return [prepared_folder(name, category)]
         stack.callback(shutil.rmtree, home / ".unpacked", ignore_errors=True)
         source = home
         if builder.NEEDS_FOLDER:
@@ -70,20 +75,16 @@ def _source(builder: Any, manual_dir: Path | None, unpacked: Path) -> Path:
         raise UserError(f"--manual-dir {manual_dir} is not a folder; name an existing one")
     folder = manual_dir.absolute()
     if builder.root(folder) is None:
-        if not unpack(folder, unpacked) or builder.root(unpacked) is None:
+        if not unpack(folder, builder.ARCHIVES, unpacked) or builder.root(unpacked) is None:
             raise UserError(missing(builder, folder))
         return unpacked
     return folder
 
 
 def _categories(builder: Any, source: Path, category: str | None) -> list[str | None]:
-    known = list(builder.builder_configs)
-    if not known:
-        if category is not None:
-            raise UserError(f"{builder.name} has no categories; leave out --category {category}")
+    """The categories to prepare; None alone for a data set without any."""
+    if not builder.BUILDER_CONFIGS:
         return [None]
-    if category is not None and category not in known:
-        raise UserError(f"{builder.name} has no category {category!r}; it has: {', '.join(known)}")
     there = builder.categories(builder.root(source))
     if category is not None and category not in there:
         raise UserError(f"category {category!r} was not downloaded; there are: {', '.join(there)}")
@@ -112,7 +113,7 @@ def _alone(home: Path) -> Iterator[None]:
     with (home / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(
                 f"another process prepares {home.name} in {home}; wait until it is done"
             ) from error

@@ -21,8 +21,8 @@ def load(config: DataConfig) -> Dataset:
     found: dict[str, dict[str, list[Record]]] = {}
     for split, manifest in read_manifest(folder).items():
         found[split] = defaultdict(list)
-        for index, (name, anomaly_class) in enumerate(manifest["images"]):
-            found[split][anomaly_class].append(Record(folder, split, index, name))
+        for index, (name, anomaly_class, size) in enumerate(manifest["images"]):
+            found[split][anomaly_class].append(Record(folder, split, index, name, size))
     return Dataset(
         name=config.category or config.data,
         train_normals=tuple(found["train"][""]),
@@ -42,7 +42,9 @@ def prepared_categories(name: str) -> list[str]:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a prepared data set says of its splits: ``images``, ``counts`` and ``sha256`` of each.
+    """What a prepared data set says of its splits: its ``counts``, ``sha256``, and ``images``.
+
+    An image is a list of its name, its anomaly class (empty for normal) and its size in bytes.
 
     Raises:
         UserError: if it cannot be read.

@@ -25,12 +25,14 @@ class Record:
         split: ``train`` or ``test``.
         index: The record's number in the split.
         name: What the image is called in its source, with ``#i`` after it for the i-th part.
+        size: Bytes of the encoded image.
     """
 
     folder: Path
     split: str
     index: int
     name: str
+    size: int
 
     def __str__(self) -> str:
         return f"{self.folder}/{self.split}/{self.index} ({self.name})"

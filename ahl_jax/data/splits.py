@@ -163,7 +163,7 @@ def _without_shared(split: Split) -> Split:
 def _size(path: ImageSource) -> int | None:
     try:
         return image_size(path)
-    except (OSError, BadImageError):
+    except OSError:
         return None
 
 

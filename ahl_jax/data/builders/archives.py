@@ -1,5 +1,6 @@
 """Unpacking archives: nothing leads out of the folder, and damage is noticed."""
 
+import fnmatch
 import logging
 import lzma
 import shutil
@@ -7,6 +8,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ahl_jax.data.builders.sources import regular_file
@@ -28,13 +30,14 @@ _DAMAGED = (
 _TAR = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 
 
-def unpack(folder: Path, into: Path) -> bool:
-    """Unpacks every zip and tar archive right in a folder, each into a folder of its own.
+def unpack(folder: Path, names: Sequence[str], into: Path) -> bool:
+    """Unpacks the zip and tar archives with certain names, each into a folder of its own.
 
     Lists beside them (CSV files) are copied.
 
     Args:
-        folder: Where the archives are.
+        folder: The archives are right in it.
+        names: Their names without the endings, in any case; ``*`` stands for anything.
         into: A new folder.
 
     Returns:
@@ -49,10 +52,13 @@ def unpack(folder: Path, into: Path) -> bool:
         if name.endswith(".csv"):
             into.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(regular_file(archive), into / archive.name)
-        if not archive.is_file() or not name.endswith((".zip", *_TAR)):
+        stem, _, ending = name.partition(".")
+        if f".{ending}" not in (".zip", *_TAR) or not archive.is_file():
+            continue
+        if not any(fnmatch.fnmatchcase(stem, wanted.lower()) for wanted in names):
             continue
         found = True
-        target = into / archive.name.split(".")[0]
+        target = into / stem
         while target.exists():
             target = target.with_name(target.name + "_")
         target.mkdir(parents=True)
@@ -100,7 +106,7 @@ def _untar(archive: Path, target: Path) -> None:
 
 def _check_member(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise UserError(f"{archive} has a member that leads out of it, {name!r}; download it again")
 
 

@@ -69,6 +69,9 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder):
     DOWNLOAD: ClassVar[str]
     """What to download from there, as the object of a sentence."""
 
+    ARCHIVES: ClassVar[tuple[str, ...]] = ()
+    """Names of zip and tar archives with it, without their endings; ``*`` stands for anything."""
+
     NEEDS_FOLDER: ClassVar[bool] = True
     """Whether somebody has to download it."""
 
@@ -126,24 +129,24 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder):
         self, split: str, examples: Sequence[Example]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         digest = hashlib.sha256()
+        images: list[list[str | int]] = []
         bar = tqdm(examples, f"{self._where}, {split}", leave=False, unit="image", disable=None)
         for index, example in enumerate(bar):
             image, mask = example.image(), example.mask() if example.mask else b""
             for part in (example.anomaly_class.encode(), image, mask):
                 digest.update(hashlib.sha256(part).digest())
-            yield (
-                index,
-                {
-                    "image": image,
-                    "anomaly_class": example.anomaly_class,
-                    "name": example.name,
-                    "ground_truth": mask,
-                },
-            )
+            images.append([example.name, example.anomaly_class, len(image)])
+            features = {
+                "image": image,
+                "anomaly_class": example.anomaly_class,
+                "name": example.name,
+                "ground_truth": mask,
+            }
+            yield index, features
         # What a program needs to know of the records before it reads any, and what makes two
         # prepared copies comparable.
         self.info.metadata[split] = {
-            "images": [[example.name, example.anomaly_class] for example in examples],
+            "images": images,
             "counts": dict(Counter(example.anomaly_class or "good" for example in examples)),
             "sha256": digest.hexdigest(),
         }

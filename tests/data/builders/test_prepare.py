@@ -34,8 +34,7 @@ def pack(root, archive, form):
                 packed.write(path, path.relative_to(root))
     else:
         with tarfile.open(archive, f"w:{form}") as packed:
-            for path in sorted(root.iterdir()):
-                packed.add(path, path.name)
+            packed.add(root, ".")  # as `tar c .` does
 
 
 @pytest.mark.parametrize(
@@ -78,10 +77,10 @@ def test_members_that_lead_out_are_refused(member, form, tmp_path, data_folder):
     home = tmp_path / "downloads"
     home.mkdir()
     if form == "zip":
-        with zipfile.ZipFile(home / "a.zip", "w") as packed:
+        with zipfile.ZipFile(home / "KolektorSDD.zip", "w") as packed:
             packed.writestr(member, b"x")
     else:
-        with tarfile.open(home / "a.tar", "w") as packed:
+        with tarfile.open(home / "KolektorSDD.tar", "w") as packed:
             packed.addfile(tarfile.TarInfo(member), io.BytesIO())
     with pytest.raises(UserError, match="leads out of it"):
         prepare("sdd", home)
@@ -93,12 +92,12 @@ def test_links_in_archives_are_refused(form, tmp_path):
     home = tmp_path / "downloads"
     home.mkdir()
     if form == "zip":
-        with zipfile.ZipFile(home / "a.zip", "w") as packed:
+        with zipfile.ZipFile(home / "KolektorSDD.zip", "w") as packed:
             info = zipfile.ZipInfo("kos01")
             info.external_attr = 0o120777 << 16
             packed.writestr(info, "/etc")
     else:
-        with tarfile.open(home / "a.tar", "w") as packed:
+        with tarfile.open(home / "KolektorSDD.tar", "w") as packed:
             info = tarfile.TarInfo("kos01")
             info.type, info.linkname = tarfile.SYMTYPE, "/etc"
             packed.addfile(info)
@@ -106,12 +105,18 @@ def test_links_in_archives_are_refused(form, tmp_path):
         prepare("sdd", home)
 
 
-@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.xz"])
-def test_damaged_archives_are_named(name, tmp_path):
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / name).write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(UserError, match=rf"{name} cannot be unpacked"):
-        prepare("sdd", tmp_path / "downloads")
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.xz"])
+def test_damaged_archives_are_named(ending, tmp_path):
+    (tmp_path / f"kolektorsdd.{ending}").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(UserError, match=rf"kolektorsdd\.{ending} cannot be unpacked"):
+        prepare("sdd", tmp_path)
+
+
+def test_other_peoples_archives_are_left_alone(source, tmp_path):
+    pack(source("sdd"), tmp_path / "packed" / "KolektorSDD.zip", "zip")
+    for name in ("KolektorSDD2.zip", "KolektorSDD-boxes.zip", "holidays.zip", "thesis.tar.gz"):
+        (tmp_path / "packed" / name).write_bytes(b"no archive at all")
+    prepare("sdd", tmp_path / "packed")
 
 
 @pytest.mark.parametrize("form", ["xz", "gz", "bz2"])
@@ -134,6 +139,7 @@ def test_what_is_prepared_stays_and_the_rest_is_added(source):
     root = source("mvtec_ad")
     (folder,) = prepare("mvtec_ad", root, "tile")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert prepare("mvtec_ad", None, "tile") == [folder]
     assert folder in prepare("mvtec_ad", root)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 

@@ -50,6 +50,7 @@ class Builder(AnomalyBuilder):
     TITLE = "AITEX"
     PAGE = "https://www.aitex.es/afid/"
     DOWNLOAD = "and unpack (7z x) Defect_images.7z, NODefect_images.7z and Mask_images.7z"
+    ARCHIVES = ("aitex*", "archive")
 
     @classmethod
     def root(cls, folder: Path) -> Path | None:

@@ -14,6 +14,7 @@ class Builder(AnomalyBuilder):
     TITLE = "BrainMRI"
     PAGE = "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection"
     DOWNLOAD = "archive.zip"
+    ARCHIVES = ("brain*", "archive")
     COUNTS: ClassVar = {"": {"train": 73, "good": 25, "tumor": 155}}
 
     @classmethod

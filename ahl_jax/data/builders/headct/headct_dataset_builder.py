@@ -16,6 +16,7 @@ class Builder(AnomalyBuilder):
     TITLE = "HeadCT"
     PAGE = "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage"
     DOWNLOAD = "head_ct.zip and labels.csv (or archive.zip, which has both)"
+    ARCHIVES = ("head_ct", "head-ct*", "archive")
     COUNTS: ClassVar = {"": {"train": 75, "good": 25, "hemorrhage": 100}}
 
     @classmethod

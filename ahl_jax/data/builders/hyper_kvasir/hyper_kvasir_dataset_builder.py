@@ -14,6 +14,7 @@ class Builder(AnomalyBuilder):
     TITLE = "Hyper-Kvasir"
     PAGE = "https://datasets.simula.no/hyper-kvasir/"
     DOWNLOAD = "hyper-kvasir-labeled-images.zip"
+    ARCHIVES = ("hyper-kvasir-labeled-images",)
     COUNTS: ClassVar = {"": {"train": 2021, "good": 674, "anomalies": 757}}
 
     @classmethod

@@ -20,6 +20,7 @@ class Builder(AnomalyBuilder):
     TITLE = "Mastcam"
     PAGE = "https://zenodo.org/records/3732485"
     DOWNLOAD = "train_typical.zip, test_typical.zip and test_novel.zip"
+    ARCHIVES = ("train_typical", "test_typical", "test_novel")
     COUNTS: ClassVar = {"": {"train": 9302, "good": 426}}
 
     @classmethod

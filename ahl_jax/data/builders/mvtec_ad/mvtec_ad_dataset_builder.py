@@ -35,6 +35,7 @@ class Builder(AnomalyBuilder):
     TITLE = "MVTec AD"
     PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
     DOWNLOAD = "mvtec_anomaly_detection.tar.xz, or archives of single categories,"
+    ARCHIVES = ("mvtec_anomaly_detection", *_COUNTS)
     COUNTS: ClassVar = {
         name: dict(zip(("train", "good", "anomalies"), counts, strict=True))
         for name, counts in _COUNTS.items()

@@ -20,6 +20,7 @@ class Builder(AnomalyBuilder):
     TITLE = "DAGM 2007"
     PAGE = "https://hci.iwr.uni-heidelberg.de/content/weakly-supervised-learning-industrial-optical-inspection"
     DOWNLOAD = "all ten classes"
+    ARCHIVES = ("DAGM*", "Class*", "archive")
     COUNTS: ClassVar = {
         "": {"train": 10500, "good": 3500}
         | {name: 150 if number < 6 else 300 for number, name in enumerate(_CLASSES)}

@@ -29,6 +29,7 @@ class Builder(AnomalyBuilder):
     TITLE = "KolektorSDD"
     PAGE = "https://www.vicos.si/resources/kolektorsdd/"
     DOWNLOAD = "KolektorSDD.zip"
+    ARCHIVES = ("KolektorSDD",)
     IMAGES, FAULTY = 399, 52
     """Published numbers of images, and of those with a defect."""
 
