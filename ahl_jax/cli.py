@@ -1,4 +1,4 @@
-"""The command line: `ahl train`, `ahl ablate` and `ahl evaluate`."""
+"""The command line: `ahl train`, `ahl ablate`, `ahl evaluate` and `ahl data`."""
 
 import json
 import shlex
@@ -11,6 +11,7 @@ import tyro
 
 from ahl_jax.ablate import ablate
 from ahl_jax.config import Config
+from ahl_jax.data import commands as data_commands
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
@@ -119,6 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     def command() -> None:
         words = sys.argv[1:] if arguments is None else arguments
         chosen = _parse(words)
+        if isinstance(chosen, data_commands.Data):
+            data_commands.run(chosen)
+            return
         keep_compiled_programs(chosen.cache_dir)
         if isinstance(chosen, Ablate):
             _ablate(chosen, shlex.join(["ahl", *words]))
@@ -130,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(command)
 
 
-def _parse(arguments: list[str]) -> Train | Evaluate:
+def _parse(arguments: list[str]) -> Train | Evaluate | data_commands.Data:
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)
@@ -138,6 +142,7 @@ def _parse(arguments: list[str]) -> Train | Evaluate:
         Annotated[Train, tyro.conf.subcommand("train", default=start)]
         | Annotated[Ablate, tyro.conf.subcommand("ablate", default=vary)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
     )
     marks = (
         tyro.conf.OmitArgPrefixes,

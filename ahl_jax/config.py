@@ -26,10 +26,10 @@ class DataConfig:
     """Which images, and which of them are seen in training."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """The data set: `elpv`, or a folder in MVTec layout (train/good, test/good, test/CLASS)."""
+    """A data set of `ahl data list`, a folder in MVTec or VisA layout, or a CSV file of images."""
 
     category: str | None = None
-    """The category, where the folder holds several (FOLDER/CATEGORY/train/good and so on)."""
+    """The category, where the data set has several (in a folder, FOLDER/CATEGORY/train/good)."""
 
     setting: Literal["general", "hard", "full"] = "general"
     """general: the labelled anomalies come from all classes; hard: from one class only, and the

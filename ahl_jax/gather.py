@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +12,7 @@ from ahl_jax.backbones import Trunk
 from ahl_jax.bank import WHOLE, Part, global_averages
 from ahl_jax.config import Config
 from ahl_jax.data.images import image_digest
+from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Sample, Split, load_dataset
 from ahl_jax.data.splits import make_split
 from ahl_jax.errors import BadImageError, UserError
@@ -27,7 +27,7 @@ class Extracted:
     """A list of images: this process's part of their maps, and what there is in all."""
 
     maps: FeatureMaps
-    paths: tuple[Path, ...]
+    paths: tuple[ImageSource, ...]
     """All images of the list that can be read."""
 
     counts: tuple[int, ...]
@@ -74,7 +74,7 @@ def split_digest(split: Split) -> str:
     File names are left out, so a data set may move.
     """
     digest = hashlib.sha256()
-    parts: list[tuple[str, Iterable[Path]]] = [
+    parts: list[tuple[str, Iterable[ImageSource]]] = [
         ("train", split.train_normals),
         *((f"seen {s.anomaly_class}", [s.path]) for s in split.seen),
         *((f"test {s.anomaly_class}", [s.path]) for s in split.test),
@@ -116,7 +116,7 @@ def training_features(
         UserError: for a bad image, unless the config skips them; or if too few are left.
     """
 
-    def extracted(paths: Sequence[Path], kind: str, label: str) -> Extracted:
+    def extracted(paths: Sequence[ImageSource], kind: str, label: str) -> Extracted:
         span = part.span(len(paths))
         found: list[FeatureMaps] = []
 

@@ -13,6 +13,7 @@ from ahl_jax.bank import Part, shared_bank
 from ahl_jax.budget import on_device, on_host
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import SCALES, Config
+from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Split
 from ahl_jax.devices import own_part
 from ahl_jax.errors import UserError
@@ -226,7 +227,7 @@ def _gather(
                 test_features(config, split, trunk, store, progress=progress)
                 opened[i].save_trunk(trunk.name, trunk.params)
     gathered: list[TrainingFeatures] = []
-    of_normals: dict[tuple[Path, ...], TrainingFeatures] = {}
+    of_normals: dict[tuple[ImageSource, ...], TrainingFeatures] = {}
     for config, split in missing.values():
         shared = of_normals.get(split.train_normals)
         features = training_features(

@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import Dataset
+from ahl_jax.data.samples import Dataset, split_normals
 from ahl_jax.errors import UserError
 
 
@@ -31,11 +31,8 @@ def load(config: DataConfig) -> Dataset:
             f"{labels} cannot be read ({error}); "
             "run: pip install --force-reinstall --no-deps elpv-dataset"
         ) from error
-    # Imported late: scikit-learn takes a second, and only data sets without a split need it.
-    from sklearn.model_selection import train_test_split
-
     normals = [path for path, probability, _ in cells if probability == 0]
-    train, test = train_test_split(normals, test_size=0.25, random_state=42)
+    train, test = split_normals(normals)
     defects = [(path, kind) for path, probability, kind in cells if probability == 1]
     return Dataset(
         name="elpv",

@@ -1,13 +1,16 @@
 """Image files -> arrays: one reader for all formats, and batches read ahead of the computation."""
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ahl_jax.data.records import ImageSource, Record
 from ahl_jax.errors import BadImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
@@ -20,7 +23,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _THREADS = 8
 
 
-def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Reads an image as RGB, brought to ``size`` x ``size`` pixels.
 
     The aspect ratio is not kept: both sides are scaled to ``size`` with an antialiased bilinear
@@ -35,8 +38,8 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     the first three channels are read; pickled objects in it are never loaded.
 
     Args:
-        path: A PNG, JPEG, BMP, TIFF or ``.npy`` file; what decides between the image formats is
-            the content, not the name.
+        path: A PNG, JPEG, BMP, TIFF or ``.npy`` file, or such a record; what decides between the
+            image formats is the content, not the name.
         size: Side of the result in pixels.
 
     Raises:
@@ -44,27 +47,41 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
             ``MAX_PIXELS`` pixels, or its values are not as above.
     """
     try:
-        if path.suffix.lower() == ".npy":
+        if Path(path.name).suffix.lower() == ".npy":
             return _resized(_read_npy(path), size)
         return _read_picture(path, size)
+    except BadImageError:
+        raise
     except Exception as error:  # decoders raise nearly anything on damaged files
-        reason = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror.lower()
-        elif isinstance(error, UnidentifiedImageError):
-            reason = "not a PNG, JPEG, BMP or TIFF file" if path.stat().st_size else "empty file"
-        raise BadImageError(
-            f"{path} cannot be read as an image ({reason}); replace the file, or leave such files "
-            "out with --skip-bad-images"
-        ) from error
+        raise _bad(path, error) from error
 
 
-def image_digest(path: Path) -> str:
-    """The SHA-256 of the file's bytes, in hexadecimal.
+def check_image(path: Path) -> None:
+    """Decodes an image, to find out whether it can be read.
 
     Raises:
-        BadImageError: if the file cannot be read.
+        BadImageError: as by ``read_image``.
     """
+    read_image(path, 8)
+
+
+def image_size(path: ImageSource) -> int:
+    """The number of bytes of an encoded image.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    return path.size if isinstance(path, Record) else path.stat().st_size
+
+
+def image_digest(path: ImageSource) -> str:
+    """The SHA-256 of the encoded image's bytes, in hexadecimal.
+
+    Raises:
+        BadImageError: if it cannot be read.
+    """
+    if isinstance(path, Record):
+        return hashlib.sha256(path.read()).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -76,17 +93,17 @@ def image_digest(path: Path) -> str:
 
 
 def iter_batches(
-    paths: Sequence[Path],
+    paths: Sequence[ImageSource],
     size: int,
     batch: int,
     *,
     skip_bad: bool = False,
-    on_bad: Callable[[Path, str], None] | None = None,
+    on_bad: Callable[[ImageSource, str], None] | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b size size 3"]]]:
     """Reads images in order, in threads that decode ahead while the caller computes.
 
     Args:
-        paths: The image files.
+        paths: The images.
         size: Side of the images in pixels, as in ``read_image``.
         batch: Images per batch; the last one may have fewer.
         skip_bad: Leave out images that cannot be read. Later images move up, so that every batch
@@ -127,8 +144,21 @@ def iter_batches(
         yield np.asarray(indices), np.stack(images)
 
 
-def _read_picture(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    with Image.open(path, formats=_FORMATS) as image:
+def _bad(path: ImageSource, error: Exception) -> BadImageError:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror.lower()
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "not a PNG, JPEG, BMP or TIFF file" if image_size(path) else "empty file"
+    return BadImageError(
+        f"{path} cannot be read as an image ({reason}); replace the file, or leave such files "
+        "out with --skip-bad-images"
+    )
+
+
+def _read_picture(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    source = io.BytesIO(path.read()) if isinstance(path, Record) else path
+    with Image.open(source, formats=_FORMATS) as image:
         _check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
@@ -147,12 +177,11 @@ def _read_picture(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     return np.array(rgb)
 
 
-def _read_npy(path: Path) -> Float[np.ndarray, "h w c"]:
+def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
     """The values of a ``.npy`` file as 0 to 255, with one or three channels."""
-    if not path.stat().st_size:
+    if not image_size(path):
         raise ValueError("empty file")
-    # Mapping the file reads nothing yet, and refuses pickled objects and files that are too short.
-    array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+    array = _npy_in(path.read()) if isinstance(path, Record) else _mapped(path)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] == 2:
@@ -181,6 +210,25 @@ def _as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape
             "0 to 1 or 0 to 255"
         )
     return values.astype(np.float32) * (255 if values.max() <= 1 else 1)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    # Mapping the file reads nothing yet, and refuses pickled objects and files that are too short.
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def _npy_in(content: bytes) -> np.ndarray:
+    """The array of a ``.npy`` file, in place; pickled objects and short files are refused."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    return np.ndarray(shape, dtype, content, file.tell(), order=order)
 
 
 def _resized(values: Float[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size 3"]:

@@ -5,13 +5,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from ahl_jax.config import DataConfig
-from ahl_jax.data.images import image_digest
+from ahl_jax.data.images import image_digest, image_size
+from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Dataset, Sample, Split
 from ahl_jax.errors import BadImageError, UserError
 
@@ -64,7 +64,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     return split
 
 
-def shared_images(split: Split) -> list[tuple[Path, Path]]:
+def shared_images(split: Split) -> list[tuple[ImageSource, ImageSource]]:
     """Pairs of a training and a test file with the same bytes, in the order of the test.
 
     Only files whose sizes agree are read, so the usual cost is one ``stat`` per image; where all
@@ -72,11 +72,11 @@ def shared_images(split: Split) -> list[tuple[Path, Path]]:
     whoever decodes them reports them.
     """
     train = [*split.train_normals, *(sample.path for sample in split.seen)]
-    by_size: dict[int, list[Path]] = defaultdict(list)
+    by_size: dict[int, list[ImageSource]] = defaultdict(list)
     for path in train:
         if (size := _size(path)) is not None:
             by_size[size].append(path)
-    digests: dict[int, dict[str, Path]] = {}
+    digests: dict[int, dict[str, ImageSource]] = {}
     pairs = []
     for path in (sample.path for sample in split.test):
         size = _size(path)
@@ -160,14 +160,14 @@ def _without_shared(split: Split) -> Split:
     return replace(split, test=tuple(s for s in split.test if s.path not in shared))
 
 
-def _size(path: Path) -> int | None:
+def _size(path: ImageSource) -> int | None:
     try:
-        return path.stat().st_size
+        return image_size(path)
     except OSError:
         return None
 
 
-def _digest(path: Path) -> str | None:
+def _digest(path: ImageSource) -> str | None:
     try:
         return image_digest(path)
     except BadImageError:

@@ -3,7 +3,6 @@
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 from ahl_jax.backbones import Trunk, products_in
 from ahl_jax.config import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.data.records import ImageSource
 from ahl_jax.errors import BadImageError
 from ahl_jax.features.progress import Progress
 from ahl_jax.features.store import Store, entry_key
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def extract(
-    paths: Sequence[Path],
+    paths: Sequence[ImageSource],
     trunk: Trunk,
     config: FeatureConfig,
     store: Store,
@@ -277,5 +277,5 @@ def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
     yield from before
 
 
-def _warn(path: Path, reason: str) -> None:
+def _warn(path: ImageSource, reason: str) -> None:
     _log.warning("left out: %s", reason)

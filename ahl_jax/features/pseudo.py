@@ -4,7 +4,6 @@ import functools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from ahl_jax.backbones import Trunk
 from ahl_jax.bank import WHOLE, Part
 from ahl_jax.config import FeatureConfig, PseudoConfig
 from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.data.records import ImageSource
 from ahl_jax.features.images import (
     FeatureMaps,
     cached,
@@ -42,7 +42,7 @@ class PseudoFeatures:
 
 
 def extract_pseudo(
-    normals: Sequence[Path],
+    normals: Sequence[ImageSource],
     trunk: Trunk,
     features: FeatureConfig,
     pseudo: PseudoConfig,
@@ -114,7 +114,7 @@ def _extract_one(
     seed: int,
     items: range,
     drawn: Int[np.ndarray, "count 2"],
-    normals: Sequence[Path],
+    normals: Sequence[ImageSource],
     trunk: Trunk,
     features: FeatureConfig,
     store: Store,

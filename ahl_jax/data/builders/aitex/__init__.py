@@ -1,0 +1,1 @@
+"""AITEX: strips of woven fabric."""

@@ -1,0 +1,1 @@
+"""BrainMRI: slices of the brain with and without a tumour."""

@@ -1,0 +1,1 @@
+"""ELPV: electroluminescence images of solar cells."""

@@ -1,0 +1,1 @@
+"""HeadCT: slices of the head with and without haemorrhage."""

@@ -1,0 +1,1 @@
+"""Hyper-Kvasir: endoscopy of the upper digestive tract."""

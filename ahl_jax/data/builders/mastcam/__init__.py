@@ -1,0 +1,1 @@
+"""Mastcam: multispectral images of the surface of Mars."""

@@ -1,0 +1,1 @@
+"""MVTec AD: fifteen categories of objects and textures."""

@@ -1,0 +1,1 @@
+"""Optical: the ten classes of DAGM 2007."""

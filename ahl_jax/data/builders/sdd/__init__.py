@@ -1,0 +1,1 @@
+"""KolektorSDD: surfaces of electrical commutators."""

@@ -1,0 +1,57 @@
+"""A picture of a data set: a few images of every class, in rows."""
+
+from pathlib import Path
+
+from ahl_jax.data.images import read_image
+from ahl_jax.data.records import ImageSource
+from ahl_jax.data.samples import Dataset
+from ahl_jax.errors import BadImageError, UserError
+
+COLUMNS = 6
+
+_SIDE = 160
+
+
+def rows(dataset: Dataset) -> dict[str, tuple[ImageSource, ...]]:
+    """The images of a data set by what they are: training and test normals, then each class."""
+    normals = {"train: good": dataset.train_normals, "test: good": dataset.test_normals}
+    return normals | {f"test: {name}": paths for name, paths in dataset.anomalies.items()}
+
+
+def draw(dataset: Dataset, out: Path) -> None:
+    """Draw up to ``COLUMNS`` images of every row, evenly spaced in it, with their names.
+
+    Raises:
+        UserError: if the file cannot be written, or is not to be a PNG.
+    """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out} must end in .png")
+    # Imported late: it takes a second.
+    from matplotlib.figure import Figure
+
+    table = rows(dataset)
+    figure = Figure(figsize=(1.7 * COLUMNS + 0.3, 2 * len(table)), layout="constrained", dpi=90)
+    grid = figure.subplots(len(table), COLUMNS, squeeze=False)
+    for (title, paths), line in zip(table.items(), grid, strict=True):
+        chosen = sorted({i * len(paths) // COLUMNS for i in range(COLUMNS)}) if paths else []
+        for column, axes in enumerate(line):
+            axes.set_axis_off()
+            if column < len(chosen):
+                path = paths[chosen[column]]
+                try:
+                    axes.imshow(read_image(path, _SIDE))
+                except BadImageError:
+                    axes.text(0.5, 0.5, "unreadable", ha="center", va="center")
+                name = Path(path.name).name
+                axes.set_title(name if len(name) <= 24 else f"…{name[-23:]}", fontsize=7)
+        line[0].text(
+            0, 1.2, f"{title} ({len(paths)})", transform=line[0].transAxes, weight="bold"
+        )  # fmt: skip
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({(error.strerror or str(error)).lower()}); name another "
+            "file with --out"
+        ) from error

@@ -1,0 +1,89 @@
+"""Images of prepared data sets: where those are, and the records in them."""
+
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ahl_jax.errors import BadImageError
+
+VERSION = "1.0.0"
+"""Raised when a builder comes to write something else from the same source."""
+
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a prepared data set; its bytes are read when they are asked for.
+
+    Attributes:
+        folder: The prepared data set, which ``tfds.builder_from_directory`` reads too.
+        split: ``train`` or ``test``.
+        index: The record's number in the split.
+        name: What the image is called in its source, with ``#i`` after it for the i-th part.
+        size: Bytes of the encoded image.
+    """
+
+    folder: Path
+    split: str
+    index: int
+    name: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.split}/{self.index} ({self.name})"
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            BadImageError: if the prepared data set is damaged or gone.
+        """
+        try:
+            return bytes(_source(self.folder, self.split)[self.index]["image"])
+        except Exception as error:  # the readers raise nearly anything on damaged files
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise BadImageError(
+                f"{self} cannot be read ({reason}); delete {self.folder} and run ahl data prepare "
+                "again"
+            ) from error
+
+
+ImageSource = Path | Record
+"""A file or a record."""
+
+
+def data_folder() -> Path:
+    """Where prepared data sets are: $AHL_DATA, else ahl_jax/data in the user's cache."""
+    if chosen := os.environ.get("AHL_DATA"):
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "ahl_jax" / "data"
+
+
+def prepared_folder(name: str, category: str | None = None) -> Path:
+    """Where a data set, or one category of it, is once it is prepared."""
+    return data_folder().joinpath(name, *([category] if category else []), VERSION)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a prepared data set."""
+    return (folder / "dataset_info.json").is_file()
+
+
+def _source(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
+    """Opens a split, once per process; reading from it needs no lock."""
+    with _opening:
+        return _open(folder, split)
+
+
+@functools.cache
+def _open(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
+    # Imported late: only prepared data sets need it.
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder).as_data_source(split)

@@ -1,0 +1,138 @@
+import csv
+import os
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahl_jax.config import DataConfig
+from ahl_jax.data.samples import load_dataset
+from ahl_jax.errors import UserError
+
+HEADER = "path,label,class,split\n"
+
+
+def listed(folder, text, *names, file="images.csv"):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    (folder / file).write_text(text, encoding="utf-8")
+    return DataConfig(str(folder / file))
+
+
+def names(paths, folder):
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def test_a_list_of_images(tmp_path):
+    text = (
+        """class , path,label,split,remark
+    ,a.png,normal,train,x
+    good,b/c.jpg,0,test,"quoted, with a comma"
+    scratch,d.png,anomaly,test,x
+    ,e.png,1,,x
+    scratch,"f, g.png",anomaly,,
+    """.replace("\n    ", "\n").rstrip()
+        + "\n"
+    )
+    config = listed(tmp_path, text, "a.png", "b/c.jpg", "d.png", "e.png", "f, g.png")
+    dataset = load_dataset(config)
+    assert dataset.name == "images"
+    assert names(dataset.train_normals, tmp_path) == ["a.png"]
+    assert names(dataset.test_normals, tmp_path) == ["b/c.jpg"]
+    assert {k: names(v, tmp_path) for k, v in dataset.anomalies.items()} == {
+        "anomaly": ["e.png"],
+        "scratch": ["d.png", "f, g.png"],
+    }
+
+
+def test_the_list_of_a_spreadsheet(tmp_path):
+    config = listed(
+        tmp_path, "\ufeff" + HEADER.replace("\n", "\r\n") + "a.png,0,,train\r\n", "a.png"
+    )
+    assert len(load_dataset(config).train_normals) == 1
+
+
+BAD = {
+    "label": ("a.png,odd,,train", "line 2 of .* has the label 'odd'; write normal or anomaly"),
+    "split": ("a.png,normal,,validation", "the split 'validation'; write train or test"),
+    "no split": ("a.png,normal,,", "the split ''"),
+    "seen": ("a.png,anomaly,x,train", "an anomaly in the split 'train'.*--shots"),
+    "class": ("a.png,normal,scratch,train", "a normal of class 'scratch'"),
+    "good": ("a.png,anomaly,good,test", "an anomaly of class 'good'"),
+    "twice": ("a.png,normal,,train\na.png,normal,,test", "line 3 of .* 'a.png' once more"),
+    "gone": ("b.png,normal,,train", "names 'b.png', which is not in"),
+    "folder": ("f.png,normal,,train", "which is not in"),
+    "kind": ("a.txt,normal,,train", "not an image"),
+    "empty": (",normal,,train", "the path ''"),
+    "few": ("a.png,normal,train", "does not have 4 values"),
+    "many": ("a.png,normal,,train,x", "does not have 4 values"),
+    "up": ("../out.png,normal,,train", r"the path '\.\./out\.png'; write one inside"),
+    "inner up": ("x/../../out.png,normal,,train", "write one inside"),
+    "absolute": ("/etc/hostname.png,normal,,train", "write one inside"),
+    "link": ("link.png,normal,,train", "a link out of"),
+    "quote": ('"a.png,normal,,train', "cannot be read as a CSV file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_line_is_named(tmp_path, case):
+    line, message = BAD[case]
+    home = tmp_path / "home"
+    config = listed(home, f"{HEADER}{line}\n", "a.png", "a.txt")
+    (tmp_path / "out.png").write_bytes(b"")
+    (home / "f.png").mkdir()
+    (home / "link.png").symlink_to(tmp_path / "out.png")
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no column 'path'"),
+        (b"path,label,split\n", "no column 'class'.*path,label,class,split"),
+        (b"\xff\xfe\x00", "cannot be read as a CSV file"),
+        (b"path,label,class,split\n\x00\n", "images.csv"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "images.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_dataset(DataConfig(str(tmp_path / "images.csv")))
+
+
+def test_a_list_has_no_categories(tmp_path):
+    config = listed(tmp_path, HEADER)
+    with pytest.raises(UserError, match="leave out --category x"):
+        load_dataset(DataConfig(config.data, category="x"))
+
+
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=20),
+        min_size=1,
+        max_size=8,
+    )
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_name_that_a_file_can_have_can_be_listed(tmp_path_factory, stems):
+    folder = tmp_path_factory.mktemp("list")
+    # Outer blanks are not part of a path in a list, and some file systems fold names.
+    stems = {unicodedata.normalize("NFC", f"x{stem}").casefold(): f"x{stem}" for stem in stems}
+    wanted = []
+    for stem in stems.values():
+        try:
+            (folder / f"{stem}.png").write_bytes(b"")
+        except OSError:
+            continue
+        wanted.append(f"{stem}.png")
+    with (folder / "list.csv").open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(["path", "label", "class", "split"])
+        writer.writerows([name, "normal", "", "train"] for name in wanted)
+    found = load_dataset(DataConfig(str(folder / "list.csv"))).train_normals
+    assert [os.path.basename(path) for path in found] == wanted
