@@ -17,6 +17,7 @@ from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
 from ahl_jax.data.images import iter_batches
+from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Split
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.devices import everywhere, mesh_for, on_this_process, put_everywhere
@@ -138,7 +139,7 @@ def _mesh(batch: int) -> Mesh:
     return mesh_for(1, 1, math.gcd(batch, jax.device_count()))
 
 
-def _read(config: Config, paths: Sequence[Path]) -> UInt8[np.ndarray, "n size size 3"]:
+def _read(config: Config, paths: Sequence[ImageSource]) -> UInt8[np.ndarray, "n size size 3"]:
     """All images that can be read."""
     size = config.features.image_size
     warn = functools.partial(log.warning, "%s is left out: %s")

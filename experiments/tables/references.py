@@ -14,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from ahl_jax import Config
 from ahl_jax.backbones import load_trunk
 from ahl_jax.bank import global_averages
+from ahl_jax.data.records import ImageSource
 from ahl_jax.features import FeatureMaps, Store, extract
 from ahl_jax.gather import load_split, split_digest, test_features
 from ahl_jax.metrics import image_metrics
@@ -46,7 +47,7 @@ REFERENCES: Mapping[str, Callable[[FeatureMaps, FeatureMaps], Float[np.ndarray, 
 }
 
 
-_scores: dict[Any, dict[Path, float]] = {}
+_scores: dict[Any, dict[ImageSource, float]] = {}
 """Reference, features and training normals -> the score of each image that was asked for."""
 
 
