@@ -12,6 +12,7 @@ from ahl_jax.config import (
     ImportanceConfig,
     LearningConfig,
     PseudoConfig,
+    StageOneConfig,
     SubsetConfig,
 )
 
@@ -36,6 +37,7 @@ def _debug(data: str) -> Config:
     return Config(
         DataConfig(data, limit=24, shots=3),
         features=FeatureConfig(image_size=192),
+        stage_one=StageOneConfig(stage_one_epochs=2, stage_one_steps=2, stage_one_batch=6),
         pseudo=PseudoConfig(pseudo_per_generator=16),
         subsets=SubsetConfig(subsets=2, clusters=2),
         detector=DetectorConfig(references=3),

@@ -35,6 +35,17 @@ def load(config: DataConfig) -> Dataset:
         ) from error
 
 
+def categories(root: Path) -> list[str]:
+    """The names of the categories below a folder; none where it is a single data set."""
+    if (root / "train" / "good").is_dir():
+        return []
+    return [_nfc(folder.name) for folder in _categories(root)]
+
+
+def _categories(root: Path) -> list[Path]:
+    return [folder for folder in _subfolders(root) if (folder / "train" / "good").is_dir()]
+
+
 def _load(root: Path, category: str | None) -> Dataset:
     home = _category(root, category)
     skipped: list[Path] = []
@@ -63,22 +74,22 @@ def _load(root: Path, category: str | None) -> Dataset:
 
 def _category(root: Path, category: str | None) -> Path:
     """The folder that holds ``train`` and ``test``."""
-    categories = [folder for folder in _subfolders(root) if (folder / "train" / "good").is_dir()]
-    names = ", ".join(_nfc(folder.name) for folder in categories)
+    folders = _categories(root)
+    names = ", ".join(_nfc(folder.name) for folder in folders)
     if category is not None:
         # A look-up among the folder's own entries, so that no name can lead out of it.
-        for folder in categories:
+        for folder in folders:
             if _nfc(folder.name) == _nfc(category):
                 return folder
-        if not categories and (root / "train" / "good").is_dir():
+        if not folders and (root / "train" / "good").is_dir():
             raise UserError(f"{root} is a single data set; leave out --category {category}")
-        if categories:
+        if folders:
             raise UserError(f"{root} has no category {category!r}; it has: {names}")
     elif (root / "train" / "good").is_dir():
         return root
-    elif len(categories) == 1:
-        return categories[0]
-    elif categories:
+    elif len(folders) == 1:
+        return folders[0]
+    elif folders:
         raise UserError(f"{root} holds several categories; choose one with --category: {names}")
     raise UserError(
         f"{root} has no folder train/good; lay the images out as train/good, test/good and "

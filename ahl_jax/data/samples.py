@@ -81,6 +81,24 @@ def load_dataset(config: DataConfig) -> Dataset:
     return visa.load(config) if visa.is_visa(path) else folder.load(config)
 
 
+def categories(data: str) -> list[str]:
+    """The categories of the data set, folder or CSV file that ``DataConfig.data`` names, if any.
+
+    Raises:
+        UserError: if its list of categories cannot be read.
+    """
+    path = Path(data)
+    if data in NAMED:
+        from ahl_jax.data.prepared import prepared_categories
+
+        return prepared_categories(data)
+    if not path.is_dir():
+        return []
+    from ahl_jax.data import folder, visa
+
+    return visa.categories(path) if visa.is_visa(path) else folder.categories(path)
+
+
 def split_normals(normals: Sequence[T]) -> tuple[list[T], list[T]]:
     """Training and test normals of a source without a split: 75/25, as in the literature.
 

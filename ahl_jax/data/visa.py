@@ -25,6 +25,14 @@ def is_visa(root: Path) -> bool:
         return False  # whoever lists the folder next reports it
 
 
+def categories(root: Path) -> list[str]:
+    """The names of the categories of VisA; none where the folder is one of them."""
+    if (root / _SPLIT).is_file():
+        return list(dict.fromkeys(row["object"] for _, row in rows(root / _SPLIT, ("object",))))
+    names = list(_homes(root))
+    return names if len(names) > 1 else []
+
+
 def load(config: DataConfig) -> Dataset:
     """The images of one category.
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from ahl_jax import Config, UserError, preset
 from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import load_dataset
+from ahl_jax.data.samples import categories, load_dataset
 from ahl_jax.gather import load_split
 from ahl_jax.hadg import check_clusters
 from ahl_jax.presets import differing_settings, with_settings
@@ -32,7 +32,7 @@ class Options:
     """Data sets or folders in MVTec layout."""
 
     category: tuple[str, ...] = ()
-    """Categories, where the one folder given holds several."""
+    """Categories, where the one data set given has several; by default all."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every method gets the same ones, all trained in one program."""
@@ -153,7 +153,7 @@ def dataset_name(data: str, category: str | None) -> str:
 
 def _datasets(table: Table, options: Options) -> Iterator[DataConfig]:
     for name in options.data:
-        for category in options.category or (None,):
+        for category in options.category or categories(name) or (None,):
             one = DataConfig(name, category)
             for setting in table.settings:
                 for shots in dict.fromkeys(options.shots):

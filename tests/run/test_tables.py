@@ -251,6 +251,8 @@ def test_categories_have_a_mean_of_their_own(weave: Path, tmp_path: Path) -> Non
     )
     table = Table("x", "1", "X")
     cells = plan(table, options)
+    # By default all that there are.
+    assert plan(table, dataclasses.replace(options, category=())) == cells
     figures = {("mvtec/a", 0): 0.5, ("mvtec/a", 1): 0.6, ("mvtec/b", 0): 0.7, ("mvtec/b", 1): 0.9}
     rows = [
         dict(zip(COLUMNS, ("1", "general", 4, name, "", "DRA", seed, auc, auc, 1.0), strict=True))
