@@ -53,7 +53,8 @@ class FeatureConfig:
     """How an image becomes feature maps."""
 
     trunk: str = "efficientnet_lite0"
-    """The network whose last feature map is used: efficientnet_lite0 or resnet18."""
+    """The network whose last feature map is used: efficientnet_lite0, resnet18,
+    resnet34, resnet50 or wide_resnet50_2."""
 
     trunk_weights: Path | None = None
     """A torchvision state dict (.pth or .safetensors); efficientnet_lite0 has its own weights."""

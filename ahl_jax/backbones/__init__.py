@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from ahl_jax.backbones.efficientnet_lite import EfficientNetLite0
 from ahl_jax.backbones.folding import fold_batch_norm
 from ahl_jax.backbones.layers import Depthwise
-from ahl_jax.backbones.resnet import ResNet18
+from ahl_jax.backbones.resnet import ResNet18, ResNet34, ResNet50, Wide_ResNet50_2
 from ahl_jax.backbones.weights import read_torch_weights
 from ahl_jax.errors import UserError
 
@@ -56,6 +56,9 @@ class TrunkModule(Protocol):
 TRUNKS: dict[str, Any] = {
     "efficientnet_lite0": EfficientNetLite0,
     "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "wide_resnet50_2": Wide_ResNet50_2,
 }
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18 with torchvision's weights, the trunk behind the published figures of AHL."""
+"""ResNets with torchvision's weights; ResNet-18 is the trunk behind AHL's published figures."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ahl_jax.backbones.layers import Conv, Pointwise
 from ahl_jax.errors import UserError
 
-_STAGES = (64, 128, 256, 512)
+_WIDTHS = (64, 128, 256, 512)
 # ImageNet's channel means and standard deviations, of images in 0..1.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
@@ -20,15 +20,13 @@ _DEVIATION = (0.229, 0.224, 0.225)
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a skip, projected where the shape changes."""
 
-    def __init__(self, channels: tuple[int, int], stride: int, name: str) -> None:
-        inputs, outputs = channels
-        self.first = Conv(channels, 3, stride, (1, 1), (f"{name}.conv1", f"{name}.bn1"))
-        self.second = Conv((outputs, outputs), 3, 1, (1, 1), (f"{name}.conv2", f"{name}.bn2"))
-        self.skip = (
-            Pointwise(channels, (f"{name}.downsample.0", f"{name}.downsample.1"), stride)
-            if stride > 1 or inputs != outputs
-            else None
-        )
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, channels: tuple[int, int], inner: int, stride: int, name: str) -> None:
+        _, outputs = channels
+        self.first = Conv((channels[0], inner), 3, stride, (1, 1), _source(name, 1))
+        self.second = Conv((inner, outputs), 3, 1, (1, 1), _source(name, 2))
+        self.skip = _skip(channels, stride, name)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Applies the block."""
@@ -36,27 +34,59 @@ class BasicBlock(nnx.Module):
         return jax.nn.relu(self.second(jax.nn.relu(self.first(x))) + skip)
 
 
-class ResNet18(nnx.Module):
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 convolutions and a skip; the 3x3 one has the stride, as in torchvision."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, channels: tuple[int, int], inner: int, stride: int, name: str) -> None:
+        inputs, outputs = channels
+        self.first = Pointwise((inputs, inner), _source(name, 1))
+        self.second = Conv((inner, inner), 3, stride, (1, 1), _source(name, 2))
+        self.third = Pointwise((inner, outputs), _source(name, 3))
+        self.skip = _skip(channels, stride, name)
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        """Applies the block."""
+        skip = x if self.skip is None else self.skip(x)
+        y = jax.nn.relu(self.second(jax.nn.relu(self.first(x))))
+        return jax.nn.relu(self.third(y) + skip)
+
+
+class ResNet(nnx.Module):
     """Everything before the global average pool: the output of ``layer4``."""
 
-    channels: ClassVar[int] = 512
+    channels: ClassVar[int]
     stride: ClassVar[int] = 32
     batch_norm_epsilon: ClassVar[float] = 1e-5
     unused: ClassVar[tuple[str, ...]] = ("fc.",)
 
+    block: ClassVar[type[BasicBlock] | type[Bottleneck]]
+    repeats: ClassVar[tuple[int, ...]]
+    """Blocks of each stage."""
+
+    wide: ClassVar[int] = 1
+    """Factor of the channels within a block."""
+
+    file: ClassVar[str]
+    """torchvision's name of the weights."""
+
     def __init__(self) -> None:
         self.stem = Conv((3, 64), 7, 2, (3, 3), ("conv1", "bn1"))
-        blocks: dict[str, BasicBlock] = {}
+        blocks: dict[str, BasicBlock | Bottleneck] = {}
         inputs = 64
-        for stage, outputs in enumerate(_STAGES, start=1):
-            for repeat in range(2):
+        for stage, (width, repeats) in enumerate(zip(_WIDTHS, self.repeats, strict=True), start=1):
+            outputs = width * self.block.expansion
+            for repeat in range(repeats):
                 stride = 2 if stage > 1 and repeat == 0 else 1
                 name = f"layer{stage}.{repeat}"
-                blocks[name.replace(".", "_")] = BasicBlock((inputs, outputs), stride, name)
+                blocks[name.replace(".", "_")] = self.block(
+                    (inputs, outputs), width * self.wide, stride, name
+                )
                 inputs = outputs
         self.blocks = nnx.Dict(blocks)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 512"]:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 c"]:
         """Maps RGB images in 0..255 to the last feature map."""
         x = (images / 255.0 - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
         x = nnx.max_pool(jax.nn.relu(self.stem(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -64,14 +94,54 @@ class ResNet18(nnx.Module):
             x = self.blocks[name](x)
         return x
 
-    @staticmethod
-    def default_weights() -> Path:
+    @classmethod
+    def default_weights(cls) -> Path:
         """There are none.
 
         Raises:
             UserError: always, naming the file to bring.
         """
+        name = cls.__name__.lower()
         raise UserError(
-            "resnet18 needs torchvision's ImageNet weights: download resnet18-f37072fd.pth and "
-            "give it with --trunk-weights"
+            f"{name} needs torchvision's ImageNet weights: download {cls.file} and give it with "
+            "--trunk-weights"
         )
+
+
+class ResNet18(ResNet):
+    """The trunk of the paper."""
+
+    channels, block, repeats = 512, BasicBlock, (2, 2, 2, 2)
+    file = "resnet18-f37072fd.pth"
+
+
+class ResNet34(ResNet):
+    """Twice as deep."""
+
+    channels, block, repeats = 512, BasicBlock, (3, 4, 6, 3)
+    file = "resnet34-b627a593.pth"
+
+
+class ResNet50(ResNet):
+    """Bottlenecks, and four times the channels."""
+
+    channels, block, repeats = 2048, Bottleneck, (3, 4, 6, 3)
+    file = "resnet50-0676ba61.pth"
+
+
+class Wide_ResNet50_2(ResNet):  # noqa: N801 (torchvision's name)
+    """ResNet-50 with twice the channels within its blocks."""
+
+    channels, block, repeats, wide = 2048, Bottleneck, (3, 4, 6, 3), 2
+    file = "wide_resnet50_2-95faca4d.pth"
+
+
+def _source(block: str, number: int) -> tuple[str, str]:
+    return f"{block}.conv{number}", f"{block}.bn{number}"
+
+
+def _skip(channels: tuple[int, int], stride: int, block: str) -> Pointwise | None:
+    inputs, outputs = channels
+    if stride == 1 and inputs == outputs:
+        return None
+    return Pointwise(channels, (f"{block}.downsample.0", f"{block}.downsample.1"), stride)

@@ -14,10 +14,11 @@ from ahl_jax.errors import UserError
 from tests.goldens.inputs import (
     CELLS,
     GOLDENS,
+    RESNET_SIZES,
     SIZES,
     elpv_image,
     random_images,
-    resnet18_state_dict,
+    resnet_state_dict,
 )
 
 Tensors = dict[str, np.ndarray]
@@ -30,7 +31,7 @@ def lite0() -> Trunk:
 
 @pytest.fixture(scope="module")
 def resnet_tensors() -> Tensors:
-    return resnet18_state_dict()
+    return resnet_state_dict("resnet18")
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +71,27 @@ def test_efficientnet_lite0_computes_what_torch_does(
         _assert_close(features[index : index + 1, ::step, ::step], expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 96)])
+@pytest.mark.parametrize(("height", "width"), RESNET_SIZES)
 def test_resnet18_computes_what_torch_does(
     resnet: Trunk, golden: Tensors, height: int, width: int
 ) -> None:
     features = np.asarray(resnet(random_images(height, width)))
     assert features.shape[-1] == resnet.channels
     _assert_close(features, golden[f"resnet18/{height}x{width}"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("resnet34", marks=pytest.mark.slow), "resnet50",
+     pytest.param("wide_resnet50_2", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_deeper_resnets_compute_what_torch_does(golden: Tensors, tmp_path: Path, name: str) -> None:
+    trunk = load_trunk(name, _saved(resnet_state_dict(name), tmp_path))
+    features = np.asarray(trunk(random_images(64, 64)))
+    assert features.shape[-1] == trunk.channels
+    _assert_close(features, golden[f"{name}/64x64"])
+    with pytest.raises(UserError, match=rf"{name} needs torchvision's .*{name}-[0-9a-f]{{8}}"):
+        load_trunk(name)
 
 
 def test_an_image_has_the_same_features_in_any_company(lite0: Trunk) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 GOLDENS = Path(__file__).parent
 CELLS = ("cell0001.png", "cell1500.png")
 SIZES = (256, 128)
+RESNET_SIZES = ((64, 64), (128, 96))
+"""Height and width; all but ResNet-18 are tried on the first alone."""
 
 
 def elpv_image(name: str, size: int) -> np.ndarray:
@@ -26,8 +28,18 @@ def random_images(height: int, width: int) -> np.ndarray:
     return coarse.repeat(8, 1).repeat(8, 2).astype(np.float32)
 
 
-def resnet18_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torchvision's ResNet-18 state dict, in its order."""
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), 1, 1),
+    "resnet34": ((3, 4, 6, 3), 1, 1),
+    "resnet50": ((3, 4, 6, 3), 4, 1),
+    "wide_resnet50_2": ((3, 4, 6, 3), 4, 2),
+}
+"""Blocks of each stage, expansion of a block's channels (above 1: bottlenecks), and its width."""
+
+
+def resnet_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a torchvision ResNet's state dict, in its order."""
+    repeats, expansion, wide = RESNETS[name]
     shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(convolution: str, norm: str, shape: tuple[int, ...]) -> None:
@@ -39,21 +51,25 @@ def resnet18_shapes() -> dict[str, tuple[int, ...]]:
     layer("conv1", "bn1", (64, 3, 7, 7))
     inputs = 64
     for stage, width in enumerate((64, 128, 256, 512), start=1):
-        for block in range(2):
+        outputs, inner = width * expansion, width * wide
+        for block in range(repeats[stage - 1]):
             name = f"layer{stage}.{block}"
-            layer(f"{name}.conv1", f"{name}.bn1", (width, inputs, 3, 3))
-            layer(f"{name}.conv2", f"{name}.bn2", (width, width, 3, 3))
-            if inputs != width:
-                layer(f"{name}.downsample.0", f"{name}.downsample.1", (width, inputs, 1, 1))
-            inputs = width
-    return shapes | {"fc.weight": (1000, 512), "fc.bias": (1000,)}
+            kernels = [(inner, inputs, 3, 3), (outputs, inner, 3, 3)]
+            if expansion > 1:
+                kernels = [(inner, inputs, 1, 1), (inner, inner, 3, 3), (outputs, inner, 1, 1)]
+            for number, kernel in enumerate(kernels, start=1):
+                layer(f"{name}.conv{number}", f"{name}.bn{number}", kernel)
+            if inputs != outputs:
+                layer(f"{name}.downsample.0", f"{name}.downsample.1", (outputs, inputs, 1, 1))
+            inputs = outputs
+    return shapes | {"fc.weight": (1000, inputs), "fc.bias": (1000,)}
 
 
-def resnet18_state_dict() -> dict[str, np.ndarray]:
+def resnet_state_dict(resnet: str) -> dict[str, np.ndarray]:
     """Random weights and batch-norm statistics, float32, the same wherever they are made."""
     random = np.random.RandomState(18)
     tensors: dict[str, np.ndarray] = {}
-    for name, shape in resnet18_shapes().items():
+    for name, shape in resnet_shapes(resnet).items():
         if name.endswith("num_batches_tracked"):
             tensors[name] = np.array(1000)
             continue

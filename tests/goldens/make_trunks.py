@@ -13,41 +13,54 @@ from torch import nn
 from tests.goldens.inputs import (
     CELLS,
     GOLDENS,
+    RESNET_SIZES,
+    RESNETS,
     SIZES,
     elpv_image,
     random_images,
-    resnet18_state_dict,
+    resnet_state_dict,
 )
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        if inputs != width:
+        if outputs == inner:
+            self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+            self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+            self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn1, self.bn2 = nn.BatchNorm2d(inner), nn.BatchNorm2d(inner)
+        if inputs != outputs:
             self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skip = self.downsample(x) if hasattr(self, "downsample") else x
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if hasattr(self, "conv3"):
+            y = self.bn3(self.conv3(torch.relu(y)))
         return torch.relu(y + skip)
 
 
-class _ResNet18(nn.Module):
-    def __init__(self) -> None:
+class _ResNet(nn.Module):
+    def __init__(self, repeats: tuple[int, ...], expansion: int, wide: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(_Block(64, 64, 1), _Block(64, 64, 1))
-        self.layer2 = nn.Sequential(_Block(64, 128, 2), _Block(128, 128, 1))
-        self.layer3 = nn.Sequential(_Block(128, 256, 2), _Block(256, 256, 1))
-        self.layer4 = nn.Sequential(_Block(256, 512, 2), _Block(512, 512, 1))
-        self.fc = nn.Linear(512, 1000)
+        inputs = 64
+        for stage, (width, count) in enumerate(zip((64, 128, 256, 512), repeats, strict=True), 1):
+            blocks = []
+            for repeat in range(count):
+                stride = 2 if stage > 1 and repeat == 0 else 1
+                blocks.append(_Block(inputs, width * wide, width * expansion, stride))
+                inputs = width * expansion
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
@@ -87,14 +100,14 @@ def main() -> None:
                 f"efficientnet_lite0/{cell}/{size}"
             ][:, :: size // 128, :: size // 128]
 
-    resnet18 = _ResNet18().eval()
-    weights = {name: torch.from_numpy(value) for name, value in resnet18_state_dict().items()}
-    resnet18.load_state_dict(weights)
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    for height, width in ((64, 64), (128, 96)):
-        images = (_nchw(random_images(height, width)) / 255 - mean) / deviation
-        store(f"resnet18/{height}x{width}", resnet18(images))
+    for name, shape in RESNETS.items():
+        resnet = _ResNet(*shape).eval()
+        resnet.load_state_dict({k: torch.from_numpy(v) for k, v in resnet_state_dict(name).items()})
+        for height, width in RESNET_SIZES[: 2 if name == "resnet18" else 1]:
+            images = (_nchw(random_images(height, width)) / 255 - mean) / deviation
+            store(f"{name}/{height}x{width}", resnet(images))
     np.savez_compressed(GOLDENS / "trunks.npz", **outputs)
 
 
