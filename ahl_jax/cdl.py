@@ -109,13 +109,14 @@ class CDL:
             # Not within the condition: devices may enter it at any time, and would then exchange
             # images in different orders. Where no scores are wanted it takes no steps.
             scores = self.scores(base.model, data, wanted=last)
-            seen = (last, importance, scores, data.labels, data.error_weights, epoch, psi_key)
-            importance = on_every_subset(
-                lambda seen: jax.lax.cond(
-                    seen[0], self.estimator.update, lambda same, *_: same, *seen[1:]
-                ),
-                seen,
-            )
+
+            def estimate(importance: Importance, scores: Array, weights: Array) -> Importance:
+                return self.estimator.update(
+                    importance, scores, data.labels, weights, epoch, psi_key
+                )
+
+            seen = on_every_subset((importance, scores, data.error_weights))
+            importance = on_every_subset(jax.lax.cond(last, estimate, lambda same, *_: same, *seen))
             mix = functools.partial(_mix, importance.weights)
             updates, outer = self.outer.update(mix(base.gradient), outer, model.params)
             # Running statistics have no gradient: g takes the importance-weighted mean.

@@ -9,6 +9,7 @@ damaged byte. Of several processes only one reads and writes them.
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,9 @@ from ahl_jax.host_arrays import digest, flat_host, from_host, host_shape, to_hos
 PyTree = Any
 
 _PREFIX = "epoch"
+_TEMPORARY = ".orbax-checkpoint-tmp"
+"""What Orbax adds to the names of folders that it has not finished."""
+
 _KEPT = 2
 
 
@@ -53,12 +57,14 @@ class Checkpoints:
             preservation_policy=LatestN(_KEPT),
             read_only=read_only,
             create=False,
-            cleanup_tmp_directories=not read_only,
             multiprocessing_options=_this_process_alone(),
         )
         with _writing(self.folder):
             if not read_only:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                # Orbax would do it in the background, and could take what is being written for it.
+                for leftover in self.folder.glob(f"*{_TEMPORARY}*"):
+                    shutil.rmtree(leftover)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Self:

@@ -231,20 +231,14 @@ def over_subsets(function: Callable[[Shared, Tree], Out], shared: Shared, own: T
     )(shared, own)
 
 
-def on_every_subset(function: Callable[[Tree], Out], whole: Tree) -> Out:
-    """``function(whole)``, computed by every device of the ``subset`` axis for itself.
+def on_every_subset(tree: Tree) -> Tree:
+    """Arrays that every device of the ``subset`` axis has whole; needs the mesh, as the others.
 
-    For what is small but would be divided by the compiler; needs the mesh, as the others.
+    For what is small but would be divided by the compiler.
     """
     if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
-        return function(whole)
-    return jax.shard_map(
-        function,
-        in_specs=PartitionSpec(),
-        out_specs=PartitionSpec(),
-        axis_names={"subset"},
-        check_vma=False,
-    )(whole)
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def data_shards() -> int:

@@ -75,7 +75,7 @@ def random_weights(name: str, path: Path) -> None:
 
 def benchmark_trunk(name: str) -> Trunk:
     """The trunk with its own weights, or with random ones where the user would bring them."""
-    if name == "efficientnet_lite0":
+    if name == "efficientnet_lite0" or name not in TRUNKS:
         return load_trunk(name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.safetensors"

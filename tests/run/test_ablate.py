@@ -97,7 +97,7 @@ def test_the_base_detector_comes_first_as_a_run_of_its_own() -> None:
     [
         ([], "give --over NAME=V1,V2"),
         (["--over", "T"], "it must be NAME=V1,V2"),
-        (["--over", "subset=1"], "cannot vary 'subset'; choose from T, C, K, M, batch"),
+        (["--over", "subset=1"], "cannot vary 'subset'; choose from T, C, K, M, augment, batch"),
         (["--over", "=1"], "cannot vary ''"),
         (["--over", "seed=1,2"], "give --seeds"),
         (["--over", "trunk=resnet18"], "cannot vary 'trunk'"),
