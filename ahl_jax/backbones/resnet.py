@@ -23,8 +23,8 @@ class BasicBlock(nnx.Module):
     expansion: ClassVar[int] = 1
 
     def __init__(self, channels: tuple[int, int], inner: int, stride: int, name: str) -> None:
-        _, outputs = channels
-        self.first = Conv((channels[0], inner), 3, stride, (1, 1), _source(name, 1))
+        inputs, outputs = channels
+        self.first = Conv((inputs, inner), 3, stride, (1, 1), _source(name, 1))
         self.second = Conv((inner, outputs), 3, 1, (1, 1), _source(name, 2))
         self.skip = _skip(channels, stride, name)
 
