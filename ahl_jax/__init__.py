@@ -17,6 +17,7 @@ from ahl_jax.config import (
 )
 from ahl_jax.errors import BadImageError, UserError
 from ahl_jax.evaluate import evaluate
+from ahl_jax.predictor import Predictor, load
 from ahl_jax.presets import preset
 from ahl_jax.train import train, train_seeds
 
@@ -28,10 +29,12 @@ __all__ = [
     "FeatureConfig",
     "ImportanceConfig",
     "LearningConfig",
+    "Predictor",
     "PseudoConfig",
     "SubsetConfig",
     "UserError",
     "evaluate",
+    "load",
     "preset",
     "train",
     "train_seeds",

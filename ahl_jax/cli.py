@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ahl_jax.ablate import ablate
+from ahl_jax.calibration import FPR
 from ahl_jax.config import Config
 from ahl_jax.data import commands as data_commands
 from ahl_jax.detectors import DETECTORS
@@ -106,6 +107,9 @@ class Evaluate:
 
     data: str | None = None
     """Where the data is now, if it moved since the training."""
+
+    fpr: float = FPR
+    """The rate of false positives among normal images that the threshold is set for."""
 
     json: bool = False
     """Print the metrics as JSON and nothing else on stdout."""
@@ -224,7 +228,9 @@ def _train(command: Train) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
-    metrics = evaluate(command.workdir, data=command.data, cache_dir=command.cache_dir)
+    metrics = evaluate(
+        command.workdir, data=command.data, fpr=command.fpr, cache_dir=command.cache_dir
+    )
     if command.json:
         print(json.dumps(metrics, ensure_ascii=False))
         return
@@ -234,6 +240,12 @@ def _evaluate(command: Evaluate) -> None:
         print(
             f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
             f"({values['n']} anomalies)"
+        )
+    if at := metrics.get("at_threshold"):
+        print(
+            f"At the threshold {at['threshold']:.4g}, set by {at['held_out']} held-out normals for "
+            f"at most {at['promised_fpr']:.1%} false positives: {at['fpr']:.1%} of the test "
+            f"normals are above it, and {at['tpr']:.1%} of the anomalies."
         )
 
 

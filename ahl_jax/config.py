@@ -44,6 +44,10 @@ class DataConfig:
     limit: int | None = None
     """Use at most this many training normals, test normals and test images per anomaly class."""
 
+    held_out: float = 0.0
+    """The share of the training normals that is kept out of training; a threshold on the score is
+    set by them."""
+
     skip_bad_images: bool = False
     """Leave out images that cannot be read, with a warning, instead of stopping."""
 

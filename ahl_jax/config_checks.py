@@ -48,6 +48,8 @@ def check(config: "Config") -> None:
     for name, fraction in (("top-k", det.top_k), ("decay", lrn.decay)):
         if not 0 < fraction <= 1:
             raise UserError(f"--{name} is {fraction}; it must be above 0 and at most 1")
+    if not 0 <= d.held_out <= 0.5:
+        raise UserError(f"--held-out is {d.held_out}; it must be from 0 to 0.5")
     if one.weight_decay < 0:
         raise UserError(f"--weight-decay is {one.weight_decay}; it must be 0 or more")
     if not 0 <= config.seed < 2**31:

@@ -24,6 +24,19 @@ class MeanScore(Functional):
         """The mean over the models."""
         return jax.vmap(super().score, (0, None, None))(model, inputs, reference).mean(0)
 
+    def head_scores(
+        self, model: Model, inputs: Inputs, reference: Inputs
+    ) -> Float[Array, "b heads"]:
+        """The mean over the models."""
+        return jax.vmap(super().head_scores, (0, None, None))(model, inputs, reference).mean(0)
+
+    def location_maps(
+        self, model: Model, inputs: Inputs, reference: Inputs
+    ) -> tuple[Float[Array, "b h w"], ...]:
+        """The means over the models."""
+        maps = jax.vmap(super().location_maps, (0, None, None))(model, inputs, reference)
+        return tuple(scale.mean(0) for scale in maps)
+
 
 def make_model(config: Config, channels: int, key: Key[Array, ""]) -> tuple[Functional, Model]:
     """The fresh detector that ``config`` trains; an ensemble has T, with a leading axis.

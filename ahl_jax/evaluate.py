@@ -5,13 +5,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ahl_jax.backbones import trunk_from_params
-from ahl_jax.checkpoints import Checkpoints
+from ahl_jax.calibration import FPR, calibration_of, check_fpr
 from ahl_jax.config import Config
 from ahl_jax.features import Store
-from ahl_jax.gather import load_split, split_digest, test_features
-from ahl_jax.inference import scorer_from_arrays
+from ahl_jax.gather import held_out_features, load_split, split_digest, test_features
 from ahl_jax.metrics import image_metrics
+from ahl_jax.predictor import load
 from ahl_jax.workdir import Workdir
 
 log = logging.getLogger(__name__)
@@ -21,6 +20,7 @@ def evaluate(
     workdir: Path | str,
     *,
     data: str | None = None,
+    fpr: float = FPR,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -29,35 +29,37 @@ def evaluate(
     Args:
         workdir: the folder that ``train`` was given.
         data: where the data is now, if not where it was in training.
+        fpr: the rate of false positives that the threshold is set for.
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         progress: whether to show progress on stderr.
 
     Returns:
         What ``metrics.json`` holds: auc_roc, auc_pr, per_class, n_train_normal, n_seen, n_test,
-        setting, seed, epochs, and the seconds that the epochs took.
+        setting, seed, epochs, and the seconds that the epochs took; where normals were held out,
+        at_threshold, see ``ahl_jax.calibration.Calibration.rates``.
 
     Raises:
         UserError: if the folder holds no checkpoint, or the data cannot be read.
     """
-    run = Workdir(Path(workdir))
-    run.config()  # Says what is wrong with a folder that holds no run.
-    with Checkpoints(run.path, read_only=True) as checkpoints:
-        trunk = trunk_from_params(*checkpoints.load_trunk())
-        arrays, metadata = checkpoints.restore_inference()
-    config = Config.from_dict(metadata["config"])
-    if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, data=data))
+    check_fpr(fpr)
+    predictor = load(workdir)
+    config = _moved(predictor.config, data)
     split = load_split(config)
-    if run.data_digest() != split_digest(split):
+    if Workdir(Path(workdir)).data_digest() != split_digest(split):
         log.warning(
             "the images are not the ones that %s was trained and tested with; "
             "the test may hold images that training has seen",
-            run.path,
+            workdir,
         )
-    scorer = scorer_from_arrays(config, arrays)
-    test = test_features(config, split, trunk, Store(cache_dir), progress=progress)
-    scores = scorer.score(test.maps)
-    return image_metrics(scores, [sample.anomaly_class for sample in test.samples]) | {
+    test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
+    scores = predictor.scorer.score(test.maps)
+    classes = [sample.anomaly_class for sample in test.samples]
+    metrics = image_metrics(scores, classes)
+    if predictor.calibration:
+        normal = [name is None for name in classes]
+        metrics["at_threshold"] = predictor.calibration.rates(scores, normal, fpr)
+    metadata = predictor.metadata
+    return metrics | {
         "n_train_normal": metadata["n_train_normal"],
         "n_seen": metadata["n_seen"],
         "n_test": len(test.samples),
@@ -66,3 +68,32 @@ def evaluate(
         "epochs": metadata["epochs"],
         "seconds": metadata["seconds"],
     }
+
+
+def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = True) -> None:
+    """Score the held-out normals of a finished run, and keep that beside its checkpoint.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        cache_dir: as for ``evaluate``.
+        progress: whether to show progress on stderr.
+
+    Raises:
+        UserError: as by ``evaluate``.
+    """
+    predictor = load(workdir)
+    config = predictor.config
+    if not config.data.held_out or predictor.calibration:
+        return
+    maps = held_out_features(
+        config, load_split(config), predictor.trunk, Store(cache_dir), progress=progress
+    )
+    found = predictor.scorer.outcome(maps)
+    Workdir(workdir).write_calibration(calibration_of(found.scores, found.heat))
+
+
+def _moved(config: Config, data: str | None) -> Config:
+    """The settings with the data elsewhere."""
+    if data is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, data=data))

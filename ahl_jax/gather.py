@@ -76,6 +76,7 @@ def split_digest(split: Split) -> str:
     digest = hashlib.sha256()
     parts: list[tuple[str, Iterable[ImageSource]]] = [
         ("train", split.train_normals),
+        ("held out", split.held_out),
         *((f"seen {s.anomaly_class}", [s.path]) for s in split.seen),
         *((f"test {s.anomaly_class}", [s.path]) for s in split.test),
     ]
@@ -153,6 +154,31 @@ def training_features(
         )  # fmt: skip
     counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.source))]).T
     return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
+
+
+def held_out_features(
+    config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
+) -> FeatureMaps:
+    """Extract, or read from the store, the normals that training does not see.
+
+    Raises:
+        UserError: for a bad image, unless the config skips them; or if none is left.
+    """
+    maps, kept = extract(
+        split.held_out,
+        trunk,
+        config.features,
+        store,
+        skip_bad=config.data.skip_bad_images,
+        progress=progress,
+        label="held-out normals",
+    )
+    if not kept:
+        raise UserError(
+            f"no held-out normal of {config.data.data} can be read; replace the images, or give "
+            "--held-out 0"
+        )
+    return maps
 
 
 def test_features(

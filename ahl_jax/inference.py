@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,33 @@ from ahl_jax.features import FeatureMaps
 from ahl_jax.whitening import Whitening
 
 BATCH = 64
+
+
+class Outcome(NamedTuple):
+    """What a detector says of b images."""
+
+    scores: Float[np.ndarray, " b"]
+    """Higher for more anomalous."""
+
+    heads: Float[np.ndarray, "b heads"]
+    """The score of each head."""
+
+    heat: Float[np.ndarray, "b h w"]
+    """The score of each location: the mean over the scales, on the grid of the larger one."""
+
+
+def outcome(
+    functional: Functional, model: Model, reference: Inputs, inputs: Inputs
+) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
+    """The fields of ``Outcome``; a pure function of arrays."""
+    maps = functional.location_maps(model, inputs, reference)
+    shape = maps[0].shape
+    heat = sum(jax.image.resize(scale, shape, "bilinear") for scale in maps) / len(maps)
+    heads = functional.head_scores(model, inputs, reference)
+    return functional.score(model, inputs, reference), heads, jnp.asarray(heat)
+
+
+_outcome = jax.jit(outcome, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -44,17 +71,28 @@ class Scorer:
         Args:
             maps: float32 [n, h, w, c], one array per scale.
         """
+        return np.concatenate([np.zeros(0, np.float32), *self._batches(_score, maps)])
+
+    def outcome(self, maps: FeatureMaps) -> Outcome:
+        """Scores, head scores and heat maps of n images, at least one.
+
+        Args:
+            maps: as for ``score``.
+        """
+        parts = zip(*self._batches(_outcome, maps), strict=True)
+        return Outcome(*(np.concatenate(part) for part in parts))
+
+    def _batches(self, program: Callable[..., Any], maps: FeatureMaps) -> Iterator[Any]:
+        """What the program gives, batch by batch."""
         images = len(maps[0])
-        scores = [np.zeros(0, np.float32)]
         for start in range(0, images, BATCH):
             # The last batch is padded, so that there is one compilation.
             rows = np.minimum(np.arange(start, start + BATCH), images - 1)
             inputs = make_inputs(
                 [scale[rows] for scale in maps], self.reference.patches.dtype, self.whitening
             )
-            batch = _score(self.functional, self.model, self.reference, inputs)
-            scores.append(np.asarray(batch)[: images - start])
-        return np.concatenate(scores)
+            batch = program(self.functional, self.model, self.reference, inputs)
+            yield jax.tree.map(lambda x, start=start: np.asarray(x)[: images - start], batch)
 
     def arrays(self) -> dict[str, Any]:
         """Everything but the architecture, as nested dicts of arrays."""

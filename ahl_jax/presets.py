@@ -25,7 +25,7 @@ def _paper(data: str) -> Config:
 def _density(data: str) -> Config:
     """The most accurate: the density detector on whitened features, averaged over eight views."""
     return Config(
-        DataConfig(data),
+        DataConfig(data, held_out=0.1),
         features=FeatureConfig(views=8, whiten=True),
         detector=DetectorConfig(detector="density"),
         learning=LearningConfig(updates_per_epoch=20, lr=0.0005),
@@ -35,7 +35,7 @@ def _density(data: str) -> Config:
 def _debug(data: str) -> Config:
     """A slice of the data and a few short epochs: shows in under a minute that all parts work."""
     return Config(
-        DataConfig(data, limit=24, shots=3),
+        DataConfig(data, limit=24, shots=3, held_out=0.1),
         features=FeatureConfig(image_size=192),
         stage_one=StageOneConfig(stage_one_epochs=2, stage_one_steps=2, stage_one_batch=6),
         pseudo=PseudoConfig(pseudo_per_generator=16),

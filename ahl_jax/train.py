@@ -17,10 +17,11 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Split
 from ahl_jax.devices import own_part
 from ahl_jax.errors import UserError
-from ahl_jax.evaluate import evaluate
+from ahl_jax.evaluate import calibrate, evaluate
 from ahl_jax.features import Store
 from ahl_jax.gather import (
     TrainingFeatures,
+    held_out_features,
     load_split,
     split_digest,
     test_features,
@@ -195,6 +196,7 @@ def _train(
     def test() -> list[dict[str, Any]]:
         results = []
         for folder in folders:
+            calibrate(folder.path, cache_dir=cache_dir, progress=progress)
             metrics = evaluate(folder.path, cache_dir=cache_dir, progress=progress)
             folder.write_metrics(metrics)
             results.append(metrics)
@@ -225,6 +227,8 @@ def _gather(
             # Extracted now, so that a bad test image stops the run before hours of training.
             for i, (config, split) in missing.items():
                 test_features(config, split, trunk, store, progress=progress)
+                if split.held_out:
+                    held_out_features(config, split, trunk, store, progress=progress)
                 opened[i].save_trunk(trunk.name, trunk.params)
     gathered: list[TrainingFeatures] = []
     of_normals: dict[tuple[ImageSource, ...], TrainingFeatures] = {}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ahl_jax.calibration import FILE, Calibration
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 
@@ -106,6 +107,10 @@ class Workdir:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json."""
         self._write("metrics.json", _json(metrics))
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        """Write it beside the checkpoint that it belongs to."""
+        self._write(f"checkpoint/{FILE}", calibration.text())
 
     def metrics(self) -> dict[str, Any] | None:
         """What ``write_metrics`` wrote, if it did."""

@@ -72,7 +72,7 @@ def main() -> None:
     for views in options.views:
         aucs = []
         for seed in options.seeds:
-            config = preset("density", options.data, shots=options.shots)
+            config = preset("density", options.data, shots=options.shots, held_out=0.0)
             features = dataclasses.replace(config.features, views=views)
             config = dataclasses.replace(config, seed=seed, features=features)
             for heads, labels in _folds(config, trunk, store, options.folds):

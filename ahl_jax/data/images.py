@@ -19,6 +19,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: 300 MB of memory each, or an attack."""
 
+Picture = Path | str | Image.Image | np.ndarray
+"""An image: a file, or what has been read from one."""
+
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _THREADS = 8
 
@@ -54,6 +57,33 @@ def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise _bad(path, error) from error
+
+
+def as_image(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """An image as ``read_image`` gives it.
+
+    Args:
+        picture: a file, a PIL image, or an array as a ``.npy`` file may hold.
+        size: Side of the result in pixels.
+
+    Raises:
+        BadImageError: as by ``read_image``.
+    """
+    if isinstance(picture, Path | str):
+        return read_image(Path(picture), size)
+    try:
+        if isinstance(picture, Image.Image):
+            return _from_picture(picture.copy(), size)
+        values = _channels_checked(np.asarray(picture))
+        if values.dtype == np.uint8:
+            plain = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+            return _from_picture(Image.fromarray(plain), size)
+        return _resized(_as_float(values), size)
+    except Exception as error:
+        raise BadImageError(
+            f"{type(picture).__name__} is no image ({error}); give a file, a PIL image, or an "
+            "array [h, w], [h, w, 1] or [h, w, 3]"
+        ) from error
 
 
 def check_image(path: Path) -> None:
@@ -163,18 +193,23 @@ def _read_picture(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
         image.draft(None, (2 * size, 2 * size))
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):
-            # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255. Mode I
-            # has 32 bits per pixel, in which 16-bit values arrive.
-            values = np.asarray(image)
-            if image.mode == "I":
-                if values.min() < 0 or values.max() > 65535:
-                    raise ValueError("32-bit values outside 0 to 65535")
-                values = values.astype(np.uint16)
-            return _resized(_as_float(values)[..., None], size)
-        rgb = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.array(rgb)
+        return _from_picture(image, size)
+
+
+def _from_picture(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """An opened image, which may be changed on the way, as RGB of the size."""
+    _check_pixels(image.width, image.height)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):
+        # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255. Mode I
+        # has 32 bits per pixel, in which 16-bit values arrive.
+        values = np.asarray(image)
+        if image.mode == "I":
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError("32-bit values outside 0 to 65535")
+            values = values.astype(np.uint16)
+        return _resized(_as_float(values)[..., None], size)
+    return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
@@ -182,6 +217,11 @@ def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
     if not image_size(path):
         raise ValueError("empty file")
     array = _npy_in(path.read()) if isinstance(path, Record) else _mapped(path)
+    return _as_float(np.asarray(_channels_checked(array)))
+
+
+def _channels_checked(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "h w c"]:
+    """The array with a channel axis, of one or three, if it has the shape of an image."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] == 2:
@@ -189,7 +229,7 @@ def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
     if array.shape[0] <= 4 < array.shape[2]:
         raise ValueError(f"shape {array.shape}, channels first; it must be [h, w, c]")
     _check_pixels(array.shape[1], array.shape[0])
-    return _as_float(np.asarray(array[..., :3]))
+    return array[..., :3]
 
 
 def _as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

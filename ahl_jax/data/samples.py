@@ -50,11 +50,13 @@ class Split:
         train_normals: Images of normal parts to train on.
         seen: The M labelled anomalies of the training set.
         test: The test normals, then the test anomalies class by class.
+        held_out: Training normals that training does not see; a threshold is set by them.
     """
 
     train_normals: tuple[ImageSource, ...]
     seen: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    held_out: tuple[ImageSource, ...] = ()
 
 
 def load_dataset(config: DataConfig) -> Dataset:

@@ -25,7 +25,8 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     other anomaly. Hard: M from ``config.seen_class``; the test has the anomalies of all other
     classes. Full: M from every class; the test has every other anomaly. ``config.limit`` then thins
     training normals, test normals and the test images of each class evenly; it does not change
-    which anomalies a seed draws.
+    which anomalies a seed draws. Of the training normals left, the share ``config.held_out``, at
+    least one, is held out; the same ones for every seed, so that seeds can share their features.
 
     Test images that are byte for byte in the training set too are left out with a warning (see
     ``shared_images`` for the cost).
@@ -47,11 +48,15 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     }
     for sample in unseen:
         by_class.setdefault(sample.anomaly_class, []).append(sample)
+    normals, held_out = _held_out(_thinned(dataset.train_normals, config.limit), config.held_out)
+    if not normals:
+        raise UserError(f"{where} has one training normal; add images, or give --held-out 0")
     split = _without_shared(
         Split(
-            train_normals=tuple(_thinned(dataset.train_normals, config.limit)),
+            train_normals=normals,
             seen=tuple(seen),
             test=tuple(s for group in by_class.values() for s in _thinned(group, config.limit)),
+            held_out=held_out,
         )
     )
     if not any(sample.anomaly_class is None for sample in split.test):
@@ -71,7 +76,7 @@ def shared_images(split: Split) -> list[tuple[ImageSource, ImageSource]]:
     must be hashed it is about 0.2 ms per small image. Files that cannot be read are passed over:
     whoever decodes them reports them.
     """
-    train = [*split.train_normals, *(sample.path for sample in split.seen)]
+    train = [*split.train_normals, *split.held_out, *(sample.path for sample in split.seen)]
     by_size: dict[int, list[ImageSource]] = defaultdict(list)
     for path in train:
         if (size := _size(path)) is not None:
@@ -144,6 +149,16 @@ def _thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
     if limit is None or len(items) <= limit:
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _held_out(normals: Sequence[T], share: float) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """The normals to train on, and those held out: at random, but always the same."""
+    count = max(1, round(share * len(normals))) if share else 0
+    drawn = set(np.random.default_rng(0).choice(len(normals), count, replace=False).tolist())
+    return (
+        tuple(normal for i, normal in enumerate(normals) if i not in drawn),
+        tuple(normal for i, normal in enumerate(normals) if i in drawn),
+    )
 
 
 def _without_shared(split: Split) -> Split:

@@ -202,6 +202,12 @@ class Functional:
         detector = self.merge(model)
         return detector.total_score(detector.head_scores(inputs, reference))
 
+    def location_maps(
+        self, model: Model, inputs: Inputs, reference: Inputs
+    ) -> tuple[Float[Array, "b h w"], ...]:
+        """Anomaly score of every location at inference, one map per scale."""
+        return self.merge(model).location_maps(inputs, reference)
+
     def label_score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
         """Scores at inference on the scale of the labels."""
         detector = self.merge(model)

@@ -219,7 +219,7 @@ def trunk_maps(
     """
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return _two_scales(trunk.apply, config.views, dtype, trunk.params, whole)
+    return two_scales(trunk.apply, config.views, dtype, trunk.params, whole)
 
 
 def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray, "batch ..."]:
@@ -228,13 +228,22 @@ def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray,
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _two_scales(
+def two_scales(
     apply: Callable[[PyTree, Array], Array],
     views: int,
     dtype: np.dtype,
     params: PyTree,
     images: UInt8[Array, "b size size 3"],
 ) -> tuple[Float[Array, "b h w c"], ...]:
+    """The maps of images at both scales, each the mean over ``views``.
+
+    Args:
+        apply: ``Trunk.apply``.
+        views: how many of ``VIEWS``.
+        dtype: of the trunk's products.
+        params: the trunk's parameters.
+        images: RGB.
+    """
     params = products_in(dtype, params)
 
     def maps(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:

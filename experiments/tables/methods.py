@@ -22,7 +22,7 @@ class Method:
     """A key of ``REFERENCES``, which is scored in place of a training."""
 
 
-_AHL_DENSITY = differing_settings(preset("paper", ""), preset("density", ""))
+_AHL_DENSITY = differing_settings(preset("paper", ""), preset("density", "", held_out=0.0))
 _DENSITY = {name: _AHL_DENSITY[name] for name in ("detector", "whiten", "views")}
 
 METHODS = {

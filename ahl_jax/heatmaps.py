@@ -1,0 +1,61 @@
+"""Heat maps as pictures: where in an image a detector sees what is not normal."""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+_STRONGEST = 0.6
+"""The share of the colour where the heat is greatest; the rest is the image."""
+
+
+def upsampled(heat: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
+    """A heat map at the size of an image, bilinear."""
+    plane = Image.fromarray(np.ascontiguousarray(heat, np.float32))
+    return np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def heat_scale(
+    locations: tuple[float, float] | None, heat: Float[np.ndarray, "*n h w"]
+) -> tuple[float, float]:
+    """The location scores that are drawn as no heat, and as the greatest.
+
+    Args:
+        locations: median and 99.9th percentile of normal images, if they are known: twice as far
+            from the median as that is drawn as the greatest heat, so normal images stay cold.
+        heat: the maps to draw, whose own range counts where those are not known.
+    """
+    if locations is None:
+        return float(heat.min()), float(heat.max())
+    low, high = locations
+    return low, low + 2 * (high - low)
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    heat: Float[np.ndarray, "h2 w2"],
+    scale: tuple[float, float],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with its heat map over it: the hotter, the more of the colour.
+
+    Args:
+        image: RGB.
+        heat: the score of each location, of any resolution.
+        scale: ``heat_scale``.
+    """
+    low, high = scale
+    level = (upsampled(heat, *image.shape[:2]) - low) / max(high - low, 1e-12)
+    level = np.clip(level, 0, 1)
+    colours = _colours()[np.rint(level * 255).astype(int)]
+    share = (_STRONGEST * level)[..., None]
+    return np.rint((1 - share) * image + share * colours).astype(np.uint8)
+
+
+@functools.cache
+def _colours() -> Float[np.ndarray, "256 3"]:
+    """From blue over yellow to red, 0 to 255."""
+    # Imported late: it takes a second.
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["turbo"](np.arange(256))[:, :3]) * 255

@@ -1,0 +1,163 @@
+"""A trained detector in use: images in, scores and heat maps out."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from ahl_jax.backbones import Trunk, trunk_from_params
+from ahl_jax.calibration import FPR, Calibration, check_fpr, read_calibration
+from ahl_jax.checkpoints import Checkpoints
+from ahl_jax.config import Config
+from ahl_jax.data.images import Picture, as_image
+from ahl_jax.detectors import make_inputs
+from ahl_jax.errors import UserError
+from ahl_jax.features.images import padded, trunk_dtype, two_scales
+from ahl_jax.inference import Outcome, Scorer, outcome, scorer_from_arrays
+from ahl_jax.workdir import Workdir
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained detector, from images to scores.
+
+    It may be called from several threads at once. A program is compiled for each power of two up to
+    the setting ``image_batch``, as calls with so many images come.
+    """
+
+    config: Config
+    trunk: Trunk
+    scorer: Scorer
+    metadata: dict[str, Any]
+    """Of the checkpoint: epochs, n_train_normal, n_seen, seconds."""
+
+    calibration: Calibration | None
+    """None where no normals were held out, or the training is not finished."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the detector's heads."""
+        return self.scorer.functional.kind.heads
+
+    def score(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
+        """Anomaly scores of n images, float32, higher for more anomalous.
+
+        Args:
+            images: paths, PIL images, or arrays as ``ahl_jax.data.images.as_image`` takes them; an
+                array of n images is a sequence of them.
+
+        Raises:
+            BadImageError: if one cannot be read.
+        """
+        return self.outcome(images).scores
+
+    def probability(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
+        """The share of normal images that score lower than each of n images.
+
+        Raises:
+            BadImageError: if one cannot be read.
+            UserError: if no normals were held out.
+        """
+        return self.calibrated().probability(self.score(images))
+
+    def predict(self, images: Sequence[Picture], *, fpr: float = FPR) -> np.ndarray:
+        """Whether each of n images is an anomaly, bool [n].
+
+        Args:
+            images: as for ``score``.
+            fpr: the rate of false positives among normal images that the threshold is set for.
+
+        Raises:
+            BadImageError: if one cannot be read.
+            UserError: if no normals were held out, or the rate is none.
+        """
+        check_fpr(fpr)
+        return self.score(images) > self.calibrated().threshold(fpr)
+
+    def outcome(self, images: Sequence[Picture]) -> Outcome:
+        """Scores, head scores and heat maps of n images.
+
+        Raises:
+            BadImageError: if one cannot be read.
+        """
+        size, batch = self.config.features.image_size, self.config.features.image_batch
+        parts = [
+            self.of_arrays(np.stack([as_image(one, size) for one in images[i : i + batch]]))
+            for i in range(0, len(images), batch)
+        ]
+        if not parts:
+            none = self.of_arrays(np.zeros((1, size, size, 3), np.uint8))
+            return Outcome(*(x[:0] for x in none))
+        return Outcome(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def of_arrays(self, images: UInt8[np.ndarray, "b size size 3"]) -> Outcome:
+        """``outcome`` of 1 to ``image_batch`` RGB images of the side ``image_size``, as arrays."""
+        bucket = 1 << (len(images) - 1).bit_length()
+        found = self._program(self.arrays, padded(images, bucket))
+        return Outcome(*(np.asarray(x)[: len(images)] for x in found))
+
+    def calibrated(self) -> Calibration:
+        """The calibration.
+
+        Raises:
+            UserError: if there is none, saying why.
+        """
+        if self.calibration is not None:
+            return self.calibration
+        if self.config.data.held_out:
+            raise UserError("this run has no threshold, as its training is not finished; give the "
+                            "training's command again")  # fmt: skip
+        raise UserError(
+            "this run has no threshold, as it held no normals out; train with --held-out 0.1"
+        )
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, Any]:
+        """All that ``apply`` computes with, beside the images."""
+        scorer = self.scorer
+        parts = {"model": scorer.model, "reference": scorer.reference}
+        return jax.device_put(parts | {"trunk": self.trunk.params, "whitening": scorer.whitening})
+
+    def apply(
+        self, arrays: dict[str, Any], images: UInt8[Array, "b size size 3"]
+    ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
+        """The fields of ``Outcome``; pure, so it can be jitted, sharded and exported.
+
+        Args:
+            arrays: ``self.arrays``.
+            images: RGB, of the side ``image_size``.
+        """
+        features = self.config.features
+        dtype = trunk_dtype(features.precision, jax.default_backend())
+        maps = two_scales(self.trunk.apply, features.views, dtype, arrays["trunk"], images)
+        reference = arrays["reference"]
+        inputs = make_inputs(maps, reference.patches.dtype, arrays["whitening"])
+        return outcome(self.scorer.functional, arrays["model"], reference, inputs)
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        return jax.jit(self.apply)
+
+
+def load(workdir: Path | str) -> Predictor:
+    """The detector in a run's folder, as its newest checkpoint has it.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+
+    Raises:
+        UserError: if the folder holds no checkpoint, or a damaged one.
+    """
+    run = Workdir(Path(workdir))
+    run.config()  # Says what is wrong with a folder that holds no run.
+    with Checkpoints(run.path, read_only=True) as checkpoints:
+        trunk = trunk_from_params(*checkpoints.load_trunk())
+        arrays, metadata = checkpoints.restore_inference()
+        calibration = read_calibration(checkpoints.folder)
+    config = Config.from_dict(metadata["config"])
+    return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)
