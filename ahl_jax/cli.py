@@ -1,4 +1,4 @@
-"""The command line: `ahl train`, `ahl ablate`, `ahl evaluate` and `ahl data`."""
+"""The command line: `ahl train`, `ahl ablate`, `ahl evaluate`, `ahl predict`, `ahl data`."""
 
 import json
 import shlex
@@ -17,6 +17,8 @@ from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.metrics import mean_std
+from ahl_jax.predict import Predict
+from ahl_jax.predict import run as predict
 from ahl_jax.presets import PRESETS
 from ahl_jax.processes import initialize, is_primary
 from ahl_jax.runtime import keep_compiled_programs, run_command
@@ -127,6 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(chosen, data_commands.Data):
             data_commands.run(chosen)
             return
+        if isinstance(chosen, Predict):
+            keep_compiled_programs()
+            predict(chosen)
+            return
         keep_compiled_programs(chosen.cache_dir)
         if isinstance(chosen, Ablate):
             _ablate(chosen, shlex.join(["ahl", *words]))
@@ -138,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(command)
 
 
-def _parse(arguments: list[str]) -> Train | Evaluate | data_commands.Data:
+def _parse(arguments: list[str]) -> Train | Evaluate | Predict | data_commands.Data:
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)
@@ -146,6 +152,7 @@ def _parse(arguments: list[str]) -> Train | Evaluate | data_commands.Data:
         Annotated[Train, tyro.conf.subcommand("train", default=start)]
         | Annotated[Ablate, tyro.conf.subcommand("ablate", default=vary)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
     )
     marks = (

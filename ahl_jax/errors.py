@@ -1,8 +1,12 @@
-"""The errors that a user can mend; the command line prints one sentence and exits with 2."""
+"""The errors that a user can mend; the command line prints one sentence."""
 
 
 class UserError(Exception):
     """Something the user gave is wrong; the message says what, where and what to do about it."""
+
+
+class IncompleteError(Exception):
+    """Everything is done that could be; the message says what could not. The exit code is 3."""
 
 
 class BadImageError(UserError):

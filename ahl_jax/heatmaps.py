@@ -6,8 +6,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-_STRONGEST = 0.6
+_STRONGEST = 0.75
 """The share of the colour where the heat is greatest; the rest is the image."""
+
+_HALF = 4
+"""How many times as hot as the hottest of normal images is drawn as half of the greatest heat."""
 
 
 def upsampled(heat: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
@@ -19,17 +22,16 @@ def upsampled(heat: Float[np.ndarray, "h w"], height: int, width: int) -> Float[
 def heat_scale(
     locations: tuple[float, float] | None, heat: Float[np.ndarray, "*n h w"]
 ) -> tuple[float, float]:
-    """The location scores that are drawn as no heat, and as the greatest.
+    """The location scores of an ordinary and of the hottest location of normal images.
 
     Args:
-        locations: median and 99.9th percentile of normal images, if they are known: twice as far
-            from the median as that is drawn as the greatest heat, so normal images stay cold.
-        heat: the maps to draw, whose own range counts where those are not known.
+        locations: median and 99.9th percentile of normal images, if they are known.
+        heat: the maps to draw, by whose own range they are guessed otherwise.
     """
-    if locations is None:
-        return float(heat.min()), float(heat.max())
-    low, high = locations
-    return low, low + 2 * (high - low)
+    if locations is not None:
+        return locations
+    low, high = float(heat.min()), float(heat.max())
+    return low, low + (high - low) / 8
 
 
 def overlay(
@@ -39,14 +41,17 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image with its heat map over it: the hotter, the more of the colour.
 
+    Normal images stay cold. What is hotter is drawn on a scale that has no end, so that the
+    hottest part of a defect can be told.
+
     Args:
         image: RGB.
         heat: the score of each location, of any resolution.
         scale: ``heat_scale``.
     """
     low, high = scale
-    level = (upsampled(heat, *image.shape[:2]) - low) / max(high - low, 1e-12)
-    level = np.clip(level, 0, 1)
+    times = np.maximum(upsampled(heat, *image.shape[:2]) - low, 0) / max(high - low, 1e-12)
+    level = times / (times + _HALF)
     colours = _colours()[np.rint(level * 255).astype(int)]
     share = (_STRONGEST * level)[..., None]
     return np.rint((1 - share) * image + share * colours).astype(np.uint8)

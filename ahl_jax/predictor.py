@@ -95,9 +95,17 @@ class Predictor:
             return Outcome(*(x[:0] for x in none))
         return Outcome(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
-    def of_arrays(self, images: UInt8[np.ndarray, "b size size 3"]) -> Outcome:
-        """``outcome`` of 1 to ``image_batch`` RGB images of the side ``image_size``, as arrays."""
-        bucket = 1 << (len(images) - 1).bit_length()
+    def of_arrays(
+        self, images: UInt8[np.ndarray, "b size size 3"], *, bucket: int | None = None
+    ) -> Outcome:
+        """``outcome`` of 1 to ``image_batch`` RGB images of the side ``image_size``, as arrays.
+
+        Args:
+            images: the images.
+            bucket: how many the program is compiled for, by default the next power of two. Results
+                of different programs may differ in the last bits.
+        """
+        bucket = bucket or 1 << (len(images) - 1).bit_length()
         found = self._program(self.arrays, padded(images, bucket))
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import jax
 
-from ahl_jax.errors import UserError
+from ahl_jax.errors import IncompleteError, UserError
 from ahl_jax.features import default_folder
 
 log = logging.getLogger("ahl_jax")
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command; then exit with 2 for bad input, 130 for Ctrl-C and 143 for SIGTERM.
+    """Run a command; say what goes wrong in one sentence, and exit with a code that tells.
+
+    2 for bad input, 3 for input that is bad in part, 130 for Ctrl-C, 141 for a closed pipe, 143 for
+    SIGTERM.
 
     Progress and warnings of the package go to stderr.
     """
@@ -29,10 +32,17 @@ def run_command(command: Callable[[], None]) -> None:
     except UserError as error:
         print(f"ahl: {error}", file=sys.stderr)
         sys.exit(2)
+    except IncompleteError as error:
+        print(f"ahl: {error}", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         print("\nahl: stopped; the same command goes on from where it was", file=sys.stderr)
         sys.exit(128 + number)
+    except BrokenPipeError:
+        # Who read our output has enough of it; Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -243,7 +243,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(images, store, capsy
     extract(images, TRUNK, CONFIG, store)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "4 to compute (5 more are in the cache)" in err
+    assert "4 to compute (5 more are there already)" in err
     assert "4 of 4" in err
     extract(images, TRUNK, CONFIG, store)
     assert capsys.readouterr().err == ""

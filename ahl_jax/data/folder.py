@@ -30,9 +30,7 @@ def load(config: DataConfig) -> Dataset:
     try:
         return _load(Path(config.data), config.category)
     except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be listed ({error.strerror}); check its permissions"
-        ) from error
+        raise _unlistable(error) from error
 
 
 def categories(root: Path) -> list[str]:
@@ -40,6 +38,18 @@ def categories(root: Path) -> list[str]:
     if (root / "train" / "good").is_dir():
         return []
     return [_nfc(folder.name) for folder in _categories(root)]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images in a folder and the folders in it, sorted; links out of it are left out.
+
+    Raises:
+        UserError: if it may not be listed.
+    """
+    try:
+        return list(_images(folder, folder, []))
+    except OSError as error:
+        raise _unlistable(error) from error
 
 
 def _categories(root: Path) -> list[Path]:
@@ -130,6 +140,10 @@ def _raise(error: OSError) -> None:
     # Without it os.walk passes over a folder that it may not list.
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def _unlistable(error: OSError) -> UserError:
+    return UserError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions")
 
 
 def _inside(path: Path, root: Path) -> bool:

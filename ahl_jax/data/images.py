@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ahl_jax.data.arrays import Fit, as_float, channels_checked, check_pixels, resized
 from ahl_jax.data.records import ImageSource, Record
 from ahl_jax.errors import BadImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
 """The extensions of images, in lower case."""
-
-MAX_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded: 300 MB of memory each, or an attack."""
 
 Picture = Path | str | Image.Image | np.ndarray
 """An image: a file, or what has been read from one."""
@@ -49,14 +47,25 @@ def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]
         BadImageError: if the file is missing, damaged or empty, is not an image, has more than
             ``MAX_PIXELS`` pixels, or its values are not as above.
     """
-    try:
-        if Path(path.name).suffix.lower() == ".npy":
-            return _resized(_read_npy(path), size)
-        return _read_picture(path, size)
-    except BadImageError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise _bad(path, error) from error
+    return _read(path, lambda width, height: (size, size))
+
+
+def read_display(path: ImageSource, longest: int = 512) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image as ``read_image`` does, but as it is to be looked at.
+
+    Args:
+        path: as for ``read_image``.
+        longest: pixels that the longer side has at most; the aspect ratio is kept.
+
+    Raises:
+        BadImageError: as by ``read_image``.
+    """
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        share = min(1, longest / max(width, height))
+        return max(1, round(width * share)), max(1, round(height * share))
+
+    return _read(path, fit)
 
 
 def as_image(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -71,14 +80,18 @@ def as_image(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """
     if isinstance(picture, Path | str):
         return read_image(Path(picture), size)
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        return size, size
+
     try:
         if isinstance(picture, Image.Image):
-            return _from_picture(picture.copy(), size)
-        values = _channels_checked(np.asarray(picture))
+            return _from_picture(picture.copy(), fit)
+        values = channels_checked(np.asarray(picture))
         if values.dtype == np.uint8:
             plain = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
-            return _from_picture(Image.fromarray(plain), size)
-        return _resized(_as_float(values), size)
+            return _from_picture(Image.fromarray(plain), fit)
+        return resized(as_float(values), fit)
     except Exception as error:
         raise BadImageError(
             f"{type(picture).__name__} is no image ({error}); give a file, a PIL image, or an "
@@ -174,6 +187,17 @@ def iter_batches(
         yield np.asarray(indices), np.stack(images)
 
 
+def _read(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        if Path(path.name).suffix.lower() == ".npy":
+            return resized(_read_npy(path), fit)
+        return _read_picture(path, fit)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise _bad(path, error) from error
+
+
 def _bad(path: ImageSource, error: Exception) -> BadImageError:
     reason = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
@@ -186,19 +210,20 @@ def _bad(path: ImageSource, error: Exception) -> BadImageError:
     )
 
 
-def _read_picture(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
     source = io.BytesIO(path.read()) if isinstance(path, Record) else path
     with Image.open(source, formats=_FORMATS) as image:
-        _check_pixels(image.width, image.height)
+        check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
-        image.draft(None, (2 * size, 2 * size))
-        return _from_picture(image, size)
+        width, height = fit(image.width, image.height)
+        image.draft(None, (2 * width, 2 * height))
+        return _from_picture(image, fit)
 
 
-def _from_picture(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """An opened image, which may be changed on the way, as RGB of the size."""
-    _check_pixels(image.width, image.height)
+def _from_picture(image: Image.Image, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
+    """An opened image, which may be changed on the way, as RGB."""
+    check_pixels(image.width, image.height)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
         # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255. Mode I
@@ -208,8 +233,9 @@ def _from_picture(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size
             if values.min() < 0 or values.max() > 65535:
                 raise ValueError("32-bit values outside 0 to 65535")
             values = values.astype(np.uint16)
-        return _resized(_as_float(values)[..., None], size)
-    return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        return resized(as_float(values)[..., None], fit)
+    wanted = fit(image.width, image.height)
+    return np.array(image.convert("RGB").resize(wanted, Image.Resampling.BILINEAR))
 
 
 def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
@@ -217,39 +243,7 @@ def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
     if not image_size(path):
         raise ValueError("empty file")
     array = _npy_in(path.read()) if isinstance(path, Record) else _mapped(path)
-    return _as_float(np.asarray(_channels_checked(array)))
-
-
-def _channels_checked(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "h w c"]:
-    """The array with a channel axis, of one or three, if it has the shape of an image."""
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] == 2:
-        raise ValueError(f"shape {array.shape}; it must be [h, w], [h, w, 1] or [h, w, 3 or more]")
-    if array.shape[0] <= 4 < array.shape[2]:
-        raise ValueError(f"shape {array.shape}, channels first; it must be [h, w, c]")
-    _check_pixels(array.shape[1], array.shape[0])
-    return array[..., :3]
-
-
-def _as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Values as 0 to 255 in float32, by the rule that ``read_image`` states."""
-    if values.dtype == np.uint8:
-        return values.astype(np.float32)
-    if values.dtype == np.bool_:
-        return values.astype(np.float32) * 255
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return values.astype(np.float32) / 257
-    if values.dtype.kind != "f":
-        raise ValueError(f"values of type {values.dtype}; use uint8, uint16 or floating point")
-    if not np.isfinite(values).all():
-        raise ValueError("values that are not finite")
-    if values.min() < 0 or values.max() > 255:
-        raise ValueError(
-            f"values from {values.min():g} to {values.max():g}; floating point must be within "
-            "0 to 1 or 0 to 255"
-        )
-    return values.astype(np.float32) * (255 if values.max() <= 1 else 1)
+    return as_float(np.asarray(channels_checked(array)))
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -269,21 +263,3 @@ def _npy_in(content: bytes) -> np.ndarray:
         raise ValueError("it holds Python objects")
     order: Literal["F", "C"] = "F" if fortran else "C"
     return np.ndarray(shape, dtype, content, file.tell(), order=order)
-
-
-def _resized(values: Float[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Values from 0 to 255, one or three channels, resized as Pillow resizes 8-bit images."""
-    planes = [
-        Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(
-            (size, size), Image.Resampling.BILINEAR
-        )
-        for channel in range(values.shape[2])
-    ]
-    stacked = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    rounded = np.clip(np.rint(stacked), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(rounded, (size, size, 3)))
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} can be read")

@@ -93,7 +93,9 @@ def extract(
         for indices, images in batches:
             yield [missing[i] for i in indices], trunk_maps(trunk, images, config, dtype)
 
-    maps, found = cached(distinct, trunk, config, store, compute, label if progress else None)
+    maps, found = cached(
+        distinct, trunk, config, store, compute, f"features of {label}" if progress else None
+    )
     rows = {key: row for row, key in enumerate(found)}
     kept = [i for i, key in enumerate(keys) if key in rows]
     order = [rows[key] for key in keys if key in rows]

@@ -26,10 +26,10 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._bar: tqdm | None = None
         if label is not None and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=f"features of {label}", unit="image", leave=False)
+            self._bar = tqdm(total=total, desc=label, unit="image", leave=False)
         elif label is not None:
-            known = f" ({cached} more are in the cache)" if cached else ""
-            print(f"features of {label}: {total} to compute{known}", file=sys.stderr)
+            known = f" ({cached} more are there already)" if cached else ""
+            print(f"{label}: {total} to compute{known}", file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +57,6 @@ class Progress:
         self._shown = time.monotonic()
         rate = self._done / max(self._shown - self._start, 1e-9)
         print(
-            f"features of {self._label}: {self._done} of {self._total}, {rate:.1f} per second",
+            f"{self._label}: {self._done} of {self._total}, {rate:.1f} per second",
             file=sys.stderr,
         )

@@ -1,0 +1,77 @@
+"""Arrays as images: which shapes and values they may have, and resizing them."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded: 300 MB of memory each, or an attack."""
+
+Fit = Callable[[int, int], tuple[int, int]]
+"""Width and height of an image to those of the result."""
+
+
+def channels_checked(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "h w c"]:
+    """The array with a channel axis, of one or three, if it has the shape of an image.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] == 2:
+        raise ValueError(f"shape {array.shape}; it must be [h, w], [h, w, 1] or [h, w, 3 or more]")
+    if array.shape[0] <= 4 < array.shape[2]:
+        raise ValueError(f"shape {array.shape}, channels first; it must be [h, w, c]")
+    check_pixels(array.shape[1], array.shape[0])
+    return array[..., :3]
+
+
+def as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Values as 0 to 255 in float32, by the rule that ``ahl_jax.data.images.read_image`` states.
+
+    Raises:
+        ValueError: for other values.
+    """
+    if values.dtype == np.uint8:
+        return values.astype(np.float32)
+    if values.dtype == np.bool_:
+        return values.astype(np.float32) * 255
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return values.astype(np.float32) / 257
+    if values.dtype.kind != "f":
+        raise ValueError(f"values of type {values.dtype}; use uint8, uint16 or floating point")
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite")
+    if values.min() < 0 or values.max() > 255:
+        raise ValueError(
+            f"values from {values.min():g} to {values.max():g}; floating point must be within "
+            "0 to 1 or 0 to 255"
+        )
+    return values.astype(np.float32) * (255 if values.max() <= 1 else 1)
+
+
+def resized(values: Float[np.ndarray, "h w c"], fit: Fit) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Values from 0 to 255, one or three channels, resized as Pillow resizes 8-bit images."""
+    wanted = fit(values.shape[1], values.shape[0])
+    planes = [
+        Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(
+            wanted, Image.Resampling.BILINEAR
+        )
+        for channel in range(values.shape[2])
+    ]
+    stacked = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    rounded = np.clip(np.rint(stacked), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rounded, (*rounded.shape[:2], 3)))
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse an image that is empty or too large.
+
+    Raises:
+        ValueError: saying how large it is.
+    """
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} can be read")
