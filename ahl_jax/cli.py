@@ -248,6 +248,11 @@ def _evaluate(command: Evaluate) -> None:
             f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
             f"({values['n']} anomalies)"
         )
+    if pixel := metrics.get("pixel"):
+        print(
+            f"Pixels of the {pixel['images']} test images that have masks or are normal: AUROC "
+            f"{pixel['auroc']:.4f}, AUPRO {pixel['aupro']:.4f}."
+        )
     if at := metrics.get("at_threshold"):
         print(
             f"At the threshold {at['threshold']:.4g}, set by {at['held_out']} held-out normals for "

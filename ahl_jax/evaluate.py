@@ -2,14 +2,20 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ahl_jax.calibration import FPR, calibration_of, check_fpr
 from ahl_jax.config import Config
+from ahl_jax.data.masks import read_mask
+from ahl_jax.data.samples import Sample
 from ahl_jax.features import Store
 from ahl_jax.gather import held_out_features, load_split, split_digest, test_features
 from ahl_jax.metrics import image_metrics
+from ahl_jax.pixel_metrics import pixel_metrics
 from ahl_jax.predictor import load
 from ahl_jax.workdir import Workdir
 
@@ -36,7 +42,8 @@ def evaluate(
     Returns:
         What ``metrics.json`` holds: auc_roc, auc_pr, per_class, n_train_normal, n_seen, n_test,
         setting, seed, epochs, and the seconds that the epochs took; where normals were held out,
-        at_threshold, see ``ahl_jax.calibration.Calibration.rates``.
+        at_threshold, see ``ahl_jax.calibration.Calibration.rates``; and where the data has masks of
+        anomalous pixels, pixel, see ``ahl_jax.pixel_metrics``.
 
     Raises:
         UserError: if the folder holds no checkpoint, or the data cannot be read.
@@ -52,22 +59,35 @@ def evaluate(
             workdir,
         )
     test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    scores = predictor.scorer.score(test.maps)
+    masks = _masks(config, test.samples)
+    pixels: dict[str, Any] = {}
+    if masks:
+        found = predictor.scorer.outcome(test.maps)
+        scores = found.scores
+        pixels["pixel"] = pixel_metrics(found.heat[list(masks)], masks.values()) | {
+            "images": len(masks)
+        }
+    else:
+        scores = predictor.scorer.score(test.maps)
     classes = [sample.anomaly_class for sample in test.samples]
     metrics = image_metrics(scores, classes)
     if predictor.calibration:
         normal = [name is None for name in classes]
         metrics["at_threshold"] = predictor.calibration.rates(scores, normal, fpr)
     metadata = predictor.metadata
-    return metrics | {
-        "n_train_normal": metadata["n_train_normal"],
-        "n_seen": metadata["n_seen"],
-        "n_test": len(test.samples),
-        "setting": config.data.setting,
-        "seed": config.seed,
-        "epochs": metadata["epochs"],
-        "seconds": metadata["seconds"],
-    }
+    return (
+        metrics
+        | pixels
+        | {
+            "n_train_normal": metadata["n_train_normal"],
+            "n_seen": metadata["n_seen"],
+            "n_test": len(test.samples),
+            "setting": config.data.setting,
+            "seed": config.seed,
+            "epochs": metadata["epochs"],
+            "seconds": metadata["seconds"],
+        }
+    )
 
 
 def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = True) -> None:
@@ -90,6 +110,21 @@ def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = 
     )
     found = predictor.scorer.outcome(maps)
     Workdir(workdir).write_calibration(calibration_of(found.scores, found.heat))
+
+
+def _masks(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
+    """The anomalous pixels of all normals and of the anomalies that have a mask, by position.
+
+    Empty where no anomaly has one.
+    """
+    size, root = config.features.image_size, Path(config.data.data)
+    none = np.zeros((size, size), bool)
+    found = {
+        i: none if sample.anomaly_class is None else read_mask(sample.path, root, size)
+        for i, sample in enumerate(samples)
+    }
+    masks = {i: mask for i, mask in found.items() if mask is not None}
+    return masks if any(mask is not none for mask in masks.values()) else {}
 
 
 def _moved(config: Config, data: str | None) -> Config:

@@ -43,8 +43,20 @@ class Record:
         Raises:
             BadImageError: if the prepared data set is damaged or gone.
         """
+        return self._field("image")
+
+    def ground_truth(self) -> bytes:
+        """The encoded mask of its anomalous pixels; empty where it has none.
+
+        Raises:
+            BadImageError: as ``read`` does.
+        """
+        return self._field("ground_truth")
+
+    def _field(self, name: str) -> bytes:
         try:
-            return bytes(_source(self.folder, self.split)[self.index]["image"])
+            field = _source(self.folder, self.split)[self.index][name]
+            return field.encode() if isinstance(field, str) else bytes(field)
         except Exception as error:  # the readers raise nearly anything on damaged files
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BadImageError(
