@@ -6,13 +6,14 @@ WORKDIR ?= runs/elpv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test lint docs lock clean
 
 help:
 	@echo "make setup   create $(VENV) and install the pinned requirements and ahl_jax"
 	@echo "make demo    train and evaluate on the ELPV solar cells, in $(WORKDIR)"
 	@echo "make test    lint, type checks and tests"
 	@echo "make lint    lint and type checks only"
+	@echo "make docs    the documentation, in docs/_build/html"
 	@echo "make lock    renew requirements.txt from setup.cfg"
 	@echo "make clean   remove $(VENV), caches and build output; runs stay"
 
@@ -42,10 +43,13 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+
 lock:
 	uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	    --upgrade --quiet --custom-compile-command "make lock" \
 	    --extra dev --output-file requirements.txt setup.cfg
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

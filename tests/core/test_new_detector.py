@@ -1,5 +1,8 @@
 """A detector of one's own: one class with the protocol, one line in the registry."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,27 +11,20 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.detectors.protocol import DeviationDetector, Head
+from ahl_jax.detectors.protocol import Head
 from tests.core.setting import make_config, make_setting
 
 
-class Pooled(DeviationDetector):
-    """A linear function of the globally averaged features."""
+def _documented():
+    """The class that docs/extending.md shows."""
+    page = Path(__file__).parents[2] / "docs/extending.md"
+    code = re.search(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.M)
+    names = {}
+    exec(compile(code[1], page, "exec"), names)
+    return names["Pooled"]
 
-    table = (Head("pooled", targets=(0, 1, 1)),)
 
-    def __init__(self, channels, config, *, rngs):
-        self.score = nnx.Linear(channels, 1, rngs=rngs)
-        self.margin = config.margin
-
-    def head_scores(self, inputs, reference, weights=None):
-        del reference, weights
-        return self.score(inputs.pooled).mean(1)
-
-    def location_maps(self, inputs, reference):
-        del reference
-        scores = inputs.at_locations(lambda x: self.score(x)[..., 0])
-        return tuple(grid.to_map(x) for grid, x in zip(inputs.grids, scores, strict=True))
+Pooled = _documented()
 
 
 @pytest.mark.parametrize("method", ["ahl", "base"])

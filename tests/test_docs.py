@@ -1,0 +1,54 @@
+"""The documentation: it builds, its links lead somewhere, and its notebook runs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", _prose(page))
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="Sphinx is not installed")
+    # A copy, because the build writes the configuration reference.
+    docs = shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_*ld"))
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", docs, tmp_path / "html"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = (docs / "configuration.md").read_text(encoding="utf-8")
+    kept = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert made == kept, "docs/configuration.md is not up to date; run make docs"
+    page = (tmp_path / "html/configuration.html").read_text(encoding="utf-8")
+    assert "held_out" in page
+
+
+def test_the_notebook_runs(feature_cache: Path) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    notebook = nbformat.read(ROOT / "docs/quickstart.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=250, kernel_name="python3").execute()
+    said = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
+    assert re.search(r"AUC-ROC 0\.\d+ on \d+ test images", said)
