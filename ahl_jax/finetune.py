@@ -125,7 +125,9 @@ def _config(
 ) -> Config:
     """The settings of a fine-tuned run; the same when they are made from themselves."""
     made = start.pseudo.pseudo_per_generator or PseudoConfig.pseudo_per_generator
-    method = "ensemble" if start.learning.method == "ensemble" else "base"
+    learning = dataclasses.replace(start.learning, epochs=epochs)
+    if learning.method != "ensemble":
+        learning = dataclasses.replace(learning, method="base")
     return dataclasses.replace(
         start,
         data=data,
@@ -133,5 +135,5 @@ def _config(
         source=digest,
         stage_one=dataclasses.replace(start.stage_one, stage_one=False),
         pseudo=dataclasses.replace(start.pseudo, pseudo_per_generator=made if data.shots else 0),
-        learning=dataclasses.replace(start.learning, method=method, epochs=epochs),
+        learning=learning,
     )
