@@ -33,6 +33,10 @@ class Target(DataConfig):
     data: str
     """The target: a data set of `ahl data list`, a folder, or a CSV file of images."""
 
+    held_out: float = 0.1
+    """The share of the target's training normals that is kept out of training; a threshold on the
+    score is set by them."""
+
 
 @dataclass(frozen=True)
 class Finetune:

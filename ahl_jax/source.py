@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahl_jax.backbones import Trunk, trunk_from_params
-from ahl_jax.checkpoints import Checkpoints
+import jax
+import numpy as np
+
+from ahl_jax.backbones import Trunk
 from ahl_jax.config import Config
 from ahl_jax.detectors import Model
 from ahl_jax.errors import UserError
 from ahl_jax.host_arrays import digest
-from ahl_jax.inference import scorer_from_arrays
-from ahl_jax.workdir import Workdir
+from ahl_jax.predictor import load
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,13 @@ def load_source(run: Path) -> Source:
     Raises:
         UserError: if it holds no run, or one that is not finished or is damaged.
     """
-    Workdir(run).config()  # Says what is wrong with a folder that holds no run.
-    with Checkpoints(run, read_only=True) as checkpoints:
-        name, params = checkpoints.load_trunk()
-        arrays, metadata = checkpoints.restore_inference()
-    config = Config.from_dict(metadata["config"])
-    done, epochs = metadata["epochs"], config.learning.planned_epochs
+    found = load(run)
+    done, epochs = found.metadata["epochs"], found.config.learning.planned_epochs
     if done < epochs:
         raise UserError(
             f"the run in {run} is not finished (epoch {done} of {epochs}); finish it first, by the "
             "command that started it"
         )
-    return Source(
-        config,
-        trunk_from_params(name, params),
-        scorer_from_arrays(config, arrays).model,
-        digest({"trunk": params, "model": arrays["model"]}),
-    )
+    model = found.scorer.model
+    arrays = jax.tree.map(np.asarray, {"trunk": found.trunk.params, "model": model})
+    return Source(found.config, found.trunk, model, digest(arrays))

@@ -24,7 +24,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def target(textures: Path) -> DataConfig:
-    return DataConfig(str(textures), "grid", shots=0)
+    return DataConfig(str(textures), "grid", shots=0, held_out=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,14 @@ def test_a_fine_tuned_run_is_a_run_like_any_other(
     tuned: FinishedRun, finished: FinishedRun
 ) -> None:
     metrics = tuned.metrics
-    assert (metrics["n_train_normal"], metrics["n_seen"]) == (20, 0)
+    assert (metrics["n_train_normal"], metrics["n_seen"]) == (18, 0)
     # The test has all of the target's anomalies.
     assert {name: values["n"] for name, values in metrics["per_class"].items()} == {
         "scratch": 7, "spot": 7
     }  # fmt: skip
     assert metrics["epochs"] == EPOCHS
     assert evaluate(tuned.workdir, progress=False) == metrics == Workdir(tuned.workdir).metrics()
+    assert metrics["at_threshold"]["held_out"] == 2
     losses = [float(row["support_normality"]) for row in history(tuned.workdir)]
     assert len(losses) == EPOCHS
     assert losses == sorted(losses, reverse=True)
@@ -84,7 +85,7 @@ def test_it_starts_from_the_runs_own_trunk_and_detector(
         finetune(run, target, tmp_path / "grid", progress=False)
     (problem,) = begun
     assert_trees_equal(problem.model._asdict(), saved(run)[1])
-    assert [int(pool.size) for pool in problem.data.everything] == [20, 0, 0]
+    assert [int(pool.size) for pool in problem.data.everything] == [18, 0, 0]
     with Checkpoints(tmp_path / "grid", read_only=True) as checkpoints:
         assert_trees_equal(checkpoints.load_trunk()[1], trained)
 
@@ -173,7 +174,7 @@ def test_the_command_says_what_it_reached(
     main(["finetune", str(finished.workdir), "--data", target.data, "--category", "grid",
           "--workdir", str(tuned.workdir), "--normals-only", "--epochs", str(EPOCHS)])  # fmt: skip
     out = capsys.readouterr().out
-    assert out.startswith("DRA, trained on 20 normals and 0 labelled anomalies for 3 epochs")
+    assert out.startswith("DRA, trained on 18 normals and 0 labelled anomalies for 3 epochs")
     assert f"{tuned.metrics['auc_roc']:.4f}" in out
 
 
