@@ -48,7 +48,7 @@ def test_every_pair_is_fine_tuned_and_a_stopped_sweep_goes_on(
     for seed, score in own.items():
         # The runs of table 1.
         metrics = Workdir(
-            runs / f"textures%2Fgrid/general-4-shots/detector-devnet_method-base/seed-{seed}"
+            runs / f"textures%2Fgrid/general-4-shots/detector-devnet-method-base/seed-{seed}"
         ).metrics()
         assert metrics is not None
         assert metrics["auc_roc"] == score
