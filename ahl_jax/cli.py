@@ -16,7 +16,8 @@ from ahl_jax.data import commands as data_commands
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
-from ahl_jax.finetune import Finetune, finetune
+from ahl_jax.finetune import Finetune
+from ahl_jax.finetune import run as finetune
 from ahl_jax.metrics import mean_std
 from ahl_jax.predict import Predict
 from ahl_jax.predict import run as predict
@@ -240,15 +241,7 @@ def _train(command: Train) -> None:
 
 
 def _finetune(command: Finetune) -> None:
-    metrics = finetune(
-        command.run,
-        command.data(),
-        command.workdir,
-        epochs=command.epochs,
-        seed=command.seed,
-        overwrite=command.overwrite,
-        cache_dir=command.cache_dir,
-    )
+    metrics = finetune(command)
     print(_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
 
 

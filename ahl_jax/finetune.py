@@ -69,10 +69,19 @@ class Finetune:
     cache_dir: Path | None = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
-    def data(self) -> DataConfig:
-        """The target's settings."""
-        data = DataConfig(**vars(self.target))
-        return dataclasses.replace(data, shots=0) if self.normals_only else data
+
+def run(command: Finetune) -> dict[str, Any]:
+    """What the command asks for; see ``finetune``."""
+    data = DataConfig(**vars(command.target))
+    return finetune(
+        command.run,
+        dataclasses.replace(data, shots=0) if command.normals_only else data,
+        command.workdir,
+        epochs=command.epochs,
+        seed=command.seed,
+        overwrite=command.overwrite,
+        cache_dir=command.cache_dir,
+    )
 
 
 def finetune(
