@@ -17,6 +17,7 @@ from ahl_jax.config import (
 )
 from ahl_jax.errors import BadImageError, UserError
 from ahl_jax.evaluate import evaluate
+from ahl_jax.finetune import finetune
 from ahl_jax.predictor import Predictor, load
 from ahl_jax.presets import preset
 from ahl_jax.train import train, train_seeds
@@ -34,6 +35,7 @@ __all__ = [
     "SubsetConfig",
     "UserError",
     "evaluate",
+    "finetune",
     "load",
     "preset",
     "train",

@@ -1,5 +1,7 @@
 """Balanced batches as index arrays: a third normals, a third anomalies, a third pseudo-anomalies.
 
+Where there are only some of these kinds, a batch is in equal parts of what there is.
+
 A pool with fewer images than its third gives each of them once, weighted by how often a balanced
 batch would repeat it. So a repeated image is computed once, and batches have one static shape.
 """
@@ -64,21 +66,27 @@ def pad_pools(members: Sequence[Sequence[int] | np.ndarray], width: int | None =
             it should not depend on chance.
 
     Raises:
-        ValueError: if a pool is empty, or larger than ``width``.
+        ValueError: if a pool is empty and others are not, or one is larger than ``width``.
     """
     sizes = [len(m) for m in members]
     width = max(sizes) if width is None else width
-    if min(sizes) == 0:
+    if min(sizes) == 0 < max(sizes):
         raise ValueError(f"pool {sizes.index(0)} is empty")
     if max(sizes) > width:
         raise ValueError(f"a pool of {max(sizes)} does not fit into a width of {width}")
-    index = np.array([[*m, *[m[0]] * (width - len(m))] for m in members], np.int32)
+    width = width if max(sizes) else 0
+    index = np.array([[*m, *[*m[:1]] * (width - len(m))] for m in members], np.int32)
     return Pool(jnp.asarray(index), jnp.asarray(np.array(sizes, np.int32)))
 
 
-def thirds(batch: int) -> tuple[int, int, int]:
-    """Normals, anomalies and pseudo-anomalies in a batch; normals take what 3 does not divide."""
-    return batch - 2 * (batch // 3), batch // 3, batch // 3
+def equal_parts(batch: int, pools: PoolSet) -> list[int]:
+    """Normals, anomalies and pseudo-anomalies in a batch; normals take what does not divide.
+
+    Of what no pool has, there is none.
+    """
+    there = [pool.members.shape[-1] > 0 for pool in pools]
+    part, rest = divmod(batch, sum(there))
+    return [part * one + (rest if i == 0 else 0) for i, one in enumerate(there)]
 
 
 def draw(
@@ -109,20 +117,19 @@ def draw_batches(
 
     Args:
         key: a PRNG key.
-        pools: pools with no leading axis (vmap over subsets).
+        pools: pools with no leading axis (vmap over subsets); all but the normals may be empty.
         steps: number of batches.
         batch: images per batch, repeats counted.
         references: normals whose mean is the reference of the residual.
     """
-    sizes = thirds(batch)
+    sizes = equal_parts(batch, pools)
 
     def one(key: Key[Array, ""]) -> Batch:
         keys = jax.random.split(key, len(sizes) + 1)
-        drawn = [draw(k, pool, size) for k, pool, size in zip(keys[:-1], pools, sizes, strict=True)]
-        labels = [
-            jnp.full(index.shape, label, jnp.int32)
-            for (index, _), label in zip(drawn, (NORMAL, ANOMALY, PSEUDO), strict=True)
-        ]
+        kinds = zip(keys[:-1], pools, sizes, (NORMAL, ANOMALY, PSEUDO), strict=True)
+        there = [(draw(k, pool, size), label) for k, pool, size, label in kinds if size]
+        drawn = [one for one, _ in there]
+        labels = [jnp.full(index.shape, label, jnp.int32) for (index, _), label in there]
         reference, reference_weights = draw(keys[-1], pools.normals, references)
         return Batch(
             index=jnp.concatenate([index for index, _ in drawn]),

@@ -1,4 +1,4 @@
-"""The command line: `ahl train`, `ahl ablate`, `ahl evaluate`, `ahl predict`, `ahl data`."""
+"""The command line: `ahl train`, `finetune`, `ablate`, `evaluate`, `predict` and `data`."""
 
 import json
 import shlex
@@ -16,6 +16,8 @@ from ahl_jax.data import commands as data_commands
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
+from ahl_jax.finetune import Finetune
+from ahl_jax.finetune import run as finetune
 from ahl_jax.metrics import mean_std
 from ahl_jax.predict import Predict
 from ahl_jax.predict import run as predict
@@ -23,6 +25,7 @@ from ahl_jax.presets import PRESETS
 from ahl_jax.processes import initialize, is_primary
 from ahl_jax.runtime import keep_compiled_programs, run_command
 from ahl_jax.train import train, train_seeds
+from ahl_jax.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -138,19 +141,22 @@ def main(arguments: list[str] | None = None) -> None:
             _ablate(chosen, shlex.join(["ahl", *words]))
         elif isinstance(chosen, Train):
             _train(chosen)
+        elif isinstance(chosen, Finetune):
+            _finetune(chosen)
         else:
             _evaluate(chosen)
 
     run_command(command)
 
 
-def _parse(arguments: list[str]) -> Train | Evaluate | Predict | data_commands.Data:
+def _parse(arguments: list[str]) -> Train | Finetune | Evaluate | Predict | data_commands.Data:
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", default=start)]
         | Annotated[Ablate, tyro.conf.subcommand("ablate", default=vary)]
+        | Annotated[Finetune, tyro.conf.subcommand("finetune")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
@@ -232,6 +238,11 @@ def _train(command: Train) -> None:
         print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
     print(f"AUC-ROC over {_count(len(values), 'seed')}: {mean_std(values, 4)}.")
+
+
+def _finetune(command: Finetune) -> None:
+    metrics = finetune(command)
+    print(_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
 
 
 def _evaluate(command: Evaluate) -> None:

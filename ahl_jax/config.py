@@ -256,6 +256,8 @@ class Config:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    source: Annotated[str | None, tyro.conf.Suppress] = None
+    """What a fine-tuned run starts from, see ``ahl_jax.source.Source.digest``."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -278,7 +280,7 @@ class Config:
                 for f in dataclasses.fields(cls)
                 if dataclasses.is_dataclass(f.type) and isinstance(f.type, type)
             }
-            return cls(seed=values["seed"], **rooms)
+            return cls(seed=values["seed"], source=values.get("source"), **rooms)
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"the saved settings do not fit this version of ahl_jax ({error}); "

@@ -16,11 +16,12 @@ def check(config: "Config") -> None:
     """
     d, s, det = config.data, config.subsets, config.detector
     lrn, imp, one = config.learning, config.importance, config.stage_one
+    fewest = 0 if config.source else 1  # Fine-tuning may have normals alone.
     at_least = [
-        ("shots", d.shots, 1), ("subsets", s.subsets, 1), ("clusters", s.clusters, 2),
+        ("shots", d.shots, fewest), ("subsets", s.subsets, 1), ("clusters", s.clusters, 2),
         ("image-size", config.features.image_size, 192),
         ("image-batch", config.features.image_batch, 1),
-        ("pseudo-per-generator", config.pseudo.pseudo_per_generator, 1),
+        ("pseudo-per-generator", config.pseudo.pseudo_per_generator, fewest),
         ("references", det.references, 1), ("hidden", det.hidden, 1),
         ("epochs", lrn.epochs, 1), ("steps", lrn.steps, 1), ("batch", lrn.batch, 3),
         ("passes", lrn.passes, 1), ("decay-every", lrn.decay_every, 1),
@@ -67,6 +68,8 @@ def check(config: "Config") -> None:
         raise UserError(
             f"--updates-per-epoch is {lrn.updates_per_epoch}; it must divide --steps ({lrn.steps})"
         )
+    if not d.shots and d.setting != "general":
+        raise UserError(f"no anomaly is drawn from normals only; leave out --setting {d.setting}")
     if d.setting == "hard" and d.seen_class is None:
         raise UserError("the hard setting needs --seen-class, the anomaly class seen in training")
     if d.setting != "hard" and d.seen_class is not None:

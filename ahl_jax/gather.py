@@ -133,7 +133,7 @@ def training_features(
         bad = on_each(work)[: part.of]
         left_out = {i for each in bad for i in each}
         readable = tuple(path for i, path in enumerate(paths) if i not in left_out)
-        if not readable:
+        if paths and not readable:
             raise UserError(f"no {kind} of {config.data.data} can be read; replace the images")
         lengths = part.lengths(len(paths))
         counts = tuple(n - len(each) for n, each in zip(lengths, bad, strict=True))

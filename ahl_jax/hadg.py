@@ -199,7 +199,7 @@ def pool_sets(subsets: list[Subset], bank: Bank) -> tuple[PoolSet, PoolSet]:
     Their shapes depend on the bank's counts and on T alone, not on how k-means split the normals:
     other clusters or another seed need no other compiled program.
     """
-    most_made = int(np.bincount(bank.generator).max())
+    most_made = int(np.bincount(bank.generator).max(initial=0))
 
     def side(k: int) -> PoolSet:
         return PoolSet(

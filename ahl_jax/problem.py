@@ -127,7 +127,9 @@ def problem_on(
     """
     anomalies = len(bank.place) - len(averages) - len(generator)
     roles = Bank(len(averages), anomalies, np.asarray(generator), np.asarray(source))
-    if config.subsets.grouping == "random":
+    if config.learning.method != "ahl":
+        clusters = [roles.normal_index] * 2  # Nothing else looks at the subsets.
+    elif config.subsets.grouping == "random":
         clusters = random_groups(roles.normals, config.subsets.clusters, config.seed)
     else:
         clusters = cluster_normals(averages, config.subsets.clusters, config.seed)

@@ -30,6 +30,7 @@ from ahl_jax.gather import (
 from ahl_jax.loop import Run, run_epochs
 from ahl_jax.problem import Problem, check_names, problem_on
 from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
+from ahl_jax.source import Source
 from ahl_jax.stage_one import check_stage_one, trained_trunk
 from ahl_jax.whitening import fit_whitening
 from ahl_jax.workdir import Workdir
@@ -60,6 +61,9 @@ class Options(TypedDict, total=False):
 
     progress: bool
     """Whether to show progress on stderr; by default so."""
+
+    source: Source | None
+    """What a fine-tuned run starts from, see ``ahl_jax.finetune``."""
 
 
 def train(
@@ -140,6 +144,7 @@ def _train(
     data_shards: int = 1,
     feature_memory: float | None = None,
     progress: bool = True,
+    source: Source | None = None,
 ) -> list[dict[str, Any]]:
     """Train runs that differ in nothing but their seeds."""
     check_names(configs[0])
@@ -184,6 +189,7 @@ def _train(
                 store,
                 on_device(feature_memory) * data_shards,
                 own_part(data_shards),
+                source,
                 progress=progress,
             )
             run_epochs(runs, problems, checkpoint_every, data_shards=data_shards, progress=progress)
@@ -212,14 +218,20 @@ def _gather(
     store: Store,
     budget: float,
     part: Part,
+    source: Source | None,
     *,
     progress: bool,
 ) -> tuple[list[Run], list[Problem]]:
     """The runs that are not finished, and their training problems on one bank of features."""
-    options = next(iter(missing.values()))[0].features
+    (first, _), *_ = missing.values()
+    options = first.features
+    if first.source != (source and source.digest):
+        raise UserError(
+            "this run starts from another one; use ahl finetune, and name the folder of that one"
+        )
     with together():
-        trunk = load_trunk(options.trunk, options.trunk_weights)
-    if next(iter(missing.values()))[0].stage_one.stage_one:
+        trunk = source.trunk if source else load_trunk(options.trunk, options.trunk_weights)
+    if first.stage_one.stage_one:
         ((number, (config, split)),) = missing.items()
         trunk = trained_trunk(config, split, trunk, folders[number].path, progress=progress)
     with together():
@@ -265,4 +277,6 @@ def _gather(
             problem_on(run.config, bank, f.averages, f.pseudo.generator, f.pseudo.source)
             for run, f, bank in zip(runs, gathered, banks, strict=True)
         ]
+    if source:
+        problems = [dataclasses.replace(one, model=source.model) for one in problems]
     return runs, problems

@@ -49,8 +49,13 @@ class Density(DeviationDetector):
         self.margin = config.margin
 
     def calibrate(self, normals: Inputs, anomalies: Inputs) -> None:
-        """The direction of the labelled anomalies, and the moments of all scores over normals."""
-        self.direction[...] = _unit(_flat(anomalies)).mean(0)
+        """The direction of the labelled anomalies, and the moments of all scores over normals.
+
+        Without labelled anomalies the direction stays as it is: fine-tuning keeps that of the run
+        it starts from, in whitened channels.
+        """
+        if len(anomalies.pooled):
+            self.direction[...] = _unit(_flat(anomalies)).mean(0)
         raw = self._raw(normals)
         self.mean[...] = raw.mean(0)
         self.deviation[...] = jnp.maximum(raw.std(0), _TINY)

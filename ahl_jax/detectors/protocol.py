@@ -45,7 +45,7 @@ class Detector(nnx.Module):
 
         Args:
             normals: up to ``ahl_jax.learning.CALIBRATION`` of the training normals.
-            anomalies: all labelled anomalies.
+            anomalies: all labelled anomalies; in fine-tuning there may be none.
         """
 
     @abstractmethod

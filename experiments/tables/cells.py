@@ -112,6 +112,14 @@ class Cell:
     folder: Path
     """Where its runs are; cells with the same settings have the same one."""
 
+    start: "Cell | None" = None
+    """The cell whose runs are fine-tuned on the normals of this one's data."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Which images there are."""
+        return dataclasses.replace(self.config.data, shots=0) if self.start else self.config.data
+
 
 def plan(table: Table, options: Options) -> list[Cell]:
     """The cells of a table in order: data set by data set, and in each method by method.

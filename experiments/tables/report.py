@@ -76,8 +76,16 @@ def markdown(
         seeds: the seeds.
         command: how to make it.
     """
+    lines = heading(table, seeds, command)
+    for section in sections(cells):
+        lines += _part(table, section, rows)
+    return "\n".join(lines) + "\n"
+
+
+def heading(table: Table, seeds: Sequence[int], command: str) -> list[str]:
+    """What the file begins with."""
     over = "mean ± standard deviation over them" if len(seeds) > 1 else "one run each"
-    lines = [
+    return [
         f"# {table.title}",
         "",
         f"Seeds {', '.join(map(str, seeds))}; {over}; the last epoch counts. Seconds are those of "
@@ -87,9 +95,6 @@ def markdown(
         "",
         f"Commit: {commit() or 'unknown'}",
     ]
-    for section in sections(cells):
-        lines += _part(table, section, rows)
-    return "\n".join(lines) + "\n"
 
 
 def per_seed(
@@ -134,14 +139,14 @@ def _part(table: Table, section: Section, rows: Sequence[Row]) -> list[str]:
     lines = ["", f"## {section.title}", ""]
     if classes:
         lines += ["AUC-ROC with each class as the seen one, then the mean over the classes.", ""]
-    lines += [_line(head), "|---" * len(head) + "|"]
+    lines += head_lines(head)
     for name in methods:
         values = [per_seed(section, rows, name, "auc_roc", seen=seen) for seen in classes]
         values += [per_seed(section, rows, name, column) for column in ("auc_roc", "auc_pr")]
         cells = [name, *(mean_std(list(v.values()), 3) for v in values)]
         cells.append(mean_std(list(per_seed(section, rows, name, "seconds").values()), 1))
         cells += [known[name] or ""] if any(known.values()) else []
-        lines.append(_line(cells))
+        lines.append(line(cells))
     return lines + _pairs(section, table.methods, methods, rows)
 
 
@@ -158,13 +163,19 @@ def _pairs(
         interval = f"{result.low:+.4f} to {result.high:+.4f}"
         cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
         cells.append("" if math.isnan(result.low) else interval)
-        lines.append(_line([*cells, f"{result.ahead} of {result.seeds}"]))
+        lines.append(line([*cells, f"{result.ahead} of {result.seeds}"]))
     if not lines:
         return []
     head = ["same split and seed", "mean difference of AUC-ROC", "95 % interval (t)", "seeds ahead"]
-    return ["", _line(head), "|---" * len(head) + "|", *lines]
+    return ["", *head_lines(head), *lines]
 
 
-def _line(cells: Sequence[str]) -> str:
+def head_lines(head: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(head), "|---" * len(head) + "|"]
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a table."""
     # A bar in a class's name would end its cell.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

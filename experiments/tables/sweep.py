@@ -4,18 +4,20 @@ import dataclasses
 import functools
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from ahl_jax import Config, train_seeds
+from ahl_jax import finetune, train_seeds
 from ahl_jax.ablation_plan import Point
 from ahl_jax.ablation_report import draw, png
 from ahl_jax.config import DataConfig
+from ahl_jax.data.samples import load_dataset
+from ahl_jax.data.splits import make_split
 from ahl_jax.errors import UserError
-from ahl_jax.gather import load_split, split_digest
+from ahl_jax.gather import split_digest
 from ahl_jax.metrics import mean_std
 from ahl_jax.runtime import keep_compiled_programs
 from ahl_jax.workdir import Workdir, csv_text, replace_file
@@ -37,8 +39,19 @@ def parse(kind: type[T], description: str | None, **defaults: Any) -> T:
     return tyro.cli(kind, default=default, description=description, config=marks)
 
 
-def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
+def run(
+    table: Table,
+    options: Options,
+    cells: Sequence[Cell] | None = None,
+    text_of: Callable[..., str] = markdown,
+) -> tuple[Sequence[Cell], list[Row]]:
     """Train what is missing, and write ``NAME.csv`` and ``NAME.md`` after every cell.
+
+    Args:
+        table: the table.
+        options: its options.
+        cells: what it holds; by default all that the options ask for.
+        text_of: what makes the Markdown, see ``experiments.tables.report.markdown``.
 
     Returns:
         The cells, and the rows of the CSV: one per cell and seed.
@@ -49,7 +62,7 @@ def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
     keep_compiled_programs()
     seeds = list(dict.fromkeys(options.seeds))
     command = shlex.join(["python", "-m", f"experiments.{table.name}", *sys.argv[1:]])
-    cells = plan(table, options)
+    cells = plan(table, options) if cells is None else cells
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,19 +71,31 @@ def run(table: Table, options: Options) -> tuple[list[Cell], list[Row]]:
     rows: list[Row] = []
     for cell in cells:
         if cell.folder not in done:
-            done[cell.folder] = _finished(cell, seeds) or (
-                reference_metrics(cell.reference, cell.config, cell.folder, seeds)
-                if cell.reference
-                else train_seeds(cell.config, cell.folder, seeds)
-            )
+            done[cell.folder] = _finished(cell, seeds) or _made(cell, seeds)
         rows += [_row(table, cell, metrics) for metrics in done[cell.folder]]
         replace_file(output(options, table, "csv"), csv_text(rows))
-        text = markdown(table, cells, rows, seeds, command)
+        text = text_of(table, cells, rows, seeds, command)
         replace_file(output(options, table, "md"), text)
         scores = mean_std([metrics["auc_roc"] for metrics in done[cell.folder]], 3)
         print(f"{_name(cell)}: AUC-ROC {scores}", flush=True)
     print(text)
     return cells, rows
+
+
+def _made(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The metrics of all seeds, which are scored or trained."""
+    if cell.reference:
+        return reference_metrics(cell.reference, cell.config, cell.folder, seeds)
+    if cell.start is None:
+        return train_seeds(cell.config, cell.folder, seeds)
+    if not _finished(cell.start, seeds):
+        train_seeds(cell.start.config, cell.start.folder, seeds)
+    names = [f"seed-{seed}" for seed in seeds]
+    epochs = cell.config.learning.epochs
+    return [
+        finetune(cell.start.folder / name, cell.data, cell.folder / name, epochs=epochs)
+        for name in names
+    ]
 
 
 def output(options: Options, table: Table, suffix: str, part: str = "") -> Path:
@@ -130,7 +155,7 @@ def _finished(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]] | None:
     for seed in seeds:
         workdir = Workdir(cell.folder / f"seed-{seed}")
         metrics = workdir.metrics()
-        if not metrics or workdir.data_digest() != _digest(cell.config.data, seed):
+        if not metrics or workdir.data_digest() != _digest(cell.data, seed):
             return None
         found.append(metrics)
     return found
@@ -139,7 +164,7 @@ def _finished(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]] | None:
 @functools.cache
 def _digest(data: DataConfig, seed: int) -> str:
     """That of a split's images, which all methods have in common."""
-    return split_digest(load_split(Config(data, seed=seed)))
+    return split_digest(make_split(load_dataset(data), data, seed))
 
 
 def _row(table: Table, cell: Cell, metrics: dict[str, Any]) -> Row:

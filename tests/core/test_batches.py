@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahl_jax.batches import PoolSet, draw, draw_batches, pad_pools, thirds
+from ahl_jax.batches import PoolSet, draw, draw_batches, equal_parts, pad_pools
 from ahl_jax.detectors.protocol import ANOMALY, NORMAL, PSEUDO
 from tests.core.setting import assert_trees_equal
 
@@ -72,12 +72,14 @@ def test_what_is_left_over_after_whole_rounds_goes_to_random_members():
     assert min(np.bincount(twice)[100:103]) > 50
 
 
-@given(st.integers(3, 200))
-def test_thirds_are_equal_and_normals_take_the_rest(batch):
-    normals, anomalies, pseudo = thirds(batch)
-    assert normals + anomalies + pseudo == batch
-    assert anomalies == pseudo == batch // 3
-    assert 0 <= normals - anomalies <= 2
+@given(st.integers(3, 200), st.tuples(st.booleans(), st.booleans()))
+def test_a_batch_is_in_equal_parts_of_what_there_is_and_normals_take_the_rest(batch, there):
+    pools = PoolSet(*(pad_pools([range(3 * one)]) for one in (True, *there)))
+    normals, *others = equal_parts(batch, pools)
+    assert normals + sum(others) == batch
+    part = batch // (1 + sum(there))
+    assert others == [part * one for one in there]
+    assert 0 <= normals - part <= 2
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,17 @@ def test_a_batch_has_a_third_of_each_kind_and_only_from_its_pool(batches):
         np.testing.assert_array_equal(weights.sum(1), share)
         assert set(np.asarray(batch.index)[weights > 0]) <= set(members[label])
     assert set(np.unique(batch.labels)) == {NORMAL, ANOMALY, PSEUDO}
+
+
+def test_a_batch_of_normals_alone():
+    members = (range(20), (), ())
+    pools = PoolSet(*(jax.tree.map(lambda x: x[0], pad_pools([m])) for m in members))
+    batch = draw_batches(jax.random.key(0), pools, steps=4, batch=14, references=5)
+    assert batch.index.shape == (4, 14)
+    assert all(len(set(row)) == 14 for row in np.asarray(batch.index))
+    np.testing.assert_array_equal(batch.labels, NORMAL)
+    np.testing.assert_array_equal(batch.weights, 1)
+    assert batch.reference.shape == (4, 5)
 
 
 def test_references_are_five_different_normals(batches):
@@ -127,7 +140,7 @@ def test_fewer_normals_than_references_are_repeated():
     assert sorted(real) == [1, 2, 3]
 
 
-def test_an_empty_pool_is_refused():
+def test_a_pool_that_alone_is_empty_is_refused():
     with pytest.raises(ValueError, match="pool 1 is empty"):
         pad_pools([[1], []])
 

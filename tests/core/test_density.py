@@ -87,6 +87,18 @@ def test_training_changes_the_metric_but_not_the_direction_and_lowers_the_loss(m
     np.testing.assert_allclose(after.stats["mean"], model.stats["mean"], rtol=1e-4)
 
 
+def test_without_labelled_anomalies_the_direction_stays_and_the_moments_do_not():
+    problem, model = setting()
+    other = make_setting(make_config(**DENSITY, method="base"), 50, 0, 0)
+    again = calibrated(problem.learner.functional, model, other.data, 50)
+    np.testing.assert_array_equal(again.stats["direction"], model.stats["direction"])
+    scores = problem.learner.functional.head_scores(
+        again, other.data.images(other.data.followed), other.data.inference_reference()
+    )
+    np.testing.assert_allclose(scores.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(scores[:, [0, 2]].std(0), 1, atol=1e-3)
+
+
 def test_fit_leaves_the_detector_as_it_was_calibrated():
     problem, model = setting(method="fit")
     learner = problem.learner

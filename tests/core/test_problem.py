@@ -1,10 +1,13 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ahl_jax.detectors import DETECTORS
 from ahl_jax.devices import mesh_for, spread
 from ahl_jax.errors import UserError
 from ahl_jax.hadg import error_weights
+from ahl_jax.learning import calibrated
 from ahl_jax.plain import Plain
 from ahl_jax.seeds import compile_epochs, stack_problems
 from tests.core.setting import assert_trees_equal, make_config, make_setting, plain
@@ -65,8 +68,8 @@ def test_the_same_seed_gives_the_same_problem_and_another_seed_another():
         assert not np.array_equal(pick(first), pick(other))
 
 
-@pytest.mark.parametrize("method", ["ahl", "base"])
-def test_neither_seed_nor_clusters_make_another_program(method, monkeypatch):
+@pytest.mark.parametrize(("method", "shapes"), [("ahl", 3), ("base", 1)])
+def test_neither_seed_nor_clusters_make_another_program(method, shapes, monkeypatch):
     def splits(features, clusters, seed):
         """What k-means could find: other sizes, and other members, with every seed."""
         random = np.random.RandomState(seed)
@@ -86,7 +89,8 @@ def test_neither_seed_nor_clusters_make_another_program(method, monkeypatch):
         return step.lower(problem.learner, states, data, np.arange(2)).as_text(), sizes
 
     programs = [program(0, 3), program(1, 3), program(2, 2)]
-    assert len({frozenset(sizes) for _, sizes in programs}) == 3
+    # Without AHL there is no clustering.
+    assert len({frozenset(sizes) for _, sizes in programs}) == shapes
     first, *others = (text for text, _ in programs)
     assert "while" in first
     assert all(text == first for text in others)
@@ -102,6 +106,20 @@ def test_the_detector_alone_sees_every_training_image():
     problem = make_setting(make_config(detector="devnet", method="base"))
     assert isinstance(problem.learner, Plain)
     assert sum(int(pool.size) for pool in problem.data.everything) == 15 + 5 + 18
+
+
+@pytest.mark.parametrize("detector", sorted(DETECTORS))
+def test_every_detector_can_train_on_normals_alone(detector):
+    config = make_config(detector=detector, method="base", whiten=detector == "density")
+    problem = make_setting(config, anomalies=0, per_generator=0)
+    learner, data = problem.learner, problem.data
+    model = calibrated(learner.functional, problem.model, data, 15)
+    state, log = jax.jit(learner.epoch)(learner.init(model, data, problem.key), data, jnp.int32(0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learner.model(state)))
+    assert np.isfinite(log.support_losses).all()
+    names = learner.functional.kind.heads
+    if names in (DETECTORS["dra"].heads, DETECTORS["density"].heads):
+        assert (np.asarray(log.support_losses) > 0).all()
 
 
 def test_random_groups_take_the_place_of_clusters():

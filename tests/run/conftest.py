@@ -1,6 +1,7 @@
 """A tiny data set in MVTec layout, and one finished run on it."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from ahl_jax import Config, preset, train
 from ahl_jax.runtime import keep_compiled_programs
 
 
-def _picture(rng: np.random.Generator, defect: str | None) -> np.ndarray:
+def _picture(rng: np.random.Generator, defect: str | None, texture: str) -> np.ndarray:
     rows, columns = np.mgrid[:96, :96]
-    weave = 128 + 40 * np.sin(rows / 3 + rng.uniform(0, 6)) * np.sin(columns / 4)
-    picture = weave[..., None] + rng.normal(0, 6, (96, 96, 3))
+    shift = rng.uniform(0, 6)
+    grey = {
+        "weave": 128 + 40 * np.sin(rows / 3 + shift) * np.sin(columns / 4),
+        "grid": 90 + 70 * ((rows + shift).astype(int) // 12 % 2 ^ columns // 12 % 2),
+    }[texture]
+    picture = grey[..., None] + rng.normal(0, 6, (96, 96, 3))
     top, left = rng.integers(10, 60, 2)
     if defect == "scratch":
         picture[top : top + 3, left : left + 30] = 250
@@ -29,16 +34,28 @@ def compiled_programs(feature_cache: Path) -> None:
     keep_compiled_programs()
 
 
-@pytest.fixture(scope="session")
-def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "weave"
+def _write(root: Path, texture: str) -> Path:
     rng = np.random.default_rng(0)
     parts = [("train/good", 20, None), ("test/good", 9, None)]
     parts += [("test/scratch", 7, "scratch"), ("test/spot", 7, "spot")]
     for folder, count, defect in parts:
         (root / folder).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(_picture(rng, defect)).save(root / folder / f"{i:02}.png")
+            Image.fromarray(_picture(rng, defect, texture)).save(root / folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("data") / "weave", "weave")
+
+
+@pytest.fixture(scope="session")
+def textures(weave: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two textures with the same defects; ``carpet`` is ``weave``."""
+    root = tmp_path_factory.mktemp("data") / "textures"
+    shutil.copytree(weave, root / "carpet")
+    _write(root / "grid", "grid")
     return root
 
 
