@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +127,7 @@ def sweep(
     rows = {base: METHODS[base]}
     for methods in swept.values():
         rows |= methods
-    letters = "".join(c if c.isalnum() else "-" for c in of.lower()).strip("-")
+    letters = "-".join(re.findall(r"[a-z0-9]+", of.lower()))
     variant = "" if of == PUBLISHED else f"_{letters}"
     title = f"{table.title}, {of}"
     table = dataclasses.replace(table, title=title, methods=rows, variant=variant)
