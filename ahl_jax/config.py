@@ -112,6 +112,10 @@ class StageOneConfig:
     """What chance does to an image: mirrored, to its right side and upside down; turned, by quarter
     turns too."""
 
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    """The trunk's batch norm: frozen, as ImageNet training left it; trained, it follows the batches
+    as in PyTorch."""
+
     remat: bool = False
     """Compute the trunk's activations again for the gradient, to save memory."""
 

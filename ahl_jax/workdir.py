@@ -13,7 +13,7 @@ from ahl_jax.calibration import FILE, Calibration
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 
-FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "stage_one")
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 
@@ -71,10 +71,21 @@ class Workdir:
         Raises:
             UserError: if the run began with other images.
         """
+        self._bind("data", digest, "images")
+
+    def bind_trunk(self, digest: str) -> None:
+        """Tie the run to the weights that its trunk starts from, named by a digest.
+
+        Raises:
+            UserError: if the run began with other weights.
+        """
+        self._bind("trunk", digest, "weights of the trunk")
+
+    def _bind(self, name: str, digest: str, what: str) -> None:
         run = self._run()
-        if run.setdefault("data", digest) != digest:
+        if run.setdefault(name, digest) != digest:
             raise UserError(
-                f"the images changed since the run in {self.path} began; restore them, "
+                f"the {what} changed since the run in {self.path} began; restore them, "
                 "start over with --overwrite, or give another --workdir"
             )
         self._write("run.json", _json(run))
