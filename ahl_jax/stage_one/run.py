@@ -97,6 +97,7 @@ def trained_trunk(
             stack.enter_context(_alone(folder, progress=progress))
             kept = Checkpoints(folder, read_only=True)
             if kept.has_trunk():
+                shutil.rmtree(folder / "training", ignore_errors=True)  # by a kill at the end
                 found.append(kept.load_trunk()[1])
             return bool(found)
 
@@ -159,7 +160,7 @@ def _trained(config: Config, split: Split, trunk: Trunk, folder: Path, *, progre
     """The trunk after all epochs, whose checkpoints go to ``folder``."""
     learner, state = start(config, trunk)
     epochs = config.stage_one.stage_one_epochs
-    mesh = _mesh(config.stage_one.stage_one_batch)
+    mesh = mesh_of(config.stage_one.stage_one_batch)
     with together():
         saved = Checkpoints(folder) if is_primary() else None
     try:
@@ -227,7 +228,7 @@ def compile_epoch(learner: StageOne, mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(epoch, donate_argnums=0, out_shardings=everywhere(mesh))
 
 
-def _mesh(batch: int) -> Mesh:
+def mesh_of(batch: int) -> Mesh:
     """As many devices as can share a batch evenly."""
     return mesh_for(1, 1, math.gcd(batch, jax.device_count()))
 
