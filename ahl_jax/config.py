@@ -61,7 +61,8 @@ class FeatureConfig:
     resnet34, resnet50 or wide_resnet50_2."""
 
     trunk_weights: Path | None = None
-    """A torchvision state dict (.pth or .safetensors); efficientnet_lite0 has its own weights."""
+    """A torchvision state dict (.pth or .safetensors); by default what `ahl weights import` kept,
+    and efficientnet_lite0 has its own."""
 
     image_size: int = 256
     """Side in pixels of the larger scale; the second scale is half of it."""

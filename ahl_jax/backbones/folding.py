@@ -113,7 +113,7 @@ def names(layer: Layer) -> list[str]:
 
 
 def _read(layer: Layer, tensors: Mapping[str, np.ndarray]) -> _Source:
-    values = []
+    values: list[np.ndarray] = []
     for key in names(layer):
         shape = layer.torch_shape[: 1 if values else None]
         if key not in tensors:

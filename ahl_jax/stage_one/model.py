@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ from ahl_jax.learning import apply_step, learning_rate
 from ahl_jax.losses import Prior, draw_prior
 from ahl_jax.pseudo import GENERATORS
 
-Apply = TypeVar("Apply", bound=Callable[..., Any])
+P = ParamSpec("P")
+Out = TypeVar("Out")
 Images = UInt8[Array, "n size size 3"]
 
 
@@ -176,7 +177,7 @@ class StageOne:
         dtype = trunk_dtype(self.config.features.precision, jax.default_backend())
         return products_in(dtype, params)
 
-    def _recomputed(self, apply: Apply) -> Apply:
+    def _recomputed(self, apply: Callable[P, Out]) -> Callable[P, Out]:
         return jax.checkpoint(apply) if self.config.stage_one.remat else apply
 
 
