@@ -61,8 +61,7 @@ class FeatureConfig:
     resnet34, resnet50 or wide_resnet50_2."""
 
     trunk_weights: Path | None = None
-    """A torchvision state dict (.pth or .safetensors); by default what `ahl weights import` kept,
-    and efficientnet_lite0 has its own."""
+    """A torchvision state dict (.pth, .safetensors); by default what `ahl weights import` kept."""
 
     image_size: int = 256
     """Side in pixels of the larger scale; the second scale is half of it."""
@@ -114,8 +113,7 @@ class StageOneConfig:
     turns too."""
 
     batch_norm: Literal["frozen", "trained"] = "frozen"
-    """The trunk's batch norm: frozen, as ImageNet training left it; trained, it follows the batches
-    as in PyTorch."""
+    """The trunk's: frozen, as ImageNet training left it; trained, by the batches as in PyTorch."""
 
     remat: bool = False
     """Compute the trunk's activations again for the gradient, to save memory."""
