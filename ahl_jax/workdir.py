@@ -81,14 +81,26 @@ class Workdir:
         """
         self._bind("trunk", digest, "weights of the trunk")
 
+    def check_trunk(self, digest: str) -> None:
+        """Find out, without changing anything, whether ``bind_trunk`` would refuse.
+
+        Raises:
+            UserError: as ``bind_trunk`` does.
+        """
+        if self._there():
+            self._check_bound(self._run(), "trunk", digest, "weights of the trunk")
+
     def _bind(self, name: str, digest: str, what: str) -> None:
         run = self._run()
-        if run.setdefault(name, digest) != digest:
+        self._check_bound(run, name, digest, what)
+        self._write("run.json", _json(run | {name: digest}))
+
+    def _check_bound(self, run: dict[str, Any], name: str, digest: str, what: str) -> None:
+        if run.get(name, digest) != digest:
             raise UserError(
                 f"the {what} changed since the run in {self.path} began; restore them, "
                 "start over with --overwrite, or give another --workdir"
             )
-        self._write("run.json", _json(run))
 
     def data_digest(self) -> str | None:
         """The digest that ``bind_data`` stored."""
