@@ -12,6 +12,7 @@ from ahl_jax.backbones import load_trunk, trunk_from_params
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.cli import main
 from ahl_jax.data.builders import builder_class
+from ahl_jax.presets import PRESETS, with_settings
 from ahl_jax.stage_one import run
 from tests.goldens.inputs import resnet_state_dict
 from tests.goldens.torch_zip import torch_zip
@@ -55,6 +56,7 @@ def downloads(tmp_path: Path) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_downloads_become_a_table_with_a_trained_trunk(
     downloads: Path,
     feature_cache: Path,
@@ -69,6 +71,10 @@ def test_downloads_become_a_table_with_a_trained_trunk(
     monkeypatch.setattr(builder_class("mvtec_ad"), "COUNTS", dict.fromkeys(CATEGORIES, counts))
     main(["data", "prepare", "mvtec_ad", "--manual-dir", str(downloads)])
     main(["weights", "import", str(downloads / "resnet18-f37072fd.pth"), "--trunk", "resnet18"])
+    # A step of stage one takes seconds on a CPU.
+    short = {"stage_one_epochs": 1, "stage_one_steps": 1, "stage_one_batch": 3, "epochs": 2}
+    debug = PRESETS["debug"]
+    monkeypatch.setitem(PRESETS, "debug", lambda data: with_settings(debug(data), short))
     script = importlib.import_module("experiments.table1_general")
     words = ["--data", "mvtec_ad", "--trunk", "resnet18", "--stage-one", "--quick"]
     words += ["--methods", "DRA", "AHL(DRA)", "--seeds", "0", "--shots", "3"]

@@ -23,6 +23,9 @@ from ahl_jax.workdir import Workdir
 from tests.stage_one.tiny import Tiny, loaded, run_stage_one
 
 
+QUICK = {"method": "base", "detector": "devnet", "stage_one_epochs": 1}
+
+
 def trunk_of(workdir: Path) -> Any:
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoints.load_trunk()[1]["first"]["kernel"]
@@ -51,7 +54,7 @@ def test_runs_that_agree_share_a_trunk_and_only_the_trunk_is_kept(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    base = with_settings(config, {"method": "base", "epochs": 1})
+    base = with_settings(config, {"method": "base", "epochs": 1, "detector": "devnet"})
     train(base, tmp_path / "base", cache_dir=cache, progress=False)
     (folder,) = (cache / "stage_one").iterdir()
     assert {path.name for path in folder.iterdir()} == {".lock", "checkpoint"}
@@ -59,7 +62,7 @@ def test_runs_that_agree_share_a_trunk_and_only_the_trunk_is_kept(
     # What a kill at the very end leaves.
     (folder / "training").mkdir()
     monkeypatch.setattr(run, "start", None)
-    fit = with_settings(base, {"detector": "devnet"})
+    fit = with_settings(base, {"method": "fit"})
     train(fit, tmp_path / "fit", cache_dir=cache, progress=False)
     np.testing.assert_array_equal(trunk_of(tmp_path / "base"), trunk_of(tmp_path / "fit"))
     assert not (folder / "training").exists()
@@ -118,8 +121,7 @@ def stopped_after_one_epoch(
 def test_a_run_does_not_go_on_with_other_weights(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage_one: bool
 ) -> None:
-    changed = {"stage_one": stage_one, "method": "base", "stage_one_epochs": 1}
-    config = with_settings(config, changed)
+    config = with_settings(config, QUICK | {"stage_one": stage_one})
     stopped_after_one_epoch(config, tmp_path / "run", tmp_path / "cache", monkeypatch)
     kernel = trunk_of(tmp_path / "run")
     tensors = load_file(Tiny.weights)
@@ -137,7 +139,7 @@ def test_a_run_does_not_go_on_with_other_weights(
 def test_a_run_goes_on_with_its_own_trunk_where_the_cache_is_gone(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = with_settings(config, {"method": "base", "stage_one_epochs": 1})
+    config = with_settings(config, QUICK)
     stopped_after_one_epoch(config, tmp_path / "run", tmp_path / "cache", monkeypatch)
     kernel = trunk_of(tmp_path / "run")
     assert (kernel != load_trunk("tiny").params["first"]["kernel"]).any()
