@@ -113,6 +113,7 @@ def test_what_training_leaves_is_folded_as_it_is_at_inference(config: Config) ->
     np.testing.assert_allclose(after(pictures), apart, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_update_the_moments_once(config: Config) -> None:
     found = []
     for remat in (False, True):

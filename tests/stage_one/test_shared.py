@@ -22,7 +22,6 @@ from ahl_jax.stage_one import run
 from ahl_jax.workdir import Workdir
 from tests.stage_one.tiny import Tiny, loaded, run_stage_one
 
-
 QUICK = {"method": "base", "detector": "devnet", "stage_one_epochs": 1}
 
 
