@@ -100,7 +100,7 @@ def gflop_per_image(trunk: Trunk, size: int) -> float:
 
 
 def train_rate(config: Config, trunk: Trunk, repeats: int) -> float:
-    """Images per second of stage one; the best of ``repeats`` epochs."""
+    """Images per second of stage one; the best of ``repeats`` epochs. Uses up the trunk."""
     one = config.stage_one
     learner, state = start(config, trunk)
     mesh = mesh_of(one.stage_one_batch)
@@ -143,7 +143,8 @@ def measure(options: Options, name: str, peak: float) -> dict[str, Any]:
     repeats = 1 if options.quick else options.repeats
     trunk = benchmark_trunk(name, apart=one.batch_norm == "trained")
     gflop = gflop_per_image(trunk, config.features.image_size)
-    train, infer = train_rate(config, trunk, repeats), infer_rate(config, trunk, repeats, dtype)
+    infer = infer_rate(config, trunk, repeats, dtype)
+    train = train_rate(config, trunk, repeats)
     references = config.detector.references / one.stage_one_batch
     return {
         "trunk": name,
