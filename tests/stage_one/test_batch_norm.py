@@ -21,6 +21,12 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Trunk:
     return load_trunk("resnet18", path, apart=True)
 
 
+@pytest.fixture
+def one_step(config: Config) -> Config:
+    changed = {"batch_norm": "trained", "augment": "none", "stage_one_steps": 1}
+    return with_settings(config, changed)
+
+
 def norm_of(tree: dict, name: str) -> dict[str, np.ndarray]:
     """The batch norm that PyTorch calls so."""
     if name == "bn1":
@@ -70,16 +76,14 @@ def test_apart_and_folded_weights_give_the_same(resnet: Trunk, name: str) -> Non
     jax.tree.map(np.testing.assert_array_equal, stats, trunk.unfolded.stats)
 
 
-def test_the_moments_follow_both_scales_and_the_references(config: Config) -> None:
-    config = with_settings(config, {"augment": "none", "stage_one_steps": 1})
-    config = with_settings(config, {"batch_norm": "trained"})
-    learner, state = start(config, loaded(config))
+def test_the_moments_follow_both_scales_and_the_references(one_step: Config) -> None:
+    learner, state = start(one_step, loaded(one_step))
     normals, anomalies = images(12), images(4, 1)
     after, _ = jax.jit(learner.epoch)(state, normals, anomalies, 0)
     key = jax.random.split(jax.random.fold_in(state.key, 0), 1)[0]
     batch_key, _, reference_key = jax.random.split(key, 3)
     batch, _ = learner.batch(batch_key, normals, anomalies)
-    count = config.detector.references
+    count = one_step.detector.references
     chosen = normals[jax.random.choice(reference_key, 12, (count,), False)]
     everything = np.concatenate([batch, chosen.astype(np.float32)])
     kernel = np.asarray(state.trunk["first"]["kernel"])
@@ -98,9 +102,8 @@ def test_the_moments_follow_both_scales_and_the_references(config: Config) -> No
         assert (np.asarray(before) != np.asarray(now)).mean() > 0.5
 
 
-def test_what_training_leaves_is_folded_as_it_is_at_inference(config: Config) -> None:
-    config = with_settings(config, {"batch_norm": "trained"})
-    learner, state = start(config, loaded(config))
+def test_what_training_leaves_is_folded_as_it_is_at_inference(one_step: Config) -> None:
+    learner, state = start(one_step, loaded(one_step))
     before = learner.inference(state)
     state, losses = jax.jit(learner.epoch)(state, images(12), images(4, 1), 0)
     assert np.isfinite(losses).all()
@@ -114,11 +117,10 @@ def test_what_training_leaves_is_folded_as_it_is_at_inference(config: Config) ->
 
 
 @pytest.mark.slow
-def test_recomputed_activations_update_the_moments_once(config: Config) -> None:
+def test_recomputed_activations_update_the_moments_once(one_step: Config) -> None:
     found = []
     for remat in (False, True):
-        changed = {"batch_norm": "trained", "remat": remat, "stage_one_steps": 1}
-        one = with_settings(config, changed)
+        one = with_settings(one_step, {"remat": remat})
         learner, state = start(one, loaded(one))
         found.append(jax.jit(learner.epoch)(state, images(12), images(4, 1), 0)[0].trunk_stats)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
