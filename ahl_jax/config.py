@@ -99,8 +99,7 @@ class StageOneConfig:
     """Batches in one of these epochs."""
 
     stage_one_batch: int = 48
-    """Images per batch: equal thirds of normals, anomalies and pseudo-anomalies, which are made
-    anew in every step."""
+    """Images per batch: equal thirds of normals, anomalies and new pseudo-anomalies."""
 
     stage_one_lr: float = 0.0002
     """Learning rate of trunk and detector (Adam)."""
@@ -109,8 +108,7 @@ class StageOneConfig:
     """Decay of their weights, as part of the gradient."""
 
     augment: Literal["none", "mirrored", "turned"] = "mirrored"
-    """What chance does to an image: mirrored, to its right side and upside down; turned, by quarter
-    turns too."""
+    """What chance does to an image: mirrored, both ways; turned, by quarter turns too."""
 
     batch_norm: Literal["frozen", "trained"] = "frozen"
     """The trunk's: frozen, as ImageNet training left it; trained, by the batches as in PyTorch."""
