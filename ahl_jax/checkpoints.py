@@ -100,13 +100,17 @@ class Checkpoints:
             UserError: if they cannot be written.
         """
         host = jax.tree.map(to_host, params)
-        if self._trunk.is_dir():
+        if self.has_trunk():
             with contextlib.suppress(UserError):
                 saved_name, saved = self.load_trunk()
                 if saved_name == name and digest(saved) == digest(host):
                     return
         with _writing(self._trunk), _checkpointer() as checkpointer:
             checkpointer.save(self._trunk, args=_args({"name": name}, params=host), force=True)
+
+    def has_trunk(self) -> bool:
+        """Whether a trunk is saved."""
+        return self._trunk.is_dir()
 
     def load_trunk(self) -> tuple[str, PyTree]:
         """The trunk's name, and its parameters as nested dicts of numpy arrays.
@@ -118,7 +122,7 @@ class Checkpoints:
         return metadata["name"], params
 
     def save(
-        self, epoch: int, *, inference: PyTree, state: PyTree, metadata: dict[str, Any]
+        self, epoch: int, *, inference: PyTree = None, state: PyTree, metadata: dict[str, Any]
     ) -> None:
         """Starts to save one epoch, and returns as soon as the arrays are copied to the host.
 
@@ -127,7 +131,7 @@ class Checkpoints:
 
         Args:
             epoch: The epoch's number, larger than those saved before.
-            inference: Nested dicts of arrays of at least one element.
+            inference: Nested dicts of arrays of at least one element; None saves none.
             state: Any pytree of arrays, typed PRNG keys and Python numbers.
             metadata: JSON types; returned with ``inference``.
 
@@ -136,9 +140,10 @@ class Checkpoints:
         """
         if self._manager is None:
             raise ValueError("these checkpoints are closed, or read-only")
+        items = {} if inference is None else {"inference": jax.tree.map(to_host, inference)}
         args = _args(
             metadata,
-            inference=jax.tree.map(to_host, inference),
+            **items,
             # A flat dict: Orbax needs to know nothing of optimizer states and other containers.
             # It cannot save arrays of no elements, which their shape alone restores.
             state={key: leaf for key, leaf in flat_host(state).items() if leaf.size},

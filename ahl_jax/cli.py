@@ -1,4 +1,4 @@
-"""The command line: `ahl train`, `finetune`, `ablate`, `evaluate`, `predict` and `data`."""
+"""The command line: `ahl train`, `finetune`, `ablate`, `evaluate`, `predict`, `data`, `weights`."""
 
 import json
 import shlex
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ahl_jax.ablate import ablate
+from ahl_jax.backbones import commands as weights_commands
 from ahl_jax.calibration import FPR
 from ahl_jax.config import Config
 from ahl_jax.data import commands as data_commands
@@ -132,6 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(chosen, data_commands.Data):
             data_commands.run(chosen)
             return
+        if isinstance(chosen, weights_commands.Weights):
+            weights_commands.run(chosen)
+            return
         if isinstance(chosen, Predict):
             keep_compiled_programs()
             predict(chosen)
@@ -149,7 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(command)
 
 
-def _parse(arguments: list[str]) -> Train | Finetune | Evaluate | Predict | data_commands.Data:
+def _parse(
+    arguments: list[str],
+) -> Train | Finetune | Evaluate | Predict | data_commands.Data | weights_commands.Weights:
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)
@@ -160,6 +166,7 @@ def _parse(arguments: list[str]) -> Train | Finetune | Evaluate | Predict | data
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
+        | Annotated[weights_commands.Weights, tyro.conf.subcommand("weights")]
     )
     marks = (
         tyro.conf.OmitArgPrefixes,

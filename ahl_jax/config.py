@@ -61,7 +61,7 @@ class FeatureConfig:
     resnet34, resnet50 or wide_resnet50_2."""
 
     trunk_weights: Path | None = None
-    """A torchvision state dict (.pth or .safetensors); efficientnet_lite0 has its own weights."""
+    """A torchvision state dict (.pth, .safetensors); by default what `ahl weights import` kept."""
 
     image_size: int = 256
     """Side in pixels of the larger scale; the second scale is half of it."""
@@ -99,8 +99,7 @@ class StageOneConfig:
     """Batches in one of these epochs."""
 
     stage_one_batch: int = 48
-    """Images per batch: equal thirds of normals, anomalies and pseudo-anomalies, which are made
-    anew in every step."""
+    """Images per batch: equal thirds of normals, anomalies and new pseudo-anomalies."""
 
     stage_one_lr: float = 0.0002
     """Learning rate of trunk and detector (Adam)."""
@@ -109,8 +108,10 @@ class StageOneConfig:
     """Decay of their weights, as part of the gradient."""
 
     augment: Literal["none", "mirrored", "turned"] = "mirrored"
-    """What chance does to an image: mirrored, to its right side and upside down; turned, by quarter
-    turns too."""
+    """What chance does to an image: mirrored, both ways; turned, by quarter turns too."""
+
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    """The trunk's: frozen, as ImageNet training left it; trained, by the batches as in PyTorch."""
 
     remat: bool = False
     """Compute the trunk's activations again for the gradient, to save memory."""

@@ -208,6 +208,10 @@ def _progress(logs: EpochLog, done: int, epochs: int, seconds: float) -> str:
     if not np.isnan(last.weights).any():
         low, high = last.weights.min(), last.weights.max()
         parts += [f"query {last.query_losses.sum(-1).mean():.3f}", f"w {low:.3f} to {high:.3f}"]
-    left = round(seconds * (epochs - done))
-    parts += [f"{seconds:.1f} s", f"{left // 60}:{left % 60:02d} left"]
-    return "  ".join(parts)
+    return "  ".join([*parts, pace(seconds, epochs - done)])
+
+
+def pace(seconds: float, epochs: int) -> str:
+    """In words: what an epoch takes, and how long so many more will."""
+    left = round(seconds * epochs)
+    return f"{seconds:.1f} s  {left // 60}:{left % 60:02d} left"

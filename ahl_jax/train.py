@@ -184,6 +184,7 @@ def _train(
                 store = Store(cache_dir, on_host(feature_memory))
             runs, problems = _gather(
                 {i: (configs[i], splits[i]) for i in missing},
+                digests,
                 folders,
                 opened,
                 store,
@@ -213,6 +214,7 @@ def _train(
 
 def _gather(
     missing: dict[int, tuple[Config, Split]],
+    digests: Sequence[str],
     folders: Sequence[Workdir],
     opened: Sequence[Checkpoints],
     store: Store,
@@ -224,16 +226,27 @@ def _gather(
 ) -> tuple[list[Run], list[Problem]]:
     """The runs that are not finished, and their training problems on one bank of features."""
     (first, _), *_ = missing.values()
-    options = first.features
+    options, one = first.features, first.stage_one
     if first.source != (source and source.digest):
         raise UserError(
             "this run starts from another one; use ahl finetune, and name the folder of that one"
         )
+    apart = one.stage_one and one.batch_norm == "trained"
     with together():
-        trunk = source.trunk if source else load_trunk(options.trunk, options.trunk_weights)
-    if first.stage_one.stage_one:
+        trunk = (
+            source.trunk
+            if source
+            else load_trunk(options.trunk, options.trunk_weights, store.folder, apart=apart)
+        )
+        if is_primary():
+            for i in missing:
+                folders[i].bind_trunk(trunk.digest)
+    if one.stage_one:
         ((number, (config, split)),) = missing.items()
-        trunk = trained_trunk(config, split, trunk, folders[number].path, progress=progress)
+        own = opened[number] if is_primary() else None
+        trunk = trained_trunk(
+            config, split, digests[number], trunk, store.folder, own, progress=progress
+        )
     with together():
         if is_primary():
             # Extracted now, so that a bad test image stops the run before hours of training.

@@ -13,7 +13,7 @@ from ahl_jax.calibration import FILE, Calibration
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
 
-FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "stage_one")
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 
@@ -71,13 +71,36 @@ class Workdir:
         Raises:
             UserError: if the run began with other images.
         """
+        self._bind("data", digest, "images")
+
+    def bind_trunk(self, digest: str) -> None:
+        """Tie the run to the weights that its trunk starts from, named by a digest.
+
+        Raises:
+            UserError: if the run began with other weights.
+        """
+        self._bind("trunk", digest, "weights of the trunk")
+
+    def check_trunk(self, digest: str) -> None:
+        """Find out, without changing anything, whether ``bind_trunk`` would refuse.
+
+        Raises:
+            UserError: as ``bind_trunk`` does.
+        """
+        if self._there():
+            self._check_bound(self._run(), "trunk", digest, "weights of the trunk")
+
+    def _bind(self, name: str, digest: str, what: str) -> None:
         run = self._run()
-        if run.setdefault("data", digest) != digest:
+        self._check_bound(run, name, digest, what)
+        self._write("run.json", _json(run | {name: digest}))
+
+    def _check_bound(self, run: dict[str, Any], name: str, digest: str, what: str) -> None:
+        if run.get(name, digest) != digest:
             raise UserError(
-                f"the images changed since the run in {self.path} began; restore them, "
+                f"the {what} changed since the run in {self.path} began; restore them, "
                 "start over with --overwrite, or give another --workdir"
             )
-        self._write("run.json", _json(run))
 
     def data_digest(self) -> str | None:
         """The digest that ``bind_data`` stored."""

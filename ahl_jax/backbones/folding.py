@@ -1,13 +1,33 @@
 """Turns a torch state dict into a trunk's parameters."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from ahl_jax.backbones.layers import Depthwise, Layer, Pointwise
+
+
+class Unfolded(NamedTuple):
+    """A trunk whose batch norms are apart from its kernels, as nested dicts of arrays."""
+
+    params: PyTree
+    """Kernel of each layer, and its batch norm's scale and shift."""
+
+    stats: PyTree
+    """Its batch norm's running mean and variance."""
+
+
+class _Source(NamedTuple):
+    """What a state dict has of one layer, float64."""
+
+    kernel: Float[np.ndarray, "*k o"]
+    scale: Float[np.ndarray, " o"]
+    shift: Float[np.ndarray, " o"]
+    mean: Float[np.ndarray, " o"]
+    var: Float[np.ndarray, " o"]
 
 
 def fold_batch_norm(
@@ -33,39 +53,13 @@ def fold_batch_norm(
     """
     params: dict[str, Any] = {}
     used: set[str] = set()
-
-    def take(key: str, shape: tuple[int, ...]) -> np.ndarray:
-        if key not in tensors:
-            raise ValueError(f"it lacks {key}")
-        tensor = tensors[key]
-        if tensor.shape != shape:
-            raise ValueError(f"{key} has shape {tensor.shape} where {shape} is needed")
-        used.add(key)
-        return tensor.astype(np.float64)
-
-    for path, layer in nnx.iter_modules(module):
-        if not isinstance(layer, Layer):
-            continue
-        convolution, norm = layer.source
-        kernel = take(f"{convolution}.weight", layer.torch_shape)
-        scale, shift, mean, variance = (
-            take(f"{norm}.{part}", layer.torch_shape[:1])
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        with np.errstate(all="ignore"):  # bad values are reported below
-            scale = scale / np.sqrt(variance + epsilon)
-            folded = {
-                "kernel": _layout(layer, kernel * scale[:, None, None, None]),
-                "bias": shift - mean * scale,
-            }
-            folded = {key: value.astype(np.float32) for key, value in folded.items()}
+    for path, layer in layers(module):
+        folded = _folded(_read(layer, tensors), epsilon)
         if not all(np.isfinite(value).all() for value in folded.values()):
+            convolution, norm = layer.source
             raise ValueError(f"{convolution} or {norm} has values that are not finite numbers")
-        node = params
-        for name in path:
-            node = node.setdefault(str(name), {})
-        node.update(folded)
-
+        _at(params, path).update(folded)
+        used.update(names(layer))
     for key in tensors:
         # Counters that torch keeps for training.
         if (
@@ -75,6 +69,73 @@ def fold_batch_norm(
         ):
             raise ValueError(f"it has {key[:80]!r}, which is not part of this network")
     return params
+
+
+def unfolded(module: nnx.Module, tensors: Mapping[str, np.ndarray]) -> Unfolded:
+    """The same state dict with its batch norms apart; float32 NumPy arrays.
+
+    Args:
+        module: the trunk; only its structure is used.
+        tensors: a state dict that ``fold_batch_norm`` accepts.
+    """
+    found = Unfolded({}, {})
+    for path, layer in layers(module):
+        source = _Source(*(value.astype(np.float32) for value in _read(layer, tensors)))
+        norm = {"scale": source.scale, "shift": source.shift}
+        _at(found.params, path).update(kernel=source.kernel, norm=norm)
+        _at(found.stats, path).update(norm={"mean": source.mean, "var": source.var})
+    return found
+
+
+def fold(trunk: Unfolded, epsilon: float) -> PyTree:
+    """Folds the running moments of a trunk into its kernels; as ``fold_batch_norm``."""
+    params, stats = trunk
+    if "kernel" in params:
+        parts = [params["kernel"], *params["norm"].values(), *stats["norm"].values()]
+        of = ["kernel", *params["norm"], *stats["norm"]]
+        double = (np.asarray(part, np.float64) for part in parts)
+        return _folded(_Source(**dict(zip(of, double, strict=True))), epsilon)
+    return {name: fold(Unfolded(params[name], stats[name]), epsilon) for name in params}
+
+
+def layers(module: nnx.Module) -> Iterator[tuple[tuple[str, ...], Layer]]:
+    """The layers of a trunk, and where they are in its parameters."""
+    for path, layer in list(nnx.iter_modules(module)):
+        if isinstance(layer, Layer):
+            yield tuple(map(str, path)), layer
+
+
+def names(layer: Layer) -> list[str]:
+    """What a torch state dict calls the layer's tensors, in the order of ``_Source``."""
+    convolution, norm = layer.source
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return [f"{convolution}.weight", *(f"{norm}.{part}" for part in parts)]
+
+
+def _read(layer: Layer, tensors: Mapping[str, np.ndarray]) -> _Source:
+    values: list[np.ndarray] = []
+    for key in names(layer):
+        shape = layer.torch_shape[: 1 if values else None]
+        if key not in tensors:
+            raise ValueError(f"it lacks {key}")
+        if tensors[key].shape != shape:
+            raise ValueError(f"{key} has shape {tensors[key].shape} where {shape} is needed")
+        values.append(tensors[key].astype(np.float64))
+    return _Source(_layout(layer, values[0]), *values[1:])
+
+
+def _folded(source: _Source, epsilon: float) -> dict[str, Float[np.ndarray, "..."]]:
+    with np.errstate(all="ignore"):  # Bad values are for the caller to find.
+        gain = source.scale / np.sqrt(source.var + epsilon)
+        folded = {"kernel": source.kernel * gain, "bias": source.shift - source.mean * gain}
+        return {name: value.astype(np.float32) for name, value in folded.items()}
+
+
+def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The dict at a path, made where it is missing."""
+    for name in path:
+        tree = tree.setdefault(name, {})
+    return tree
 
 
 def _layout(layer: Layer, kernel: np.ndarray) -> np.ndarray:

@@ -1,11 +1,14 @@
-"""The layers of the trunks, on NHWC arrays, each with its inference batch norm folded in."""
+"""The layers of the trunks, on NHWC arrays, each with the batch norm behind it."""
 
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
+
+from ahl_jax.batch_norm import WeightedBatchNorm
 
 # Features are computed once and compared with stored ones, so they are worth full float32;
 # the default of GPUs and TPUs is less. On a CPU it changes nothing.
@@ -24,11 +27,18 @@ class Layer(nnx.Module):
     """A kernel and a bias: a convolution and the batch norm behind it, folded into one.
 
     Attributes:
-        kernel: parameter, in the layout the subclass computes with.
+        kernel: parameter, in the layout the subclass computes with; the last axis is the channels
+            that come out.
         bias: parameter [out channels].
+        norm: the batch norm itself, in place of the bias; see ``unfold``.
+        weights: of the images whose moments ``norm`` takes; None for its running moments.
         source: names of the convolution and of the batch norm in a torch state dict.
         torch_shape: shape of that convolution's weight, [out, in / groups, height, width].
     """
+
+    # Of the class, as NNX lets no instance put a module where it had None.
+    norm: WeightedBatchNorm | None = None
+    weights: Float[Array, " b"] | None = None
 
     def __init__(
         self, kernel: tuple[int, ...], source: tuple[str, str], torch_shape: tuple[int, ...]
@@ -37,6 +47,18 @@ class Layer(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(torch_shape[0]))
         self.source = source
         self.torch_shape = torch_shape
+
+    def unfold(self, epsilon: float) -> None:
+        """Has a batch norm of its own from now on, as PyTorch trains it."""
+        del self.bias
+        self.norm = WeightedBatchNorm(self.torch_shape[0], epsilon=epsilon, unbiased=True)
+
+    def finished(self, products: Float[Array, "b h w o"]) -> Float[Array, "b h w o"]:
+        """What the layer makes of its products."""
+        if self.norm is None:
+            return products + self.bias[...]
+        images, *_, channels = products.shape
+        return self.norm(products.reshape(images, -1, channels), self.weights)(products)
 
 
 class Conv(Layer):
@@ -55,7 +77,7 @@ class Conv(Layer):
         self.stride, self.padding = stride, padding
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        """Convolves, in products of the kernel's dtype and sums of the bias's; adds the bias."""
+        """Convolves, in products of the kernel's dtype and sums of float32."""
         kernel = self.kernel[...]
         x = lax.conv_general_dilated(
             x.astype(kernel.dtype),
@@ -64,9 +86,9 @@ class Conv(Layer):
             padding=(self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=_PRECISION,
-            preferred_element_type=self.bias[...].dtype,
+            preferred_element_type=jnp.float32,
         )
-        return x + self.bias[...]
+        return self.finished(x)
 
 
 class Pointwise(Layer):
@@ -79,10 +101,11 @@ class Pointwise(Layer):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Takes every stride-th pixel to the output channels; dtypes as for ``Conv``."""
-        kernel, bias = self.kernel[...], self.bias[...]
+        kernel = self.kernel[...]
         x = x[:, :: self.stride, :: self.stride].astype(kernel.dtype)
-        x = jnp.matmul(x, kernel, precision=_PRECISION, preferred_element_type=bias.dtype)
-        return x + bias
+        return self.finished(
+            jnp.matmul(x, kernel, precision=_PRECISION, preferred_element_type=jnp.float32)
+        )
 
 
 class Depthwise(Layer):
@@ -100,12 +123,13 @@ class Depthwise(Layer):
         self.size, self.stride = size, stride
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Convolves each channel and adds the bias."""
+        """Convolves each channel."""
         _, height, width, _ = x.shape
         edges = same_padding(self.size, self.stride)
         x = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
         kernel = self.kernel[...]
-        total = self.bias[...]
+        # The bias comes first, as features on disk were summed up.
+        total: Array | float = self.bias[...] if self.norm is None else 0.0
         for row in range(self.size):
             for column in range(self.size):
                 window = x[
@@ -114,4 +138,5 @@ class Depthwise(Layer):
                     column : column + width - self.stride + 1 : self.stride,
                 ]
                 total = total + window * kernel[row, column]
-        return total
+        assert isinstance(total, jax.Array)
+        return total if self.norm is None else self.finished(total)

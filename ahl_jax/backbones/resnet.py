@@ -96,15 +96,15 @@ class ResNet(nnx.Module):
 
     @classmethod
     def default_weights(cls) -> Path:
-        """There are none.
+        """There are none but those that the user brings.
 
         Raises:
-            UserError: always, naming the file to bring.
+            UserError: always, naming the file.
         """
         name = cls.__name__.lower()
         raise UserError(
-            f"{name} needs torchvision's ImageNet weights: download {cls.file} and give it with "
-            "--trunk-weights"
+            f"{name} needs torchvision's ImageNet weights: download {cls.file} and run `ahl "
+            f"weights import {cls.file} --trunk {name}`, or give it with --trunk-weights"
         )
 
 

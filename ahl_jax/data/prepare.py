@@ -1,7 +1,6 @@
 """Preparing data sets: from what was downloaded to ArrayRecord files, whole or not at all."""
 
 import contextlib
-import fcntl
 import io
 import logging
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.records import data_folder, is_prepared, prepared_folder
 from ahl_jax.errors import UserError
+from ahl_jax.folders import alone
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,11 @@ def prepare(name: str, manual_dir: Path | None = None, category: str | None = No
     if category is not None and category not in known:
         raise UserError(f"{name} has no category {category!r}; it has: {', '.join(known)}")
     home = data_folder() / name
-    with _writing(home), _alone(home), contextlib.ExitStack() as stack:
+
+    def busy() -> None:
+        raise UserError(f"another process prepares {name} in {home}; wait until it is done")
+
+    with _writing(home), alone(home, busy), contextlib.ExitStack() as stack:
         for left in (*home.glob("incomplete.*"), *home.glob("*/incomplete.*"), home / ".unpacked"):
             shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
         if is_prepared(prepared_folder(name, category)):
@@ -104,20 +108,6 @@ def _write(builder: Any, source: Path, config: str | None) -> None:
             download_dir=data_folder() / builder.name / ".unpacked" / "downloads",
             download_config=tfds.download.DownloadConfig(manual_dir=source, try_download_gcs=False),
         )
-
-
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Keep other processes from preparing the same data set."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process prepares {home.name} in {home}; wait until it is done"
-            ) from error
-        yield
 
 
 @contextlib.contextmanager

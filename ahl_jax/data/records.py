@@ -1,7 +1,6 @@
 """Images of prepared data sets: where those are, and the records in them."""
 
 import functools
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.errors import BadImageError
+from ahl_jax.folders import user_folder
 
 VERSION = "1.0.0"
 """Raised when a builder comes to write something else from the same source."""
@@ -71,10 +71,7 @@ ImageSource = Path | Record
 
 def data_folder() -> Path:
     """Where prepared data sets are: $AHL_DATA, else ahl_jax/data in the user's cache."""
-    if chosen := os.environ.get("AHL_DATA"):
-        return Path(chosen).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "ahl_jax" / "data"
+    return user_folder("AHL_DATA", "data").absolute()
 
 
 def prepared_folder(name: str, category: str | None = None) -> Path:

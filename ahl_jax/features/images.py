@@ -28,7 +28,7 @@ VIEWS = tuple((quarters, mirrored) for quarters in (0, 2, 1, 3) for mirrored in 
 
 # To be raised by whoever changes what a given image and trunk give: the reading and resizing of
 # images, the scales, or the pseudo-anomaly generators.
-_VERSION = 1
+VERSION = 1
 
 _T = TypeVar("_T")
 
@@ -76,7 +76,7 @@ def extract(
         except BadImageError as error:
             if not skip_bad:
                 raise
-            _warn(path, str(error))
+            left_out(path, str(error))
             keys.append(None)
     # The first file of each content.
     files = {key: path for key, path in zip(reversed(keys), reversed(paths), strict=True) if key}
@@ -88,7 +88,7 @@ def extract(
             config.image_size,
             config.image_batch,
             skip_bad=skip_bad,
-            on_bad=_warn,
+            on_bad=left_out,
         )
         for indices, images in batches:
             yield [missing[i] for i in indices], trunk_maps(trunk, images, config, dtype)
@@ -142,7 +142,7 @@ def image_key(
     if dtype != np.float32:
         more["dtype"] = str(dtype)
     return entry_key(
-        version=_VERSION,
+        version=VERSION,
         image=digest,
         trunk=trunk.name,
         weights=trunk.digest,
@@ -288,5 +288,6 @@ def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
     yield from before
 
 
-def _warn(path: ImageSource, reason: str) -> None:
+def left_out(path: ImageSource, reason: str) -> None:
+    """Warns of an image that cannot be read."""
     _log.warning("left out: %s", reason)

@@ -16,14 +16,7 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from ahl_jax.errors import UserError
-
-
-def default_folder() -> Path:
-    """$AHL_CACHE, else ahl_jax in $XDG_CACHE_HOME, else ~/.cache/ahl_jax."""
-    if chosen := os.environ.get("AHL_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ahl_jax"
+from ahl_jax.folders import default_folder
 
 
 class Store:

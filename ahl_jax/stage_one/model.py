@@ -2,13 +2,15 @@
 
 A batch has equal thirds of normals, labelled anomalies and pseudo-anomalies, which are made from
 normals on the device, in every step anew. Gradients go through both scales and the references. The
-trunk's batch norm stays as ImageNet training left it: it is folded into the kernels.
+trunk's batch norm is either trained too, or stays as ImageNet training left it, folded into the
+kernels.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +18,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from ahl_jax.backbones import Trunk, products_in
+from ahl_jax.backbones import Trunk, Unfolded, folded_trunk, products_in, trunk_from_params
 from ahl_jax.config import Config, DetectorConfig
 from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
 from ahl_jax.detectors.inputs import mean_of
 from ahl_jax.detectors.protocol import ANOMALY, NORMAL, PSEUDO, Params
-from ahl_jax.devices import split_images
+from ahl_jax.devices import data_shards, split_images
 from ahl_jax.features.images import half_size, trunk_dtype
 from ahl_jax.learning import apply_step, learning_rate
 from ahl_jax.losses import Prior, draw_prior
 from ahl_jax.pseudo import GENERATORS
 
+P = ParamSpec("P")
+Out = TypeVar("Out")
 Images = UInt8[Array, "n size size 3"]
 
 
@@ -34,6 +38,9 @@ class State(NamedTuple):
     """Everything that an epoch hands to the next."""
 
     trunk: Params
+    trunk_stats: Params
+    """Running moments of its batch norm; empty where that is frozen."""
+
     model: Model
     optimizer: optax.OptState
     prior: Prior
@@ -79,20 +86,27 @@ class StageOne:
             count = min(self.config.detector.references, len(normals))
             references = normals[jax.random.choice(reference_key, len(normals), (count,), False)]
 
-            def loss(params: Params) -> tuple[Array, tuple[Params, Array]]:
+            def loss(params: Params) -> tuple[Array, tuple[Params, Params, Array]]:
                 model = Model(params["detector"], state.model.stats)
-                inputs = self.inputs(params["trunk"], split_images(images))
-                reference = self.inputs(params["trunk"], references.astype(jnp.float32))
+                inputs, reference, trunk_stats = self.seen(
+                    params["trunk"], state.trunk_stats, images, references.astype(jnp.float32)
+                )
                 reference = mean_of(reference, jnp.ones(count))
                 weights = jnp.ones(labels.shape, jnp.float32)
-                return self.functional.loss(model, inputs, reference, labels, weights, state.prior)
+                total, (stats, losses) = self.functional.loss(
+                    model, inputs, reference, labels, weights, state.prior
+                )
+                return total, (trunk_stats, stats, losses)
 
             params = trained(state.trunk, state.model)
-            gradient, (stats, losses) = jax.grad(loss, has_aux=True)(params)
+            gradient, (trunk_stats, stats, losses) = jax.grad(loss, has_aux=True)(params)
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, params)
             params = apply_step(params, updates, rate)
             model = Model(params["detector"], stats)
-            return state._replace(trunk=params["trunk"], model=model, optimizer=optimizer), losses
+            after = state._replace(
+                trunk=params["trunk"], trunk_stats=trunk_stats, model=model, optimizer=optimizer
+            )
+            return after, losses
 
         state, losses = jax.lax.scan(step, state, keys)
         return state, losses.mean(0)
@@ -122,18 +136,57 @@ class StageOne:
         labels = np.repeat(list(counts), list(counts.values()))
         return jnp.concatenate(parts), jnp.asarray(labels, jnp.int32)
 
+    def seen(
+        self,
+        params: Params,
+        stats: Params,
+        images: Float[Array, "b size size 3"],
+        references: Float[Array, "r size size 3"],
+    ) -> tuple[Inputs, Inputs, Params]:
+        """What the detector reads of a batch and of its references, and the trunk's new moments."""
+        if not stats:
+            return self.inputs(params, split_images(images)), self.inputs(params, references), stats
+        # Both in one batch, so that both are normalised alike; devices can share it evenly.
+        b, count = len(images), len(images) + len(references)
+        more = jnp.repeat(references[-1:], -count % data_shards(), axis=0)
+        batch = jnp.concatenate([images, references, more])
+        weights = (jnp.arange(len(batch)) < count).astype(jnp.float32)
+        apply = self._recomputed(self.trunk.apply_unfolded)
+        params = self._products(params)
+        maps = []
+        for scale in (batch, half_size(batch)):
+            found, stats = apply(Unfolded(params, stats), split_images(scale), weights)
+            maps.append(found)
+        inputs, reference = (
+            make_inputs([scale[part] for scale in maps]) for part in (slice(b), slice(b, count))
+        )
+        return inputs, reference, stats
+
     def inputs(self, params: Params, images: Float[Array, "b size size 3"]) -> Inputs:
-        """What a detector reads of images: the trunk's features at two scales."""
-        features = self.config.features
-        params = products_in(trunk_dtype(features.precision, jax.default_backend()), params)
-        apply = self.trunk.apply
-        if self.config.stage_one.remat:
-            apply = jax.checkpoint(apply)
+        """What a detector reads of images: the features of a frozen trunk at two scales."""
+        params, apply = self._products(params), self._recomputed(self.trunk.apply)
         return make_inputs([apply(params, scale) for scale in (images, half_size(images))])
+
+    def inference(self, state: State) -> Trunk:
+        """The trunk of a state on the host, batch norm folded in."""
+        if state.trunk_stats:
+            return folded_trunk(self.trunk.name, Unfolded(state.trunk, state.trunk_stats))
+        return trunk_from_params(self.trunk.name, state.trunk)
+
+    def _products(self, params: Params) -> Params:
+        dtype = trunk_dtype(self.config.features.precision, jax.default_backend())
+        return products_in(dtype, params)
+
+    def _recomputed(self, apply: Callable[P, Out]) -> Callable[P, Out]:
+        return jax.checkpoint(apply) if self.config.stage_one.remat else apply
 
 
 def start(config: Config, trunk: Trunk) -> tuple[StageOne, State]:
     """How to train, and the state before the first epoch.
+
+    Args:
+        config: the run's settings.
+        trunk: the one to start from; loaded with its batch norm apart, if that is to be trained.
 
     Raises:
         UserError: if there is no detector of that name.
@@ -142,8 +195,12 @@ def start(config: Config, trunk: Trunk) -> tuple[StageOne, State]:
     model_key, prior_key, key = jax.random.split(root, 3)
     functional, model = make_detector(detector_config(config), trunk.channels, model_key)
     learner = StageOne(config, trunk, functional)
-    optimizer = learner.optimizer.init(trained(trunk.params, model))
-    return learner, State(trunk.params, model, optimizer, draw_prior(prior_key), key)
+    params, stats = trunk.params, {}
+    if config.stage_one.batch_norm == "trained":
+        assert trunk.unfolded is not None
+        params, stats = jax.tree.map(jnp.asarray, trunk.unfolded)
+    optimizer = learner.optimizer.init(trained(params, model))
+    return learner, State(params, stats, model, optimizer, draw_prior(prior_key), key)
 
 
 def trained(trunk: Params, model: Model) -> Params:

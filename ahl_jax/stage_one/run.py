@@ -1,17 +1,24 @@
-"""Stage one at its edges: images in, epochs with checkpoints and progress, a trained trunk out."""
+"""Stage one at its edges: images in, epochs with checkpoints and progress, a trained trunk out.
 
-import functools
+The trained trunk is kept in the cache folder under a key of all that decides it, so that runs which
+agree in that share it.
+"""
+
+import contextlib
+import dataclasses
+import json
 import logging
 import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.checkpoints import Checkpoints
@@ -22,13 +29,20 @@ from ahl_jax.data.samples import Split
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.devices import everywhere, mesh_for, on_this_process, put_everywhere
 from ahl_jax.errors import UserError
+from ahl_jax.features.images import VERSION, left_out, trunk_dtype
+from ahl_jax.features.store import entry_key
+from ahl_jax.folders import alone
+from ahl_jax.loop import pace
 from ahl_jax.processes import arrays_of_primary, is_primary, on_primary, together
-from ahl_jax.stage_one.model import StageOne, State, start
+from ahl_jax.stage_one.model import StageOne, State, detector_config, start
 
 log = logging.getLogger(__name__)
 
 _READ = 64
 """Images read at a time."""
+
+# To be raised by whoever changes what a given trunk and given images train to.
+_STAGE_ONE_VERSION = 1
 
 
 def check_stage_one(config: Config) -> None:
@@ -46,27 +60,109 @@ def check_stage_one(config: Config) -> None:
 
 
 def trained_trunk(
-    config: Config, split: Split, trunk: Trunk, workdir: Path, *, progress: bool
+    config: Config,
+    split: Split,
+    digest: str,
+    trunk: Trunk,
+    cache_dir: Path,
+    own: Checkpoints | None = None,
+    *,
+    progress: bool,
 ) -> Trunk:
     """The trunk after stage one; a training that was stopped goes on from its last epoch.
 
-    All processes call it; process 0 alone reads and writes ``workdir``.
+    All processes call it; process 0 alone reads and writes ``cache_dir``. Of several runs that need
+    the same trunk at once, one trains it and the others wait.
 
     Args:
         config: the run's settings.
         split: its images; those that cannot be read are left out or refused as elsewhere.
+        digest: the split's, see ``ahl_jax.gather.split_digest``.
         trunk: the one to start from.
-        workdir: the run's folder; checkpoints go to its subfolder ``stage_one``.
+        cache_dir: the folder that keeps features too; here its subfolder ``stage_one``.
+        own: the run's checkpoints, on process 0; if they have a trunk already, it is that one.
         progress: whether to report on each epoch.
 
     Raises:
         UserError: for a bad image, unless the config skips them, or if none is left.
     """
+    folder = cache_dir / "stage_one" / stage_one_key(config, digest, trunk)
+    found: list[Any] = []
+    with contextlib.ExitStack() as stack:
+
+        def look() -> bool:
+            if own is not None and own.has_trunk():
+                found.append(own.load_trunk()[1])
+                return True
+            stack.enter_context(_alone(folder, progress=progress))
+            kept = Checkpoints(folder, read_only=True)
+            if kept.has_trunk():
+                shutil.rmtree(folder / "training", ignore_errors=True)  # by a kill at the end
+                found.append(kept.load_trunk()[1])
+            return bool(found)
+
+        if on_primary(look):
+            params = arrays_of_primary(found[0] if found else trunk.params)
+            return trunk_from_params(trunk.name, params)
+        trained = _trained(config, split, trunk, folder / "training", progress=progress)
+
+        def keep() -> None:
+            with Checkpoints(folder) as kept:
+                kept.save_trunk(trained.name, trained.params)
+            shutil.rmtree(folder / "training")
+
+        on_primary(keep)
+        return trained
+
+
+def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
+    """The name of everything that decides what stage one gives; see ``trained_trunk``."""
+    learning = config.learning
+    read = {
+        "seed": config.seed,
+        "skip_bad_images": config.data.skip_bad_images,
+        "image_size": config.features.image_size,
+        "stage_one": dataclasses.asdict(config.stage_one),
+        "detector": dataclasses.asdict(detector_config(config)),
+        "generators": config.pseudo.generators,
+        "learning": [learning.clip, learning.decay, learning.decay_every],
+    }
+    return entry_key(
+        version=_STAGE_ONE_VERSION,
+        images_version=VERSION,
+        images=digest,
+        trunk=trunk.digest,
+        dtype=str(trunk_dtype(config.features.precision, jax.default_backend())),
+        settings=json.dumps(read, sort_keys=True),
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, *, progress: bool) -> Iterator[None]:
+    """Keep other runs that need the same trunk waiting."""
+
+    def busy() -> None:
+        if progress:
+            log.info("stage one: another process trains this trunk in %s; waiting for it", folder)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder, busy))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); name "
+                "another folder with --cache-dir, or set AHL_CACHE to one"
+            ) from error
+        yield
+
+
+def _trained(config: Config, split: Split, trunk: Trunk, folder: Path, *, progress: bool) -> Trunk:
+    """The trunk after all epochs, whose checkpoints go to ``folder``."""
     learner, state = start(config, trunk)
     epochs = config.stage_one.stage_one_epochs
-    mesh = _mesh(config.stage_one.stage_one_batch)
+    mesh = mesh_of(config.stage_one.stage_one_batch)
     with together():
-        saved = Checkpoints(workdir / "stage_one") if is_primary() else None
+        saved = Checkpoints(folder) if is_primary() else None
     try:
         done = on_primary(lambda: (saved.latest_epoch() or 0) if saved else 0)
         with together():
@@ -83,7 +179,7 @@ def trained_trunk(
     finally:
         if saved:
             saved.close()
-    return trunk_from_params(trunk.name, jax.tree.map(np.asarray, state.trunk))
+    return learner.inference(state)
 
 
 def _train(
@@ -114,13 +210,11 @@ def _train(
         state = on_this_process(current, mesh)
         with together():
             if saved:
-                _save(saved, number + 1, learner.config, state, losses)
+                about = {"config": learner.config.to_dict(), "losses": losses.tolist()}
+                saved.save(number + 1, state=state, metadata=about)
         if progress:
-            left = round(seconds * (total - number - 1))
-            log.info(
-                "stage one: epoch %d/%d  loss %.3f  %.1f s  %d:%02d left",
-                number + 1, total, losses.sum(), seconds, left // 60, left % 60,
-            )  # fmt: skip
+            left = pace(seconds, total - number - 1)
+            log.info("stage one: epoch %d/%d  loss %.3f  %s", number + 1, total, losses.sum(), left)
     return state
 
 
@@ -134,7 +228,7 @@ def compile_epoch(learner: StageOne, mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(epoch, donate_argnums=0, out_shardings=everywhere(mesh))
 
 
-def _mesh(batch: int) -> Mesh:
+def mesh_of(batch: int) -> Mesh:
     """As many devices as can share a batch evenly."""
     return mesh_for(1, 1, math.gcd(batch, jax.device_count()))
 
@@ -142,16 +236,8 @@ def _mesh(batch: int) -> Mesh:
 def _read(config: Config, paths: Sequence[ImageSource]) -> UInt8[np.ndarray, "n size size 3"]:
     """All images that can be read."""
     size = config.features.image_size
-    warn = functools.partial(log.warning, "%s is left out: %s")
     skip = config.data.skip_bad_images
-    batches = [b for _, b in iter_batches(paths, size, _READ, skip_bad=skip, on_bad=warn)]
+    batches = [b for _, b in iter_batches(paths, size, _READ, skip_bad=skip, on_bad=left_out)]
     if not batches:
         raise UserError(f"no image of {config.data.data} can be read; replace the images")
     return np.concatenate(batches)
-
-
-def _save(
-    saved: Checkpoints, epoch: int, config: Config, state: State, losses: Float[np.ndarray, " h"]
-) -> None:
-    metadata = {"config": config.to_dict(), "losses": [float(loss) for loss in losses]}
-    saved.save(epoch, inference={"trunk": state.trunk}, state=state, metadata=metadata)

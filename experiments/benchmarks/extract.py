@@ -73,14 +73,19 @@ def random_weights(name: str, path: Path) -> None:
     safetensors.numpy.save_file(tensors, path)
 
 
-def benchmark_trunk(name: str) -> Trunk:
-    """The trunk with its own weights, or with random ones where the user would bring them."""
+def benchmark_trunk(name: str, *, apart: bool = False) -> Trunk:
+    """The trunk with its own weights, or with random ones where the user would bring them.
+
+    Args:
+        name: the trunk.
+        apart: see ``load_trunk``.
+    """
     if name == "efficientnet_lite0" or name not in TRUNKS:
-        return load_trunk(name)
+        return load_trunk(name, apart=apart)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.safetensors"
         random_weights(name, path)
-        return load_trunk(name, path)
+        return load_trunk(name, path, apart=apart)
 
 
 def distinct_images(count: int) -> list[Path]:

@@ -1,5 +1,6 @@
 """The cells of a table: what is trained, and in which folder."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ahl_jax import Config, UserError, preset
+from ahl_jax.backbones import load_trunk
 from ahl_jax.config import DataConfig
 from ahl_jax.data.samples import categories, load_dataset
 from ahl_jax.gather import load_split
@@ -226,6 +228,7 @@ def _difference(start: Config, config: Config) -> str:
 
 
 def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+    trunks: dict[tuple[str, Path | None], str | None] = {}
     normals: dict[tuple[DataConfig, int], int] = {}
     for cell in cells:
         check_names(cell.config)
@@ -235,4 +238,18 @@ def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
             if key not in normals:
                 normals[key] = len(load_split(config).train_normals)
             check_clusters(config.subsets.clusters, normals[key])
-            Workdir(cell.folder / f"seed-{seed}").check(config)
+            workdir = Workdir(cell.folder / f"seed-{seed}")
+            workdir.check(config)
+            # A table is of one trunk, so what is finished has to have the same weights too.
+            trunk = config.features.trunk, config.features.trunk_weights
+            if trunk not in trunks:
+                trunks[trunk] = _trunk_digest(*trunk)
+            if digest := trunks[trunk]:
+                workdir.check_trunk(digest)
+
+
+def _trunk_digest(name: str, weights: Path | None) -> str | None:
+    """That of the weights; None without any, where finished runs can still be read."""
+    with contextlib.suppress(UserError):
+        return load_trunk(name, weights).digest
+    return None

@@ -73,6 +73,7 @@ def reference_metrics(
         split = load_split(own)
         workdir.claim(own, overwrite=False)
         workdir.bind_data(split_digest(split))
+        workdir.bind_trunk(trunk.digest)
         tests.append(test_features(own, split, trunk, store, progress=True))
     paths = load_split(runs[0][0]).train_normals
     normals, kept = extract(

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ahl_jax.backbones import read_torch_weights
 from ahl_jax.errors import UserError
 from tests.goldens.inputs import GOLDENS
+from tests.goldens.torch_zip import number, numbers, text
 
 _WHOLE = np.arange(24, dtype=np.float32)
 PLAIN = {
@@ -95,25 +96,13 @@ FORMATS = pytest.mark.parametrize("build", [_zip, _legacy])
 Build = Callable[[bytes, dict[str, bytes]], bytes]
 
 
-def _number(value: int) -> bytes:
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def _numbers(values: tuple[int, ...]) -> bytes:
-    return b"(" + b"".join(map(_number, values)) + b"t"
-
-
-def _text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
 def _state_dict(numel: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
     """Pickle of {"w": float32 tensor} as torch writes it, with any claims about its size."""
-    storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu")
-    storage += _number(numel) + b"tQ"
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + _number(offset)
-    tensor += _numbers(shape) + _numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
-    return b"\x80\x02}" + _text("w") + tensor + b"s."
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+    storage += number(numel) + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset)
+    tensor += numbers(shape) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+    return b"\x80\x02}" + text("w") + tensor + b"s."
 
 
 def _refused(path: Path, content: bytes) -> str:
@@ -168,10 +157,10 @@ def test_code_in_a_pickle_is_refused_and_not_run(
     "payload",
     [
         b"\x80\x02(imkdir\n.",  # INST
-        b"\x80\x02(cos\nmkdir\n" + _text("x") + b"o.",  # OBJ
-        b"\x80\x02cos\nmkdir\n" + _text("x") + b"\x85\x81.",  # NEWOBJ
+        b"\x80\x02(cos\nmkdir\n" + text("x") + b"o.",  # OBJ
+        b"\x80\x02cos\nmkdir\n" + text("x") + b"\x85\x81.",  # NEWOBJ
         b"\x80\x02\x82\x01.",  # EXT1
-        b"\x80\x02cos\nsystem\n" + _text("x") + b"\x85R.",
+        b"\x80\x02cos\nsystem\n" + text("x") + b"\x85R.",
         b"\x80\x02ctorch\nload\n)R.",
         b"\x80\x02ccollections\nOrderedDict.fromkeys\n)R.",
         b"\x80\x02ccollections\nOrderedDict\n(K\x01tR.",
@@ -182,8 +171,8 @@ def test_code_in_a_pickle_is_refused_and_not_run(
         b"\x80\x02(R.",
         b"\x80\x02h\x05.",
         b"\x80\x02}" + b")\x85" * 50 + b"K\x01s.",  # a tuple as key
-        b"\x80\x02}" + _text("w") + b"K\x01s.",  # no tensor at all
-        b"\x80\x02" + _text("storage") + b"Q.",
+        b"\x80\x02}" + text("w") + b"K\x01s.",  # no tensor at all
+        b"\x80\x02" + text("storage") + b"Q.",
         b"\x80\x02}(K\x01u.",  # an odd number of items
         b"\x80\x02.",
         b"",

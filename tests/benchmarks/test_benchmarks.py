@@ -69,6 +69,17 @@ def test_extract(tmp_path):
 
 
 @pytest.mark.slow
+def test_stage_one(tmp_path):
+    (row,) = rows(tmp_path, "stage_one", "--trunks", "resnet18", "--batch-norm", "trained")
+    assert row["batch_norm"] == "trained"
+    # Both scales of 192 pixels: 1.8 billion multiplications and additions each at 224.
+    assert row["gflop_per_image"] == pytest.approx(3.6 * (192 / 224) ** 2 * 1.25, rel=0.1)
+    assert row["images_per_second_infer"] > row["images_per_second_train"]
+    for part in ("train", "infer"):
+        assert row[f"fraction_of_peak_{part}"] < 1.2
+
+
+@pytest.mark.slow
 def test_vs_loop(tmp_path):
     pytest.importorskip("torch")
     measured = rows(tmp_path, "vs_loop")

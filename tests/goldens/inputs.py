@@ -28,6 +28,9 @@ def random_images(height: int, width: int) -> np.ndarray:
     return coarse.repeat(8, 1).repeat(8, 2).astype(np.float32)
 
 
+TRAINING_NORMS = ("bn1", "layer2.0.downsample.1", "layer4.1.bn2")
+"""Batch norms of ResNet-18 whose training is compared."""
+
 RESNETS = {
     "resnet18": ((2, 2, 2, 2), 1, 1),
     "resnet34": ((3, 4, 6, 3), 1, 1),

@@ -67,6 +67,18 @@ class _ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
+def resnet(name: str) -> nn.Module:
+    """A ResNet with torchvision's names, without weights."""
+    return _ResNet(*RESNETS[name])
+
+
+def normalised(images: np.ndarray) -> torch.Tensor:
+    """Images as the ResNets take them."""
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    return (_nchw(images) / 255 - mean) / deviation
+
+
 def _nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
@@ -100,14 +112,11 @@ def main() -> None:
                 f"efficientnet_lite0/{cell}/{size}"
             ][:, :: size // 128, :: size // 128]
 
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    for name, shape in RESNETS.items():
-        resnet = _ResNet(*shape).eval()
-        resnet.load_state_dict({k: torch.from_numpy(v) for k, v in resnet_state_dict(name).items()})
+    for name in RESNETS:
+        model = resnet(name).eval()
+        model.load_state_dict({k: torch.from_numpy(v) for k, v in resnet_state_dict(name).items()})
         for height, width in RESNET_SIZES[: 2 if name == "resnet18" else 1]:
-            images = (_nchw(random_images(height, width)) / 255 - mean) / deviation
-            store(f"{name}/{height}x{width}", resnet(images))
+            store(f"{name}/{height}x{width}", model(normalised(random_images(height, width))))
     np.savez_compressed(GOLDENS / "trunks.npz", **outputs)
 
 

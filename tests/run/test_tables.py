@@ -266,6 +266,17 @@ def test_categories_have_a_mean_of_their_own(weave: Path, tmp_path: Path) -> Non
     assert "## mvtec, mean" not in partial
 
 
+def test_a_table_has_no_rows_of_other_weights(weave: Path, tmp_path: Path) -> None:
+    options = Options(data=(str(weave),), workdir=tmp_path, shots=(4,), methods=("DRA",))
+    (cell,) = plan(Table("x", "1", "X"), options)
+    workdir = Workdir(cell.folder / "seed-1")
+    workdir.claim(dataclasses.replace(cell.config, seed=1), overwrite=False)
+    plan(Table("x", "1", "X"), options)
+    workdir.bind_trunk("of other weights")
+    with pytest.raises(UserError, match="the weights of the trunk changed since the run in"):
+        plan(Table("x", "1", "X"), options)
+
+
 def test_other_features_have_folders_and_files_of_their_own(weave: Path, tmp_path: Path) -> None:
     plain = Options(data=(str(weave),), workdir=tmp_path, out=tmp_path, shots=(4,))
     other = dataclasses.replace(

@@ -6,96 +6,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
-from ahl_jax import Config, UserError, backbones, evaluate, preset, train, train_seeds
+from ahl_jax import Config, UserError, evaluate, train, train_seeds
 from ahl_jax.backbones import load_trunk
-from ahl_jax.backbones.layers import Conv
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.data.samples import Split
+from ahl_jax.folders import default_folder
 from ahl_jax.gather import load_split
 from ahl_jax.presets import with_settings
-from ahl_jax.stage_one import trained_trunk
 from ahl_jax.stage_one.model import StageOne, State, augmented, half_size, start
 from ahl_jax.stage_one.run import compile_epoch
-
-SIZE = 192
-
-
-class Tiny(nnx.Module):
-    """Two convolutions, linear at the end as EfficientNet-Lite0 is."""
-
-    channels: ClassVar[int] = 6
-    stride: ClassVar[int] = 32
-    batch_norm_epsilon: ClassVar[float] = 1e-5
-    unused: ClassVar[tuple[str, ...]] = ()
-    weights: ClassVar[Path]
-
-    def __init__(self) -> None:
-        self.first = Conv((3, 5), 8, 8, (0, 0), ("first", "first_norm"))
-        self.second = Conv((5, 6), 4, 4, (0, 0), ("second", "second_norm"))
-
-    def __call__(self, images):
-        return self.second(jax.nn.relu(self.first(images / 128 - 1)))
-
-    @classmethod
-    def default_weights(cls) -> Path:
-        return cls.weights
-
-
-@pytest.fixture(autouse=True)
-def tiny(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for name, (outputs, inputs, side) in {"first": (5, 3, 8), "second": (6, 5, 4)}.items():
-        shape = (outputs, inputs, side, side)
-        values = rng.normal(size=shape) / np.sqrt(inputs * side**2)
-        tensors[f"{name}.weight"] = values.astype(np.float32)
-        for part, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
-            tensors[f"{name}_norm.{part}"] = np.full(outputs, value, np.float32)
-    Tiny.weights = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(tensors, Tiny.weights)
-    monkeypatch.setitem(backbones.TRUNKS, "tiny", Tiny)
-
-
-@pytest.fixture(scope="module")
-def spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey noise; anomalies have a spot."""
-    root = tmp_path_factory.mktemp("data") / "spots"
-    rng = np.random.default_rng(0)
-    for folder, count in {"train/good": 12, "test/good": 8, "test/spot": 12}.items():
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            picture = rng.normal(120, 12, (SIZE, SIZE, 3))
-            if "spot" in folder:
-                top, left = rng.integers(0, SIZE - 40, 2)
-                picture[top : top + 40, left : left + 40] += 60
-            image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-            image.save(root / folder / f"{i:02}.png")
-    return root
-
-
-@pytest.fixture
-def config(spots: Path) -> Config:
-    changed = {"trunk": "tiny", "stage_one": True, "stage_one_epochs": 3, "stage_one_steps": 4,
-               "stage_one_batch": 9, "stage_one_lr": 0.01, "stage_one_detector": "devnet",
-               "generators": ("cutmix", "cutpaste"), "epochs": 2, "shots": 4}  # fmt: skip
-    return with_settings(preset("debug", str(spots)), changed)
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+from tests.stage_one.tiny import SIZE, Tiny, images, run_stage_one
 
 
 def one_epoch(config: Config, **changed: object) -> tuple[State, np.ndarray]:
@@ -222,14 +152,11 @@ def test_it_learns_to_tell_anomalies_from_normals(config: Config, tmp_path: Path
     assert roc_auc_score([s.anomaly_class is not None for s in split.test], scores) > 0.95
 
 
-def run_stage_one(config: Config, folder: Path, split: Split | None = None) -> backbones.Trunk:
-    split = split or load_split(config)
-    return trained_trunk(config, split, load_trunk("tiny"), folder, progress=False)
-
-
+@pytest.mark.parametrize("batch_norm", ["frozen", "trained"])
 def test_stopped_and_resumed_it_ends_at_the_same_bits(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_norm: str
 ) -> None:
+    config = with_settings(config, {"batch_norm": batch_norm})
     whole = run_stage_one(config, tmp_path / "whole")
     assert whole.digest != load_trunk("tiny").digest
     save = Checkpoints.save
@@ -253,7 +180,7 @@ def test_train_takes_its_features_from_the_trained_trunk(config: Config, tmp_pat
     metrics = train(config, tmp_path / "run", progress=False)
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         name, params = checkpoints.load_trunk()
-    stage_one = run_stage_one(config, tmp_path / "run")
+    stage_one = run_stage_one(config, default_folder())
     assert name == "tiny"
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(stage_one.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -305,7 +232,7 @@ from ahl_jax.devices import mesh_for, put_everywhere
 from ahl_jax.presets import with_settings
 from ahl_jax.stage_one.model import start
 from ahl_jax.stage_one.run import compile_epoch
-from tests.stage_one.test_stage_one import Tiny, images
+from tests.stage_one.tiny import Tiny, images, loaded
 from pathlib import Path
 
 Tiny.weights = Path(sys.argv[1])
@@ -314,20 +241,23 @@ config = with_settings(preset("debug", "x"), json.loads(sys.argv[2]))
 found = []
 for count in (1, 3):
     mesh = mesh_for(1, 1, count, jax.devices()[:count])
-    learner, state = start(config, backbones.load_trunk("tiny"))
+    learner, state = start(config, loaded(config))
     placed = put_everywhere((state, images(12), images(4, 1)), mesh)
     program = compile_epoch(learner, mesh).lower(*placed, np.int32(0)).compile()
     state, losses = program(*placed, np.int32(0))
     found.append([float(x) for x in losses])
     shapes = program.as_text()
-print(json.dumps({"losses": found, "own": "f32[3,192,192,3]" in shapes,
+print(json.dumps({"losses": found, "own": f"f32[{sys.argv[3]},192,192,3]" in shapes,
                   "sums": "all-reduce" in shapes}))
 """
 
 
 @pytest.mark.slow
-def test_devices_share_a_batch_to_the_result_of_one(tiny: None) -> None:
+@pytest.mark.parametrize(("batch_norm", "each"), [("frozen", 3), ("trained", 5)])
+def test_devices_share_a_batch_to_the_result_of_one(tiny: None, batch_norm: str, each: int) -> None:
     changed = {
+        "batch_norm": batch_norm,
+        "references": 4,  # With the nine images of a batch, no multiple of three.
         "trunk": "tiny",
         "stage_one_steps": 2,
         "stage_one_batch": 9,
@@ -335,7 +265,7 @@ def test_devices_share_a_batch_to_the_result_of_one(tiny: None) -> None:
         "generators": ("cutmix", "cutpaste"),
     }
     done = subprocess.run(
-        [sys.executable, "-c", _ON_DEVICES, str(Tiny.weights), json.dumps(changed)],
+        [sys.executable, "-c", _ON_DEVICES, str(Tiny.weights), json.dumps(changed), str(each)],
         env=os.environ
         | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"},
         cwd=Path(__file__).parents[2],
@@ -347,6 +277,6 @@ def test_devices_share_a_batch_to_the_result_of_one(tiny: None) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     one, three = found["losses"]
     np.testing.assert_allclose(one, three, rtol=1e-4)
-    # Each device has three of the nine images, and the gradients are summed.
+    # Each device has a third of the images, and the gradients are summed.
     assert found["own"]
     assert found["sums"]

@@ -1,0 +1,110 @@
+"""Loading weights: from files of the user's, or from those that were imported once.
+
+Imported weights are in the cache folder, one file per trunk.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from ahl_jax.backbones.folding import fold_batch_norm, layers, names, unfolded
+from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
+from ahl_jax.backbones.weights import read_torch_weights
+from ahl_jax.errors import UserError
+from ahl_jax.folders import default_folder
+from ahl_jax.workdir import replace_file
+
+
+def load_trunk(
+    name: str,
+    weights: Path | None = None,
+    cache_dir: Path | None = None,
+    *,
+    apart: bool = False,
+) -> Trunk:
+    """Loads a trunk's weights and folds the batch norm in.
+
+    Args:
+        name: key in ``TRUNKS``.
+        weights: a state dict (.pth or .safetensors); None for those that were imported, else for
+            the trunk's own.
+        cache_dir: where imported weights are; see ``imported_file``.
+        apart: whether to keep the weights with their batch norm apart as well.
+
+    Raises:
+        UserError: if there is no such trunk, no weights, or the weights are another network's.
+    """
+    cls = trunk_class(name)
+    path = weights or weights_file(name, cache_dir)
+    tensors = read_torch_weights(path)
+    module = nnx.eval_shape(cls)
+    try:
+        params = fold_batch_norm(module, tensors, cls.batch_norm_epsilon, cls.unused)
+    except ValueError as error:
+        raise UserError(
+            f"the weights file {path} does not fit {name}: {error}; give the weights of a {name} "
+            "with --trunk-weights, or to ahl weights import"
+        ) from error
+    trunk = trunk_from_params(name, params)
+    return dataclasses.replace(trunk, unfolded=unfolded(module, tensors)) if apart else trunk
+
+
+def weights_file(name: str, cache_dir: Path | None = None) -> Path:
+    """The file that ``load_trunk`` reads where it is given none.
+
+    Args:
+        name: key in ``TRUNKS``.
+        cache_dir: where imported weights are; see ``imported_file``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    imported = imported_file(name, cache_dir)
+    return imported if imported.is_file() else trunk_class(name).default_weights()
+
+
+def imported_file(trunk: str, cache_dir: Path | None = None) -> Path:
+    """Where a trunk's imported weights are, once they are there.
+
+    Args:
+        trunk: its name.
+        cache_dir: the folder that keeps features too; see ``default_folder``.
+    """
+    return (cache_dir or default_folder()) / "weights" / f"{trunk}.safetensors"
+
+
+def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path:
+    """Keeps a trunk's weights, so that ``load_trunk`` finds them without a file.
+
+    Args:
+        file: a state dict (.pth or .safetensors).
+        name: key in ``TRUNKS``.
+        cache_dir: where they are kept; see ``imported_file``.
+
+    Returns:
+        The file that was written, in the place of an older one and in one step.
+
+    Raises:
+        UserError: if the weights do not fit the trunk, or nothing can be written.
+    """
+    load_trunk(name, file)
+    tensors = read_torch_weights(file)
+    kept = {
+        # float32 holds the narrower ones exactly.
+        key: np.ascontiguousarray(tensors[key], np.result_type(tensors[key], np.float32))
+        for _, layer in layers(nnx.eval_shape(trunk_class(name)))
+        for key in names(layer)
+    }
+    path = imported_file(name, cache_dir)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, safetensors.numpy.save(kept))
+    except OSError as error:
+        raise UserError(
+            f"cannot write weights to {path.parent} ({(error.strerror or str(error)).lower()}); "
+            "make room there, or name another folder with --cache-dir"
+        ) from error
+    return path

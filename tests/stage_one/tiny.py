@@ -1,0 +1,52 @@
+"""A tiny trunk: two convolutions with the stride of the real ones."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ahl_jax import Config
+from ahl_jax.backbones import Trunk, load_trunk
+from ahl_jax.backbones.layers import Conv
+from ahl_jax.data.samples import Split
+from ahl_jax.gather import load_split, split_digest
+from ahl_jax.stage_one import trained_trunk
+
+SIZE = 192
+
+
+class Tiny(nnx.Module):
+    """Two convolutions, linear at the end as EfficientNet-Lite0 is."""
+
+    channels: ClassVar[int] = 6
+    stride: ClassVar[int] = 32
+    batch_norm_epsilon: ClassVar[float] = 1e-5
+    unused: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[Path]
+
+    def __init__(self) -> None:
+        self.first = Conv((3, 5), 8, 8, (0, 0), ("first", "first_norm"))
+        self.second = Conv((5, 6), 4, 4, (0, 0), ("second", "second_norm"))
+
+    def __call__(self, images):
+        return self.second(jax.nn.relu(self.first(images / 128 - 1)))
+
+    @classmethod
+    def default_weights(cls) -> Path:
+        return cls.weights
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def loaded(config: Config) -> Trunk:
+    return load_trunk("tiny", apart=config.stage_one.batch_norm == "trained")
+
+
+def run_stage_one(config: Config, cache: Path, split: Split | None = None) -> Trunk:
+    digest = split_digest(load_split(config))
+    split = split or load_split(config)
+    return trained_trunk(config, split, digest, loaded(config), cache, progress=False)
