@@ -20,6 +20,7 @@ from ahl_jax.evaluate import evaluate
 from ahl_jax.finetune import finetune
 from ahl_jax.predictor import Predictor, load
 from ahl_jax.presets import preset
+from ahl_jax.report import compare, report
 from ahl_jax.train import train, train_seeds
 
 __all__ = [
@@ -34,10 +35,12 @@ __all__ = [
     "PseudoConfig",
     "SubsetConfig",
     "UserError",
+    "compare",
     "evaluate",
     "finetune",
     "load",
     "preset",
+    "report",
     "train",
     "train_seeds",
 ]

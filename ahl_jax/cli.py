@@ -1,4 +1,4 @@
-"""The command line: `ahl train`, `finetune`, `ablate`, `evaluate`, `predict`, `data`, `weights`."""
+"""The command line: `ahl` and its commands."""
 
 import json
 import shlex
@@ -14,7 +14,6 @@ from ahl_jax.backbones import commands as weights_commands
 from ahl_jax.calibration import FPR
 from ahl_jax.config import Config
 from ahl_jax.data import commands as data_commands
-from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.finetune import Finetune
@@ -23,7 +22,10 @@ from ahl_jax.metrics import mean_std
 from ahl_jax.predict import Predict
 from ahl_jax.predict import run as predict
 from ahl_jax.presets import PRESETS
+from ahl_jax.problem import method_name
 from ahl_jax.processes import initialize, is_primary
+from ahl_jax.report.commands import Compare, Report
+from ahl_jax.report.commands import run as write_report
 from ahl_jax.runtime import keep_compiled_programs, run_command
 from ahl_jax.train import train, train_seeds
 from ahl_jax.workdir import Workdir
@@ -147,6 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
             _train(chosen)
         elif isinstance(chosen, Finetune):
             _finetune(chosen)
+        elif isinstance(chosen, Report | Compare):
+            write_report(chosen)
         else:
             _evaluate(chosen)
 
@@ -155,7 +159,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(
     arguments: list[str],
-) -> Train | Finetune | Evaluate | Predict | data_commands.Data | weights_commands.Weights:
+) -> (
+    Train
+    | Finetune
+    | Evaluate
+    | Predict
+    | Report
+    | Compare
+    | data_commands.Data
+    | weights_commands.Weights
+):
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)
@@ -165,6 +178,8 @@ def _parse(
         | Annotated[Finetune, tyro.conf.subcommand("finetune")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
         | Annotated[weights_commands.Weights, tyro.conf.subcommand("weights")]
     )
@@ -280,13 +295,10 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _in_words(config: Config, metrics: dict[str, Any], workdir: Path) -> str:
-    kind = DETECTORS[config.detector.detector].__name__
-    names = {"ahl": f"AHL({kind})", "ensemble": f"An ensemble of {kind}"}
-    name = names.get(config.learning.method, kind)
     return (
-        f"{name}, trained on {metrics['n_train_normal']} normals and {metrics['n_seen']} labelled "
-        f"anomalies for {_count(metrics['epochs'], 'epoch')}, reaches an AUC-ROC of "
-        f"{metrics['auc_roc']:.4f} and an AUC-PR of {metrics['auc_pr']:.4f} on "
+        f"{method_name(config)}, trained on {metrics['n_train_normal']} normals and "
+        f"{metrics['n_seen']} labelled anomalies for {_count(metrics['epochs'], 'epoch')}, reaches "
+        f"an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of {metrics['auc_pr']:.4f} on "
         f"{metrics['n_test']} test images; everything is in {workdir}."
     )
 

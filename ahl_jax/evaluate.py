@@ -3,23 +3,78 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from ahl_jax.calibration import FPR, calibration_of, check_fpr
 from ahl_jax.config import Config
 from ahl_jax.data.masks import read_mask
-from ahl_jax.data.samples import Sample
+from ahl_jax.data.samples import Sample, Split
 from ahl_jax.features import Store
-from ahl_jax.gather import held_out_features, load_split, split_digest, test_features
+from ahl_jax.gather import (
+    TestFeatures,
+    held_out_features,
+    load_split,
+    split_digest,
+    test_features,
+)
 from ahl_jax.metrics import image_metrics
 from ahl_jax.pixel_metrics import pixel_metrics
-from ahl_jax.predictor import load
+from ahl_jax.predictor import Predictor, load
 from ahl_jax.workdir import Workdir
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """The newest detector of a run, and its test images."""
+
+    predictor: Predictor
+    config: Config
+    """The run's settings, with the data where it is now."""
+
+    split: Split
+    test: TestFeatures
+    same_images: bool
+    """Whether the images are still those that the run was trained and tested with."""
+
+    masks: dict[int, Bool[np.ndarray, "size size"]]
+    """The anomalous pixels of test images by their positions, where the data has masks."""
+
+    @property
+    def classes(self) -> list[str | None]:
+        """The anomaly class of each test image, None for normals."""
+        return [sample.anomaly_class for sample in self.test.samples]
+
+    def metrics(
+        self,
+        scores: Float[np.ndarray, " n"],
+        heat: Float[np.ndarray, "n h w"] | None,
+        fpr: float = FPR,
+    ) -> dict[str, Any]:
+        """What ``evaluate`` returns, by the scores and heat maps of the test images."""
+        found = image_metrics(scores, self.classes)
+        if self.predictor.calibration:
+            normal = [name is None for name in self.classes]
+            found["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
+        if self.masks and heat is not None:
+            pixels = pixel_metrics(heat[list(self.masks)], self.masks.values())
+            found["pixel"] = pixels | {"images": len(self.masks)}
+        metadata = self.predictor.metadata
+        return found | {
+            "n_train_normal": metadata["n_train_normal"],
+            "n_seen": metadata["n_seen"],
+            "n_test": len(self.test.samples),
+            "setting": self.config.data.setting,
+            "seed": self.config.seed,
+            "epochs": metadata["epochs"],
+            "seconds": metadata["seconds"],
+        }
 
 
 def evaluate(
@@ -49,45 +104,43 @@ def evaluate(
         UserError: if the folder holds no checkpoint, or the data cannot be read.
     """
     check_fpr(fpr)
+    found = load_tested(workdir, data=data, cache_dir=cache_dir, progress=progress)
+    if not found.masks:
+        return found.metrics(found.predictor.scorer.score(found.test.maps), None, fpr)
+    outcome = found.predictor.scorer.outcome(found.test.maps)
+    return found.metrics(outcome.scores, outcome.heat, fpr)
+
+
+def load_tested(
+    workdir: Path | str,
+    *,
+    data: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Tested:
+    """The newest detector of a run, and the features of its test images.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        data: as for ``evaluate``.
+        cache_dir: as for ``evaluate``.
+        progress: whether to show progress on stderr.
+
+    Raises:
+        UserError: as by ``evaluate``.
+    """
     predictor = load(workdir)
     config = _moved(predictor.config, data)
     split = load_split(config)
-    if Workdir(Path(workdir)).data_digest() != split_digest(split):
+    same = Workdir(Path(workdir)).data_digest() == split_digest(split)
+    if not same:
         log.warning(
             "the images are not the ones that %s was trained and tested with; "
             "the test may hold images that training has seen",
             workdir,
         )
     test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    masks = _masks(config, test.samples)
-    pixels: dict[str, Any] = {}
-    if masks:
-        found = predictor.scorer.outcome(test.maps)
-        scores = found.scores
-        pixels["pixel"] = pixel_metrics(found.heat[list(masks)], masks.values()) | {
-            "images": len(masks)
-        }
-    else:
-        scores = predictor.scorer.score(test.maps)
-    classes = [sample.anomaly_class for sample in test.samples]
-    metrics = image_metrics(scores, classes)
-    if predictor.calibration:
-        normal = [name is None for name in classes]
-        metrics["at_threshold"] = predictor.calibration.rates(scores, normal, fpr)
-    metadata = predictor.metadata
-    return (
-        metrics
-        | pixels
-        | {
-            "n_train_normal": metadata["n_train_normal"],
-            "n_seen": metadata["n_seen"],
-            "n_test": len(test.samples),
-            "setting": config.data.setting,
-            "seed": config.seed,
-            "epochs": metadata["epochs"],
-            "seconds": metadata["seconds"],
-        }
-    )
+    return Tested(predictor, config, split, test, same, _masks(config, test.samples))
 
 
 def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = True) -> None:

@@ -74,6 +74,13 @@ LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {
 }
 
 
+def method_name(config: Config) -> str:
+    """What a run trains, such as AHL(DRA)."""
+    kind = DETECTORS[config.detector.detector].__name__
+    names = {"ahl": f"AHL({kind})", "ensemble": f"An ensemble of {kind}"}
+    return names.get(config.learning.method, kind)
+
+
 def make_problem(
     config: Config,
     normals: Maps,
@@ -106,6 +113,27 @@ def make_problem(
     return problem_on(config, bank, averages, generator, source)
 
 
+def subsets_on(config: Config, roles: Bank, averages: Float[np.ndarray, "n d"]) -> list[Subset]:
+    """The heterogeneous subsets of a run.
+
+    Args:
+        config: the run's settings.
+        roles: what the positions of its images are.
+        averages: ``global_averages`` of the n training normals, which k-means divides.
+
+    Raises:
+        UserError: if there are too few normals for the clusters.
+    """
+    if config.learning.method != "ahl":
+        clusters = [roles.normal_index] * 2  # Nothing else looks at the subsets.
+    elif config.subsets.grouping == "random":
+        clusters = random_groups(roles.normals, config.subsets.clusters, config.seed)
+    else:
+        clusters = cluster_normals(averages, config.subsets.clusters, config.seed)
+    generators = len(config.pseudo.generators)
+    return make_subsets(config.subsets, roles, clusters, generators, config.seed)
+
+
 def problem_on(
     config: Config,
     bank: SharedBank,
@@ -127,15 +155,7 @@ def problem_on(
     """
     anomalies = len(bank.place) - len(averages) - len(generator)
     roles = Bank(len(averages), anomalies, np.asarray(generator), np.asarray(source))
-    if config.learning.method != "ahl":
-        clusters = [roles.normal_index] * 2  # Nothing else looks at the subsets.
-    elif config.subsets.grouping == "random":
-        clusters = random_groups(roles.normals, config.subsets.clusters, config.seed)
-    else:
-        clusters = cluster_normals(averages, config.subsets.clusters, config.seed)
-    subsets = make_subsets(
-        config.subsets, roles, clusters, len(config.pseudo.generators), config.seed
-    )
+    subsets = subsets_on(config, roles, averages)
     support, query = pool_sets(subsets, roles)
     followed = roles.normals + roles.anomalies
     root = jax.random.key(config.seed)

@@ -169,7 +169,7 @@ class Workdir:
                 f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
                 "give another --workdir, or --overwrite to replace it"
             )
-        saved, wanted = (dict(_flat(one.to_dict())) for one in (self.config(), config))
+        saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), config))
         different = [name for name in wanted if saved.get(name) != wanted[name]]
         if different:
             name = different[0]
@@ -215,10 +215,10 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every field of a config under its own name, which is also its option's."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value)
+            yield from flat(value)
         else:
             yield name, value

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 from ahl_jax.backbones import Trunk
 from ahl_jax.bank import WHOLE, Part
 from ahl_jax.config import FeatureConfig, PseudoConfig
-from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.data.images import image_digest, iter_batches, read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.features.images import (
     FeatureMaps,
@@ -75,24 +75,55 @@ def extract_pseudo(
     count = pseudo.pseudo_per_generator
     wanted = part.span(len(pseudo.generators) * count)
     whole = tuple(store.empty((len(wanted), *shape)) for shape in map_shapes(trunk, features))
-    sources = []
     for number, name in enumerate(pseudo.generators):
         drawn = _draw(len(normals), count, seed, name)
-        sources.append(drawn[:, 0])
         first = number * count
         items = range(max(wanted.start - first, 0), min(wanted.stop - first, count))
         if not items:
             continue
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _number(name))
         label = f"{name} pseudo-anomalies" if progress else None
         start = first + items.start - wanted.start
         into = tuple(scale[start : start + len(items)] for scale in whole)
-        _extract_one(name, key, seed, items, drawn, normals, trunk, features, store, label, into)
-    return PseudoFeatures(
-        maps=whole,
-        generator=np.repeat(np.arange(len(pseudo.generators)), count),
-        source=np.concatenate(sources),
-    )
+        _extract_one(name, seed, items, drawn, normals, trunk, features, store, label, into)
+    return PseudoFeatures(whole, *origins(pseudo, len(normals), seed))
+
+
+def origins(
+    pseudo: PseudoConfig, normals: int, seed: int
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Where pseudo-anomalies come from: ``generator`` and ``source`` of ``PseudoFeatures``."""
+    count = pseudo.pseudo_per_generator
+    sources = [_draw(normals, count, seed, name)[:, 0] for name in pseudo.generators]
+    return np.repeat(np.arange(len(pseudo.generators)), count), np.concatenate(sources)
+
+
+def pseudo_images(
+    normals: Sequence[ImageSource],
+    size: int,
+    pseudo: PseudoConfig,
+    seed: int,
+    wanted: Sequence[int],
+) -> UInt8[np.ndarray, "n size size 3"]:
+    """Some of the pseudo-anomalies as images, as ``extract_pseudo`` makes them.
+
+    Args:
+        normals: Image files of the training normals, all readable.
+        size: Side of the images in pixels.
+        pseudo: The generators, and how many images each makes.
+        seed: Decides everything random.
+        wanted: Which of them, counted over all generators.
+
+    Raises:
+        BadImageError: if an image cannot be read.
+    """
+    made = np.empty((len(wanted), size, size, 3), np.uint8)
+    for row, number in enumerate(wanted):
+        generator, item = divmod(number, pseudo.pseudo_per_generator)
+        name = pseudo.generators[generator]
+        drawn = _draw(len(normals), item + 1, seed, name)[item].tolist()
+        image, source = (read_image(normals[i], size)[None] for i in drawn)
+        made[row] = _make(name, _key(name, seed), np.array([item]), image, source)[0]
+    return made
 
 
 def _draw(normals: int, count: int, seed: int, name: str) -> Int[np.ndarray, "count 2"]:
@@ -103,6 +134,11 @@ def _draw(normals: int, count: int, seed: int, name: str) -> Int[np.ndarray, "co
     return np.stack([drawn[:, 0], (drawn.sum(1) + 1) % normals], axis=1)
 
 
+def _key(name: str, seed: int) -> PRNGKeyArray:
+    """Decides everything random of what a generator makes."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _number(name))
+
+
 def _number(name: str) -> int:
     """A generator's number, the same whichever others are in use."""
     return zlib.crc32(name.encode())
@@ -110,7 +146,6 @@ def _number(name: str) -> int:
 
 def _extract_one(
     name: str,
-    key: PRNGKeyArray,
     seed: int,
     items: range,
     drawn: Int[np.ndarray, "count 2"],
@@ -124,6 +159,7 @@ def _extract_one(
     """The maps of some of one generator's images."""
     batch = features.image_batch
     dtype = trunk_dtype(features.precision, jax.default_backend())
+    key = _key(name, seed)
     digest = functools.cache(lambda image: image_digest(normals[image]))
     keys = [
         image_key(digest(image), trunk, features, dtype,

@@ -1,0 +1,103 @@
+"""Images for a page: small, and inside the page itself."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from ahl_jax.data.images import read_image
+from ahl_jax.data.records import ImageSource
+from ahl_jax.heatmaps import heat_scale, overlay
+from ahl_jax.report.scored import Scored
+
+SHOWN = 6
+"""Images of each kind on the sheet."""
+
+_SIDE = 200
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A test image beside its heat map."""
+
+    name: str
+    kind: str
+    """Normal, or its class."""
+
+    image: str
+    heat: str
+    score: float
+    probability: float | None
+    """The share of normal images that score lower."""
+
+    alarm: bool | None
+    """Whether it is above the threshold."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some test images under a heading."""
+
+    title: str
+    remark: str
+    scenes: list[Scene]
+
+
+def data_uri(image: UInt8[np.ndarray, "h w 3"], side: int = _SIDE) -> str:
+    """An image as a JPEG of no more than that side, for ``src``."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def file_name(path: ImageSource) -> str:
+    """The name of an image, without its folders."""
+    return path.name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def sheet(run: Scored, fpr: float) -> list[Strip]:
+    """The test images that are ranked worst, and those that are ranked best.
+
+    Raises:
+        BadImageError: if one of them cannot be read.
+    """
+    scores, normal = run.outcome.scores, run.normal
+    normals, anomalies = (
+        where[np.argsort(-scores[where], kind="stable")]
+        for where in (np.flatnonzero(normal), np.flatnonzero(~normal))
+    )
+    kinds: list[tuple[str, str, Int[np.ndarray, " n"]]] = [
+        ("Normals with the highest scores", "The false alarms come first from these.", normals),
+        ("Anomalies with the lowest scores", "These are missed first.", anomalies[::-1]),
+        ("Anomalies with the highest scores", "The surest finds.", anomalies),
+        ("Normals with the lowest scores", "The most normal images.", normals[::-1]),
+    ]
+    calibration = run.calibration
+    scale = heat_scale(calibration.locations if calibration else None, run.outcome.heat)
+
+    def scene(number: int) -> Scene:
+        sample = run.samples[number]
+        image = read_image(sample.path, run.config.features.image_size)
+        score = float(scores[number])
+        return Scene(
+            name=file_name(sample.path),
+            kind="normal" if sample.anomaly_class is None else sample.anomaly_class,
+            image=data_uri(image),
+            heat=data_uri(overlay(image, run.outcome.heat[number], scale)),
+            score=score,
+            probability=float(calibration.probability(scores[[number]])[0])
+            if calibration
+            else None,
+            alarm=score > calibration.threshold(fpr) if calibration else None,
+        )
+
+    return [
+        Strip(title, remark, [scene(int(number)) for number in ranked[:SHOWN]])
+        for title, remark, ranked in kinds
+    ]

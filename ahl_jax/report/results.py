@@ -1,0 +1,108 @@
+"""What reports on one run and on several share: curves, histograms, and tables of metrics."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ahl_jax.report import charts
+from ahl_jax.report.bootstrap import Interval, resample
+from ahl_jax.report.charts import Chart
+from ahl_jax.report.scored import Scored
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A row of a table of metrics."""
+
+    label: str
+    images: int
+    """Anomalies."""
+
+    roc: Interval
+    pr: Interval
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A kind of test images and how many of them are above the threshold."""
+
+    label: str
+    images: int
+    above: int
+
+
+def metrics_by_class(run: Scored) -> list[Metrics]:
+    """AUC-ROC and AUC-PR of all anomalies and, if there are several classes, of each.
+
+    Each class is against all normals.
+    """
+    rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
+    classes = run.by_class()
+    for name, chosen in classes.items() if len(classes) > 1 else ():
+        test = run.normal | chosen
+        found = resample(run.outcome.scores[test], run.normal[test])
+        rows.append(Metrics(name, int(chosen.sum()), *found.intervals()))
+    return rows
+
+
+def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
+    """ROC and precision-recall curves of runs by their labels."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    roc, precision, marks = {}, {}, {}
+    for number, (label, run) in enumerate(runs.items()):
+        kinds, scores = ~run.normal, run.outcome.scores
+        x, y, _ = roc_curve(kinds, scores)
+        roc[label] = x, y
+        y, x, _ = precision_recall_curve(kinds, scores, drop_intermediate=True)
+        precision[label] = x[::-1], y[::-1]
+        if len(runs) == 1 and (at := run.metrics.get("at_threshold")):
+            marks["threshold"] = at["fpr"], at["tpr"], number
+    values = {label: run.metrics for label, run in runs.items()}
+    return [
+        charts.lines(
+            "ROC curve",
+            "True-positive rate over false-positive rate; "
+            + ", ".join(f"{label}: area {m['auc_roc']:.4f}" for label, m in values.items()),
+            roc, "false-positive rate", "true-positive rate", unit=True, diagonal=True,
+            marks=marks,
+        ),
+        charts.lines(
+            "Precision-recall curve",
+            "Precision over recall; "
+            + ", ".join(f"{label}: area {m['auc_pr']:.4f}" for label, m in values.items()),
+            precision, "recall", "precision", unit=True,
+        ),
+    ]  # fmt: skip
+
+
+def histogram(run: Scored, fpr: float, title: str, *, classes: bool) -> Chart:
+    """The scores of normals and of anomalies, class by class if asked for."""
+    scores = run.outcome.scores
+    rows = {"normal": scores[run.normal]}
+    if classes:
+        # A class may be called normal.
+        rows |= {
+            f"{name} (anomaly)" if name == "normal" else name: scores[chosen]
+            for name, chosen in run.by_class().items()
+        }
+    else:
+        rows["anomalies"] = scores[~run.normal]
+    text = "; ".join(
+        f"{name}: median {np.median(v):.4g}, from {v.min():.4g} to {v.max():.4g}"
+        for name, v in rows.items()
+    )
+    threshold = run.calibration.threshold(fpr) if run.calibration else None
+    return charts.histogram(
+        title, f"Histograms of the scores. {text}", rows, "anomaly score", threshold
+    )
+
+
+def confusion(run: Scored, fpr: float) -> list[Confusion]:
+    """What the threshold says of normals and of each class; nothing without a threshold."""
+    if run.calibration is None:
+        return []
+    above = run.outcome.scores > run.calibration.threshold(fpr)
+    kinds = {"normal": run.normal, "all anomalies": ~run.normal}
+    rows = [*kinds.items(), *(run.by_class().items() if len(run.by_class()) > 1 else ())]
+    return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows]
