@@ -70,6 +70,9 @@ class Train:
     not fit stays on disk and is streamed, which is slower and gives the same result. By default 40
     percent of the machine's memory, and 60 percent of an accelerator's."""
 
+    tensorboard: bool = False
+    """Write event files for TensorBoard to WORKDIR/tensorboard too."""
+
     distributed: bool = False
     """One of several processes that train together, each given this same command; the folder for
     the run is process 0's. On TPU slices, Slurm and MPI clusters they find each other."""
@@ -224,6 +227,7 @@ def _options(command: Train) -> dict[str, Any]:
         "checkpoint_every": command.checkpoint_every,
         "data_shards": command.data_shards,
         "feature_memory": command.feature_memory,
+        "tensorboard": command.tensorboard,
     }
 
 

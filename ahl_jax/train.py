@@ -18,6 +18,7 @@ from ahl_jax.data.samples import Split
 from ahl_jax.devices import own_part
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import calibrate, evaluate
+from ahl_jax.event_files import check_event_files
 from ahl_jax.features import Store
 from ahl_jax.gather import (
     TrainingFeatures,
@@ -58,6 +59,9 @@ class Options(TypedDict, total=False):
     feature_memory: float | None
     """GiB that the features of the training images may take in memory and on each device, beyond
     which they are streamed; see ``ahl_jax.budget``."""
+
+    tensorboard: bool
+    """Whether to write event files for TensorBoard into the run's folder too."""
 
     progress: bool
     """Whether to show progress on stderr; by default so."""
@@ -143,12 +147,15 @@ def _train(
     checkpoint_every: int = 1,
     data_shards: int = 1,
     feature_memory: float | None = None,
+    tensorboard: bool = False,
     progress: bool = True,
     source: Source | None = None,
 ) -> list[dict[str, Any]]:
     """Train runs that differ in nothing but their seeds."""
     check_names(configs[0])
     check_stage_one(configs[0])
+    if tensorboard:
+        check_event_files()
     if data_shards < 1:
         raise UserError(f"--data-shards is {data_shards}; it must be 1 or more")
     settings = [config.to_dict() for config in configs], checkpoint_every, data_shards
@@ -163,7 +170,7 @@ def _train(
             f"the images of {configs[0].data.data} are not the same for all processes; give every "
             "machine the same files"
         )
-    folders = [Workdir(path) for path in workdirs]
+    folders = [Workdir(path, tensorboard=tensorboard) for path in workdirs]
     opened: list[Checkpoints] = []
     with contextlib.ExitStack() as stack:
 

@@ -1,6 +1,7 @@
 """The files of a run, in one folder: ``FILES``."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -12,16 +13,19 @@ from typing import Any
 from ahl_jax.calibration import FILE, Calibration
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
+from ahl_jax.event_files import EventFiles
 
-FILES = ("run.json", "history.csv", "metrics.json", "checkpoint")
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 
 class Workdir:
     """The folder of one run."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, tensorboard: bool = False):
         self.path = Path(path)
+        self.tensorboard = tensorboard
+        """Whether history and metrics are written as event files too."""
 
     def claim(self, config: Config, *, overwrite: bool) -> None:
         """Make the folder this run's, or find that it is already.
@@ -109,6 +113,8 @@ class Workdir:
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv, a row per epoch."""
         self._write("history.csv", csv_text(rows))
+        if self.tensorboard:
+            self._events.epochs(rows)
 
     def read_history(self, epochs: int) -> list[dict[str, Any]]:
         """The rows of the first ``epochs`` epochs, as text.
@@ -130,6 +136,9 @@ class Workdir:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json."""
         self._write("metrics.json", _json(metrics))
+        if self.tensorboard:
+            self._events.epochs(self.read_history(metrics["epochs"]))
+            self._events.finish(metrics)
 
     def write_calibration(self, calibration: Calibration) -> None:
         """Write it beside the checkpoint that it belongs to."""
@@ -139,6 +148,10 @@ class Workdir:
         """What ``write_metrics`` wrote, if it did."""
         path = self.path / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @functools.cached_property
+    def _events(self) -> EventFiles:
+        return EventFiles(self.path / "tensorboard")
 
     def _run(self) -> dict[str, Any]:
         path = self.path / "run.json"

@@ -21,6 +21,7 @@ def requirements(text):
 
 INSTALLED = requirements(SETUP["options"]["install_requires"])
 DEVELOPMENT = requirements(SETUP["options.extras_require"]["dev"])
+OPTIONAL = requirements(SETUP["options.extras_require"]["tensorboard"])
 
 
 def pins():
@@ -64,7 +65,7 @@ def test_pins_name_no_index_and_no_file():
 
 def test_every_import_is_declared():
     providers = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(r.name) for r in INSTALLED}
+    declared = {canonicalize_name(r.name) for r in [*INSTALLED, *OPTIONAL]}
     for path in (ROOT / "ahl_jax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

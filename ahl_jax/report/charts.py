@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 360, 250
 COLOURS = 8
 """How many the page has; further lines have the same ones and are dashed."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 38
 _ROW = 58
 """Height of a row of a histogram."""
 
@@ -162,7 +162,7 @@ def histogram(
     low, high = float(every.min()), float(every.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
-    across = _Scale(low, high, _LEFT, WIDTH - _RIGHT)
+    across = _Scale(low, high, _RIGHT, WIDTH - _RIGHT)
     top = _TOP + (16 if threshold is not None else 0)
     height = top + _ROW * len(rows) + _BOTTOM
     edges = np.linspace(low, high, bins + 1)
@@ -177,7 +177,7 @@ def histogram(
     return Chart(
         title, description, x_label, "",
         [Tick(float(across(t)), _number(t)) for t in _ticks(low, high) if across.holds(t)],
-        rows=drawn, height=height, top=top, left=_LEFT,
+        rows=drawn, height=height, top=top, left=_RIGHT,
         threshold=None if threshold is None
         else Tick(float(across(threshold)), f"threshold {threshold:.4g}"),
     )  # fmt: skip
@@ -221,6 +221,7 @@ def _path(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
         if not np.isfinite(b):
             pen = "M"
             continue
-        words.append(f"{pen}{a:.1f} {b:.1f}")
+        # h0 makes a dot of a point that has no neighbours.
+        words.append(f"{pen}{a:.1f} {b:.1f}" + ("h0" if pen == "M" else ""))
         pen = "L"
     return "".join(words)

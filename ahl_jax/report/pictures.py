@@ -31,11 +31,23 @@ class Scene:
     image: str
     heat: str
     score: float
-    probability: float | None
-    """The share of normal images that score lower."""
+    share: str
+    """The share of normal images that score lower, if that is known."""
 
     alarm: bool | None
-    """Whether it is above the threshold."""
+    """Whether it is above the threshold, if there is one."""
+
+    right: bool
+    """Whether that is as it should be."""
+
+    @property
+    def verdict(self) -> str:
+        """What the threshold makes of it."""
+        if self.alarm is None:
+            return ""
+        if self.alarm:
+            return "found" if self.right else "false alarm"
+        return "passed" if self.right else "missed"
 
 
 @dataclass(frozen=True)
@@ -85,19 +97,24 @@ def sheet(run: Scored, fpr: float) -> list[Strip]:
         sample = run.samples[number]
         image = read_image(sample.path, run.config.features.image_size)
         score = float(scores[number])
+        alarm = score > calibration.threshold(fpr) if calibration else None
         return Scene(
             name=file_name(sample.path),
             kind="normal" if sample.anomaly_class is None else sample.anomaly_class,
             image=data_uri(image),
             heat=data_uri(overlay(image, run.outcome.heat[number], scale)),
             score=score,
-            probability=float(calibration.probability(scores[[number]])[0])
-            if calibration
-            else None,
-            alarm=score > calibration.threshold(fpr) if calibration else None,
+            share=_percent(calibration.probability(scores[[number]])[0]) if calibration else "",
+            alarm=alarm,
+            right=alarm == (sample.anomaly_class is not None),
         )
 
     return [
         Strip(title, remark, [scene(int(number)) for number in ranked[:SHOWN]])
         for title, remark, ranked in kinds
     ]
+
+
+def _percent(share: float) -> str:
+    """A share in words that does not round to all or nothing."""
+    return "over 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"

@@ -49,6 +49,8 @@ class SubsetView:
 
     support: Side
     query: Side
+    importance: float | None
+    """w_i after the last epoch; None where there is no history."""
 
 
 def why_none(run: Scored) -> str | None:
@@ -119,7 +121,12 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
             samples=[s for members, n in wanted for s in pictures(members, n)] if pictured else [],
         )
 
+    last = run.history[-1] if run.history else {}
     return [
-        SubsetView(*(side(subset, k, pictured=number < PICTURED) for k in (0, 1)))
-        for number, subset in enumerate(subsets_on(config, roles, averages))
+        SubsetView(
+            side(subset, 0, pictured=number <= PICTURED),
+            side(subset, 1, pictured=number <= PICTURED),
+            float(last[f"w_{number}"]) if last.get(f"w_{number}") else None,
+        )
+        for number, subset in enumerate(subsets_on(config, roles, averages), 1)
     ]
