@@ -116,5 +116,5 @@ def sheet(run: Scored, fpr: float) -> list[Strip]:
 
 
 def _percent(share: float) -> str:
-    """A share in words that does not round to all or nothing."""
-    return "over 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"
+    """A share in words that does not round to all of them."""
+    return "99.9 %" if share > 0.999 else f"{100 * share:.1f} %"

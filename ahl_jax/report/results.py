@@ -53,24 +53,19 @@ def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
     for number, (label, run) in enumerate(runs.items()):
         kinds, scores = ~run.normal, run.outcome.scores
         x, y, _ = roc_curve(kinds, scores)
-        roc[label] = x, y
+        roc[f"{label}: {run.metrics['auc_roc']:.4f}"] = x, y
         y, x, _ = precision_recall_curve(kinds, scores, drop_intermediate=True)
-        precision[label] = x[::-1], y[::-1]
+        precision[f"{label}: {run.metrics['auc_pr']:.4f}"] = x[::-1], y[::-1]
         if len(runs) == 1 and (at := run.metrics.get("at_threshold")):
             marks["threshold"] = at["fpr"], at["tpr"], number
-    values = {label: run.metrics for label, run in runs.items()}
     return [
         charts.lines(
-            "ROC curve",
-            "True-positive rate over false-positive rate; "
-            + ", ".join(f"{label}: area {m['auc_roc']:.4f}" for label, m in values.items()),
+            "ROC curve", f"True-positive rate over false-positive rate; areas: {', '.join(roc)}",
             roc, "false-positive rate", "true-positive rate", unit=True, diagonal=True,
             marks=marks,
         ),
         charts.lines(
-            "Precision-recall curve",
-            "Precision over recall; "
-            + ", ".join(f"{label}: area {m['auc_pr']:.4f}" for label, m in values.items()),
+            "Precision-recall curve", f"Precision over recall; areas: {', '.join(precision)}",
             precision, "recall", "precision", unit=True,
         ),
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from ahl_jax.features.pseudo import extract_pseudo, pseudo_images
 from tests.report.page import Page
 from tests.run.conftest import FinishedRun
 
-SECTIONS = ("result", "settings", "curves", "scores", "images", "training", "subsets")
+SECTIONS = ("result", "settings", "curves", "threshold", "images", "training", "subsets")
 
 
 @pytest.fixture(scope="module")
@@ -260,4 +260,4 @@ def test_it_fits_its_window_in_a_browser(written: Page, tmp_path: Path) -> None:
     images = len(written.of("img"))
     expected = {"overflow": 0, "images": images, "broken": 0, "flat": 0}
     assert narrow == expected | {"columns": 1}
-    assert wide == expected | {"columns": 2}
+    assert wide == expected | {"columns": 3}
