@@ -1,5 +1,6 @@
 """A run's history and metrics as event files, which TensorBoard shows."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +39,40 @@ class EventFiles:
     """
 
     def __init__(self, folder: Path):
-        from tensorboardX import SummaryWriter
+        # Not SummaryWriter: its thread may still hold events after a flush.
+        from tensorboardX.event_file_writer import EventsWriter
 
+        folder.mkdir(exist_ok=True)
         for left in folder.glob("events.out.tfevents.*"):
             left.unlink()
-        self._writer = SummaryWriter(str(folder))
+        self._writer = EventsWriter(str(folder / "events"))
         self._written = 0
 
     def epochs(self, rows: list[dict[str, Any]]) -> None:
         """Write those of a history's rows that are new."""
         for row in rows[self._written :]:
-            epoch = int(row["epoch"])
-            for name, value in row.items():
-                if name != "epoch" and value != "":
-                    self._writer.add_scalar(_tag(name), float(value), epoch)
+            values = {k: float(v) for k, v in row.items() if k != "epoch" and v != ""}
+            self._write(int(row["epoch"]), {_tag(k): v for k, v in values.items()})
         self._written = len(rows)
-        self._writer.flush()
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Write the test metrics, at the last epoch."""
-        values = {name: metrics[name] for name in ("auc_roc", "auc_pr")}
-        values |= metrics.get("at_threshold", {})
-        for name, value in values.items():
-            self._writer.add_scalar(f"test/{name}", value, metrics["epochs"])
-        for kind, areas in metrics["per_class"].items():
-            for name in ("auc_roc", "auc_pr"):
-                self._writer.add_scalar(f"test_{name}/{kind}", areas[name], metrics["epochs"])
+        """Write the test metrics, at the last epoch; nothing can be written after them."""
+        areas = ("auc_roc", "auc_pr")
+        values = {name: metrics[name] for name in areas} | metrics.get("at_threshold", {})
+        values = {f"test/{name}": value for name, value in values.items()}
+        for kind, found in metrics["per_class"].items():
+            values |= {f"test_{name}/{kind}": found[name] for name in areas}
+        self._write(metrics["epochs"], values)
         self._writer.close()
+
+    def _write(self, epoch: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            event = Event(wall_time=time.time(), step=epoch, summary=scalar(name, value))
+            self._writer.write_event(event)
+        self._writer.flush()
 
 
 def _tag(column: str) -> str:

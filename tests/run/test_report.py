@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -98,7 +99,8 @@ def test_subsets_are_those_of_the_training(
         made.extend(problems[0].subsets)
         raise StoppedError
 
-    monkeypatch.setattr("ahl_jax.train.run_epochs", stop)
+    # By its name alone, pytest would find the function of that name.
+    monkeypatch.setattr(sys.modules["ahl_jax.train"], "run_epochs", stop)
     with pytest.raises(StoppedError):
         train(finished.config, tmp_path, progress=False)
     assert len(made) == finished.config.subsets.subsets
@@ -242,7 +244,7 @@ def test_it_fits_its_window_in_a_browser(written: Page, tmp_path: Path) -> None:
     page = written.source.replace("&", "&amp;").replace('"', "&quot;")
     frames = "".join(f'<iframe srcdoc="{page}" style="width:{w}px"></iframe>' for w in widths)
     script = """
-      onload = () => document.title = JSON.stringify([...frames].map(({document: d}) => ({
+      onload = () => document.title = JSON.stringify(Array.from(frames, ({document: d}) => ({
         overflow: d.documentElement.scrollWidth - d.documentElement.clientWidth,
         images: d.images.length,
         broken: [...d.images].filter(i => !i.naturalWidth).length,
