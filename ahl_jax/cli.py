@@ -18,7 +18,7 @@ from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.finetune import Finetune
 from ahl_jax.finetune import run as finetune
-from ahl_jax.metrics import mean_std
+from ahl_jax.metrics import counted, in_words, mean_std
 from ahl_jax.predict import Predict
 from ahl_jax.predict import run as predict
 from ahl_jax.presets import PRESETS
@@ -254,21 +254,22 @@ def _train(command: Train) -> None:
     if not command.seeds:
         metrics = train(command.config, command.workdir, **options)
         if is_primary():
-            print(_in_words(command.config, metrics, command.workdir))
+            print(in_words(method_name(command.config), metrics, command.workdir))
         return
     results = train_seeds(command.config, command.workdir, command.seeds, **options)
     if not is_primary():
         return
     for metrics in results:
         folder = command.workdir / f"seed-{metrics['seed']}"
-        print(f"Seed {metrics['seed']}:", _in_words(command.config, metrics, folder))
+        print(f"Seed {metrics['seed']}:", in_words(method_name(command.config), metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
-    print(f"AUC-ROC over {_count(len(values), 'seed')}: {mean_std(values, 4)}.")
+    print(f"AUC-ROC over {counted(len(values), 'seed')}: {mean_std(values, 4)}.")
 
 
 def _finetune(command: Finetune) -> None:
     metrics = finetune(command)
-    print(_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
+    method = method_name(Workdir(command.workdir).config())
+    print(in_words(method, metrics, command.workdir))
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -296,19 +297,6 @@ def _evaluate(command: Evaluate) -> None:
             f"at most {at['promised_fpr']:.1%} false positives: {at['fpr']:.1%} of the test "
             f"normals are above it, and {at['tpr']:.1%} of the anomalies."
         )
-
-
-def _in_words(config: Config, metrics: dict[str, Any], workdir: Path) -> str:
-    return (
-        f"{method_name(config)}, trained on {metrics['n_train_normal']} normals and "
-        f"{metrics['n_seen']} labelled anomalies for {_count(metrics['epochs'], 'epoch')}, reaches "
-        f"an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of {metrics['auc_pr']:.4f} on "
-        f"{metrics['n_test']} test images; everything is in {workdir}."
-    )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class EventFiles:
         """Write the test metrics, at the last epoch; nothing can be written after them."""
         areas = ("auc_roc", "auc_pr")
         values = {name: metrics[name] for name in areas} | metrics.get("at_threshold", {})
+        values |= {f"pixel_{name}": value for name, value in metrics.get("pixel", {}).items()}
         values = {f"test/{name}": value for name, value in values.items()}
         for kind, found in metrics["per_class"].items():
             values |= {f"test_{name}/{kind}": found[name] for name in areas}

@@ -1,7 +1,8 @@
 """Test metrics from scores."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,27 @@ def mean_std(values: Sequence[float], digits: int) -> str:
     """``mean ± standard deviation`` in words; one value has no deviation."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
+def in_words(method: str, metrics: Mapping[str, Any], workdir: Path) -> str:
+    """What a run came to, in a sentence.
+
+    Args:
+        method: what it trained.
+        metrics: what ``metrics.json`` holds.
+        workdir: its folder.
+    """
+    return (
+        f"{method}, trained on {metrics['n_train_normal']} normals and "
+        f"{metrics['n_seen']} labelled anomalies for {counted(metrics['epochs'], 'epoch')}, "
+        f"reaches an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of "
+        f"{metrics['auc_pr']:.4f} on {metrics['n_test']} test images; everything is in {workdir}."
+    )
 
 
 def image_metrics(scores: Float[np.ndarray, " n"], classes: Sequence[str | None]) -> dict[str, Any]:

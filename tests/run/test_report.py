@@ -173,6 +173,10 @@ def test_names_are_only_names(finished: FinishedRun, weave: Path, tmp_path: Path
         pixels[0, 0] = i  # No two are the same file.
         path.unlink()
         Image.fromarray(pixels).save(path.with_name(f"<i>{i}'\".png"))
+        if path.parent.name == names[0]:
+            mask = data / "ground_truth" / names[0] / f"<i>{i}'\"_mask.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.arange(96 * 96).reshape(96, 96) < 900).save(mask)
     workdir = shutil.copytree(finished.workdir, tmp_path / "</title><script>")
     page = Page(report(workdir, data=str(data), progress=False))
     page.check()
@@ -180,6 +184,8 @@ def test_names_are_only_names(finished: FinishedRun, weave: Path, tmp_path: Path
         assert name in page.text
     assert "The images are not the ones" in page.text
     assert "its subsets cannot be made again" in page.text
+    # Of seven images with masks, those that training has not seen, and nine normals.
+    assert re.search(r"Pixel AUROC 0\.\d{4} AUPRO 0\.\d{4}, by 1[2-6] images", page.text)
 
 
 def test_two_runs_side_by_side(
