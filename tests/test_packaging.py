@@ -93,6 +93,13 @@ def test_the_package_is_marked_as_typed():
     assert (ROOT / "ahl_jax" / "py.typed").is_file()
 
 
+def test_the_templates_are_shipped():
+    patterns = SETUP["options.package_data"]["ahl_jax"].split()
+    shipped = {path for pattern in patterns for path in (ROOT / "ahl_jax").glob(pattern)}
+    others = {p for p in (ROOT / "ahl_jax").rglob("*") if p.is_file() and p.suffix != ".py"}
+    assert {p for p in others if "__pycache__" not in p.parts} == shipped
+
+
 def test_the_command_exists():
     (line,) = SETUP["options.entry_points"]["console_scripts"].strip().splitlines()
     name, value = (part.strip() for part in line.split("="))
