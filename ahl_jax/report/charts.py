@@ -216,7 +216,8 @@ def _path(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
     if len(x) > _POINTS:
         kept = np.unique(np.linspace(0, len(x) - 1, _POINTS).round().astype(int))
         x, y = x[kept], y[kept]
-    words, pen = [], "M"
+    words: list[str] = []
+    pen = "M"
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
         if not np.isfinite(b):
             pen = "M"

@@ -53,9 +53,9 @@ def run(command: Report | Compare) -> None:
     Raises:
         UserError: as ``report`` and ``compare`` do.
     """
-    options = {"fpr": command.fpr, "cache_dir": command.cache_dir}
+    fpr, cache_dir = command.fpr, command.cache_dir
     if isinstance(command, Report):
-        out = report(command.workdir, command.out, data=command.data, **options)
+        out = report(command.workdir, command.out, fpr=fpr, data=command.data, cache_dir=cache_dir)
     else:
-        out = compare(command.runs, command.out, **options)
+        out = compare(command.runs, command.out, fpr=fpr, cache_dir=cache_dir)
     print(f"The {'report' if isinstance(command, Report) else 'comparison'} is {out}.")

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool
 
 from ahl_jax.report import charts
 from ahl_jax.report.bootstrap import Interval, resample
-from ahl_jax.report.charts import Chart
+from ahl_jax.report.charts import Chart, Points
 from ahl_jax.report.scored import Scored
 
 
@@ -37,8 +38,7 @@ def metrics_by_class(run: Scored) -> list[Metrics]:
     Each class is against all normals.
     """
     rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
-    classes = run.by_class()
-    for name, chosen in classes.items() if len(classes) > 1 else ():
+    for name, chosen in _several(run).items():
         test = run.normal | chosen
         found = resample(run.outcome.scores[test], run.normal[test])
         rows.append(Metrics(name, int(chosen.sum()), *found.intervals()))
@@ -49,7 +49,9 @@ def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
     """ROC and precision-recall curves of runs by their labels."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    roc, precision, marks = {}, {}, {}
+    roc: dict[str, Points] = {}
+    precision: dict[str, Points] = {}
+    marks: dict[str, tuple[float, float, int]] = {}
     for number, (label, run) in enumerate(runs.items()):
         kinds, scores = ~run.normal, run.outcome.scores
         x, y, _ = roc_curve(kinds, scores)
@@ -98,6 +100,11 @@ def confusion(run: Scored, fpr: float) -> list[Confusion]:
     if run.calibration is None:
         return []
     above = run.outcome.scores > run.calibration.threshold(fpr)
-    kinds = {"normal": run.normal, "all anomalies": ~run.normal}
-    rows = [*kinds.items(), *(run.by_class().items() if len(run.by_class()) > 1 else ())]
+    rows = [("normal", run.normal), ("all anomalies", ~run.normal), *_several(run).items()]
     return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows]
+
+
+def _several(run: Scored) -> dict[str, Bool[np.ndarray, " n"]]:
+    """The classes, where there are several; one alone is all anomalies."""
+    classes = run.by_class()
+    return classes if len(classes) > 1 else {}
