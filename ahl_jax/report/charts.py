@@ -204,7 +204,7 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     # Imported late: it takes half a second.
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(5, integer=whole).tick_values(low, high).tolist()
+    return [float(tick) for tick in MaxNLocator(5, integer=whole).tick_values(low, high)]
 
 
 def _number(value: float) -> str:
