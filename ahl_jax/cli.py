@@ -160,18 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(command)
 
 
-def _parse(
-    arguments: list[str],
-) -> (
-    Train
-    | Finetune
-    | Evaluate
-    | Predict
-    | Report
-    | Compare
-    | data_commands.Data
-    | weights_commands.Weights
-):
+def _parse(arguments: list[str]) -> Any:
+    """The command that is asked for, with its options."""
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)

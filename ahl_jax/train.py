@@ -18,7 +18,6 @@ from ahl_jax.data.samples import Split
 from ahl_jax.devices import own_part
 from ahl_jax.errors import UserError
 from ahl_jax.evaluate import calibrate, evaluate
-from ahl_jax.event_files import check_event_files
 from ahl_jax.features import Store
 from ahl_jax.gather import (
     TrainingFeatures,
@@ -154,8 +153,6 @@ def _train(
     """Train runs that differ in nothing but their seeds."""
     check_names(configs[0])
     check_stage_one(configs[0])
-    if tensorboard:
-        check_event_files()
     if data_shards < 1:
         raise UserError(f"--data-shards is {data_shards}; it must be 1 or more")
     settings = [config.to_dict() for config in configs], checkpoint_every, data_shards

@@ -13,19 +13,26 @@ from typing import Any
 from ahl_jax.calibration import FILE, Calibration
 from ahl_jax.config import Config
 from ahl_jax.errors import UserError
-from ahl_jax.event_files import EventFiles
+from ahl_jax.event_files import EventFiles, check_event_files
 
 FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 
 class Workdir:
-    """The folder of one run."""
+    """The folder of one run.
+
+    Raises:
+        UserError: if event files are wanted and the library for them is missing.
+    """
 
     def __init__(self, path: Path, *, tensorboard: bool = False):
         self.path = Path(path)
         self.tensorboard = tensorboard
         """Whether history and metrics are written as event files too."""
+
+        if tensorboard:
+            check_event_files()
 
     def claim(self, config: Config, *, overwrite: bool) -> None:
         """Make the folder this run's, or find that it is already.
