@@ -9,7 +9,7 @@ from PIL import Image
 _STRONGEST = 0.75
 """The share of the colour where the heat is greatest; the rest is the image."""
 
-_HALF = 4
+_HALF = 3
 """How many times as hot as the hottest of normal images is drawn as half of the greatest heat."""
 
 

@@ -38,7 +38,7 @@ def test_a_run_leaves_metrics_history_and_a_checkpoint(finished: FinishedRun) ->
     assert metrics == finished.metrics
     assert 0 <= metrics["auc_roc"] <= 1
     assert 0 <= metrics["auc_pr"] <= 1
-    assert metrics["n_train_normal"] == 20
+    assert metrics["n_train_normal"] == 18
     assert metrics["n_seen"] == 4
     assert metrics["n_test"] == 9 + 14 - 4
     assert sum(c["n"] for c in metrics["per_class"].values()) == 10
