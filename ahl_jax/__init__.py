@@ -16,13 +16,16 @@ from ahl_jax.config import (
     SubsetConfig,
 )
 from ahl_jax.errors import BadImageError, UserError
+from ahl_jax.estimator import AHLDetector
 from ahl_jax.evaluate import evaluate
+from ahl_jax.export import export_model
 from ahl_jax.finetune import finetune
 from ahl_jax.predictor import Predictor, load
 from ahl_jax.presets import preset
 from ahl_jax.train import train, train_seeds
 
 __all__ = [
+    "AHLDetector",
     "BadImageError",
     "Config",
     "DataConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "SubsetConfig",
     "UserError",
     "evaluate",
+    "export_model",
     "finetune",
     "load",
     "preset",

@@ -1,14 +1,16 @@
-"""The command line: `ahl train`, `finetune`, `ablate`, `evaluate`, `predict`, `data`, `weights`."""
+"""The command line, `ahl`: what each command takes, and what it prints."""
 
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from ahl_jax import export
 from ahl_jax.ablate import ablate
 from ahl_jax.backbones import commands as weights_commands
 from ahl_jax.calibration import FPR
@@ -124,17 +126,22 @@ class Evaluate:
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 
+_ELSEWHERE: dict[type, Callable[[Any], None]] = {
+    data_commands.Data: data_commands.run,
+    export.Export: export.run,
+    weights_commands.Weights: weights_commands.run,
+}
+"""Commands that need nothing of what is here."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; see ``ahl_jax.runtime.run_command`` for the exit codes."""
 
     def command() -> None:
         words = sys.argv[1:] if arguments is None else arguments
         chosen = _parse(words)
-        if isinstance(chosen, data_commands.Data):
-            data_commands.run(chosen)
-            return
-        if isinstance(chosen, weights_commands.Weights):
-            weights_commands.run(chosen)
+        if run := _ELSEWHERE.get(type(chosen)):
+            run(chosen)
             return
         if isinstance(chosen, Predict):
             keep_compiled_programs()
@@ -153,9 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(command)
 
 
-def _parse(
-    arguments: list[str],
-) -> Train | Finetune | Evaluate | Predict | data_commands.Data | weights_commands.Weights:
+def _parse(arguments: list[str]) -> Any:
+    """The command, as one of the dataclasses."""
     config = PRESETS[_named_preset(arguments)](tyro.MISSING)
     start = Train(config, workdir=tyro.MISSING)
     vary = Ablate(config, workdir=tyro.MISSING)
@@ -165,6 +171,7 @@ def _parse(
         | Annotated[Finetune, tyro.conf.subcommand("finetune")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[export.Export, tyro.conf.subcommand("export")]
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
         | Annotated[weights_commands.Weights, tyro.conf.subcommand("weights")]
     )

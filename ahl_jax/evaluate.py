@@ -11,7 +11,7 @@ import numpy as np
 from ahl_jax.calibration import FPR, calibration_of, check_fpr
 from ahl_jax.config import Config
 from ahl_jax.data.masks import read_mask
-from ahl_jax.data.samples import Sample
+from ahl_jax.data.samples import Sample, Split
 from ahl_jax.features import Store
 from ahl_jax.gather import held_out_features, load_split, split_digest, test_features
 from ahl_jax.metrics import image_metrics
@@ -90,11 +90,14 @@ def evaluate(
     )
 
 
-def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = True) -> None:
+def calibrate(
+    workdir: Path, split: Split, *, cache_dir: Path | None = None, progress: bool = True
+) -> None:
     """Score the held-out normals of a finished run, and keep that beside its checkpoint.
 
     Args:
         workdir: the folder that ``train`` was given.
+        split: what was trained on.
         cache_dir: as for ``evaluate``.
         progress: whether to show progress on stderr.
 
@@ -103,11 +106,9 @@ def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = 
     """
     predictor = load(workdir)
     config = predictor.config
-    if not config.data.held_out or predictor.calibration:
+    if not split.held_out or predictor.calibration:
         return
-    maps = held_out_features(
-        config, load_split(config), predictor.trunk, Store(cache_dir), progress=progress
-    )
+    maps = held_out_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
     found = predictor.scorer.outcome(maps)
     Workdir(workdir).write_calibration(calibration_of(found.scores, found.heat))
 

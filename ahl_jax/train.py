@@ -100,6 +100,21 @@ def train(
     return metrics
 
 
+def train_on(config: Config, split: Split, workdir: Path | str, **options: Unpack[Options]) -> None:
+    """Train a detector on images that are named one by one, as ``train`` does; nothing is tested.
+
+    Args:
+        config: the settings, of which those of the data only name them in messages.
+        split: the images; its test is not used.
+        workdir: the run's folder, as for ``train``.
+        options: see ``Options``.
+
+    Raises:
+        UserError: as by ``train``.
+    """
+    _train([config], [Path(workdir)], [dataclasses.replace(split, test=())], **options)
+
+
 def train_seeds(
     config: Config,
     workdir: Path | str,
@@ -137,6 +152,7 @@ def train_seeds(
 def _train(
     configs: Sequence[Config],
     workdirs: Sequence[Path],
+    splits: Sequence[Split] = (),
     *,
     overwrite: bool = False,
     cache_dir: Path | None = None,
@@ -146,7 +162,7 @@ def _train(
     progress: bool = True,
     source: Source | None = None,
 ) -> list[dict[str, Any]]:
-    """Train runs that differ in nothing but their seeds."""
+    """Train runs that differ in nothing but their seeds, by default on what the settings name."""
     check_names(configs[0])
     check_stage_one(configs[0])
     if data_shards < 1:
@@ -156,7 +172,7 @@ def _train(
         raise UserError("the processes differ in their settings; give all the same command")
     progress = progress and is_primary()
     with together():
-        splits = [load_split(config) for config in configs]
+        splits = splits or [load_split(config) for config in configs]
         digests = [split_digest(split) for split in splits]
     if not same_everywhere(json.dumps(digests)):
         raise UserError(
@@ -202,8 +218,10 @@ def _train(
 
     def test() -> list[dict[str, Any]]:
         results = []
-        for folder in folders:
-            calibrate(folder.path, cache_dir=cache_dir, progress=progress)
+        for folder, split in zip(folders, splits, strict=True):
+            calibrate(folder.path, split, cache_dir=cache_dir, progress=progress)
+            if not split.test:
+                continue
             metrics = evaluate(folder.path, cache_dir=cache_dir, progress=progress)
             folder.write_metrics(metrics)
             results.append(metrics)
@@ -251,7 +269,8 @@ def _gather(
         if is_primary():
             # Extracted now, so that a bad test image stops the run before hours of training.
             for i, (config, split) in missing.items():
-                test_features(config, split, trunk, store, progress=progress)
+                if split.test:
+                    test_features(config, split, trunk, store, progress=progress)
                 if split.held_out:
                     held_out_features(config, split, trunk, store, progress=progress)
                 opened[i].save_trunk(trunk.name, trunk.params)
