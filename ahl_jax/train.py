@@ -107,7 +107,7 @@ def train_on(config: Config, split: Split, workdir: Path | str, **options: Unpac
         config: the settings, of which those of the data only name them in messages.
         split: the images; its test is not used.
         workdir: the run's folder, as for ``train``.
-        options: see ``Options``.
+        options: as for ``train``.
 
     Raises:
         UserError: as by ``train``.
@@ -220,11 +220,9 @@ def _train(
         results = []
         for folder, split in zip(folders, splits, strict=True):
             calibrate(folder.path, split, cache_dir=cache_dir, progress=progress)
-            if not split.test:
-                continue
-            metrics = evaluate(folder.path, cache_dir=cache_dir, progress=progress)
-            folder.write_metrics(metrics)
-            results.append(metrics)
+            if split.test:
+                results.append(evaluate(folder.path, cache_dir=cache_dir, progress=progress))
+                folder.write_metrics(results[-1])
         return results
 
     return on_primary(test)
