@@ -12,7 +12,12 @@ from jaxtyping import Bool, Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    check_is_fitted,
+    check_non_negative,
+    column_or_1d,
+    validate_data,
+)
 
 from ahl_jax.calibration import FPR, check_fpr
 from ahl_jax.config import Config, DataConfig
@@ -166,7 +171,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             ValueError: if ``X`` is not as above.
             UserError: if an image is bad.
         """
-        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+        second = (self.decision_function(X) > 0).astype(int)
+        return self.classes_[second]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -187,8 +193,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         if getattr(X, "ndim", None) in (3, 4):
             return list(np.asarray(X))
         rows = validate_data(self, X, reset=reset)
+        check_non_negative(rows, type(self).__name__)
         whole = rows.dtype.kind in "iu" and rows.dtype not in (np.uint8, np.uint16)
-        if whole and rows.min() >= 0 and rows.max() <= 255:
+        if whole and rows.max() <= 255:
             rows = rows.astype(np.uint8)
         return list(rows.reshape(-1, *self._row_shape(rows.shape[1])))
 

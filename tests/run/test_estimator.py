@@ -210,6 +210,7 @@ def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray
     two = [0, 1] * 17
     bad = [
         (rows, two, "give image_shape"),
+        (-1.0 * rows, two, "Negative values"),
         (paths, two[:-1], "inconsistent numbers"),
         (paths, None, "requires y"),
         (paths, [0] * 34, "one class"),
