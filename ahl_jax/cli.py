@@ -129,9 +129,10 @@ class Evaluate:
 _ELSEWHERE: dict[type, Callable[[Any], None]] = {
     data_commands.Data: data_commands.run,
     export.Export: export.run,
+    Predict: predict,
     weights_commands.Weights: weights_commands.run,
 }
-"""Commands that need nothing of what is here."""
+"""Commands that are carried out in modules of their own."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -140,15 +141,10 @@ def main(arguments: list[str] | None = None) -> None:
     def command() -> None:
         words = sys.argv[1:] if arguments is None else arguments
         chosen = _parse(words)
+        keep_compiled_programs(getattr(chosen, "cache_dir", None))
         if run := _ELSEWHERE.get(type(chosen)):
             run(chosen)
-            return
-        if isinstance(chosen, Predict):
-            keep_compiled_programs()
-            predict(chosen)
-            return
-        keep_compiled_programs(chosen.cache_dir)
-        if isinstance(chosen, Ablate):
+        elif isinstance(chosen, Ablate):
             _ablate(chosen, shlex.join(["ahl", *words]))
         elif isinstance(chosen, Train):
             _train(chosen)
@@ -175,11 +171,8 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
         | Annotated[weights_commands.Weights, tyro.conf.subcommand("weights")]
     )
-    marks = (
-        tyro.conf.OmitArgPrefixes,
-        tyro.conf.OmitSubcommandPrefixes,
-        tyro.conf.FlagCreatePairsOff,
-    )
+    mark = tyro.conf
+    marks = (mark.OmitArgPrefixes, mark.OmitSubcommandPrefixes, mark.FlagCreatePairsOff)
     return tyro.cli(
         commands,
         prog="ahl",

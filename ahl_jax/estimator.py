@@ -27,7 +27,7 @@ from ahl_jax.data.splits import hold_out
 from ahl_jax.errors import InputError, UserError
 from ahl_jax.predictor import load
 from ahl_jax.presets import PRESETS, preset, with_settings
-from ahl_jax.train import train_on
+from ahl_jax.train import train
 
 NORMAL_LABELS = (0, "good", "normal")
 """The labels that stand for normal unless ``normal_label`` names another; False counts as 0."""
@@ -134,7 +134,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
             cache = None if self.cache_dir is None else Path(self.cache_dir)
-            train_on(config, split, folder, cache_dir=cache, progress=self.verbose)
+            train(config, folder, split, cache_dir=cache, progress=self.verbose)
             predictor = load(folder)
         self.classes_, self._normal = classes, normal
         self.predictor_ = predictor

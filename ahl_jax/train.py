@@ -67,9 +67,7 @@ class Options(TypedDict, total=False):
 
 
 def train(
-    config: Config,
-    workdir: Path | str,
-    **options: Unpack[Options],
+    config: Config, workdir: Path | str, split: Split | None = None, **options: Unpack[Options]
 ) -> dict[str, Any]:
     """Train a detector, or finish the run that ``workdir`` holds, and test it.
 
@@ -83,36 +81,19 @@ def train(
     Args:
         config: the settings.
         workdir: the run's folder, made if missing; see ``ahl_jax.workdir.FILES``.
+        split: the images, by default those that the settings name.
         options: see ``Options``.
 
     Returns:
-        The metrics, as ``metrics.json`` has them; see ``ahl_jax.evaluate.evaluate``.
+        The metrics, as ``metrics.json`` has them; see ``ahl_jax.evaluate.evaluate``. Empty, and
+        not kept, where the test of ``split`` is.
 
     Raises:
         UserError: if the settings do not fit the data, an image is bad, or ``workdir`` holds
             another run.
     """
-    (metrics,) = _train(
-        [config],
-        [Path(workdir)],
-        **options,
-    )
-    return metrics
-
-
-def train_on(config: Config, split: Split, workdir: Path | str, **options: Unpack[Options]) -> None:
-    """Train a detector on images that are named one by one, as ``train`` does; nothing is tested.
-
-    Args:
-        config: the settings, of which those of the data only name them in messages.
-        split: the images; its test is not used.
-        workdir: the run's folder, as for ``train``.
-        options: as for ``train``.
-
-    Raises:
-        UserError: as by ``train``.
-    """
-    _train([config], [Path(workdir)], [dataclasses.replace(split, test=())], **options)
+    found = _train([config], [Path(workdir)], [split] if split else (), **options)
+    return found[0] if found else {}
 
 
 def train_seeds(
