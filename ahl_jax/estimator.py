@@ -120,10 +120,10 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         """
         if y is None:
             raise InputError("fit requires y to be passed, but the target y is None")
-        images = self._images(X, reset=True)
         labels = column_or_1d(y, warn=True)
-        check_consistent_length(images, labels)
         classes, normal = self._classes(labels)
+        images = self._images(X, reset=True)
+        check_consistent_length(images, labels)
         sources: list[ImageSource] = [
             InMemory(f"image {i} of X", image) if isinstance(image, np.ndarray) else image
             for i, image in enumerate(images)
