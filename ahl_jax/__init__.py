@@ -16,7 +16,9 @@ from ahl_jax.config import (
     SubsetConfig,
 )
 from ahl_jax.errors import BadImageError, UserError
+from ahl_jax.estimator import AHLDetector
 from ahl_jax.evaluate import evaluate
+from ahl_jax.export import export_model
 from ahl_jax.finetune import finetune
 from ahl_jax.predictor import Predictor, load
 from ahl_jax.presets import preset
@@ -24,6 +26,7 @@ from ahl_jax.report import compare, report
 from ahl_jax.train import train, train_seeds
 
 __all__ = [
+    "AHLDetector",
     "BadImageError",
     "Config",
     "DataConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "UserError",
     "compare",
     "evaluate",
+    "export_model",
     "finetune",
     "load",
     "preset",

@@ -51,21 +51,25 @@ class Calibration:
         """``fpr``, or what n held-out normals suffice for: no less than 1 / (n + 1)."""
         return max(fpr, 1 / (len(self.scores) + 1))
 
-    def probability(self, scores: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    def probability(self, scores: Float[Any, " m"], xp: Any = np) -> Float[Any, " m"]:
         """The share of normal images that score lower, as estimated from the held-out ones.
 
         Ranks among them, in between linear; an exponential tail for the highest tenth and what is
         above, as exceedances over a high score tend to have.
+
+        Args:
+            scores: of m images.
+            xp: numpy, or jax.numpy for use in a program.
         """
         n = len(self.scores)
         ranks = np.arange(1, n + 1) / (n + 1)
         tail = max(1, math.floor(_TAIL * n))
         if n < 2 or self.scores[-1] <= self.scores[-1 - tail]:
-            return np.interp(scores, self.scores, ranks)
+            return xp.interp(scores, self.scores, ranks)
         start = self.scores[-1 - tail]
         excess = float((self.scores[-tail:] - start).mean())
-        above = (1 - ranks[-1 - tail]) * np.exp(-np.maximum(scores - start, 0) / excess)
-        return np.where(scores > start, 1 - above, np.interp(scores, self.scores, ranks))
+        above = (1 - ranks[-1 - tail]) * xp.exp(-xp.maximum(scores - start, 0) / excess)
+        return xp.where(scores > start, 1 - above, xp.interp(scores, self.scores, ranks))
 
     def rates(
         self, scores: Float[np.ndarray, " m"], normal: Sequence[bool], fpr: float = FPR

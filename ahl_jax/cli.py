@@ -3,12 +3,14 @@
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from ahl_jax import export
 from ahl_jax.ablate import ablate
 from ahl_jax.backbones import commands as weights_commands
 from ahl_jax.calibration import FPR
@@ -129,31 +131,32 @@ class Evaluate:
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 
+_ELSEWHERE: dict[type, Callable[[Any], None]] = {
+    data_commands.Data: data_commands.run,
+    export.Export: export.run,
+    Compare: write_report,
+    Predict: predict,
+    Report: write_report,
+    weights_commands.Weights: weights_commands.run,
+}
+"""Commands that are carried out in modules of their own."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; see ``ahl_jax.runtime.run_command`` for the exit codes."""
 
     def command() -> None:
         words = sys.argv[1:] if arguments is None else arguments
         chosen = _parse(words)
-        if isinstance(chosen, data_commands.Data):
-            data_commands.run(chosen)
-            return
-        if isinstance(chosen, weights_commands.Weights):
-            weights_commands.run(chosen)
-            return
-        if isinstance(chosen, Predict):
-            keep_compiled_programs()
-            predict(chosen)
-            return
-        keep_compiled_programs(chosen.cache_dir)
-        if isinstance(chosen, Ablate):
+        keep_compiled_programs(getattr(chosen, "cache_dir", None))
+        if run := _ELSEWHERE.get(type(chosen)):
+            run(chosen)
+        elif isinstance(chosen, Ablate):
             _ablate(chosen, shlex.join(["ahl", *words]))
         elif isinstance(chosen, Train):
             _train(chosen)
         elif isinstance(chosen, Finetune):
             _finetune(chosen)
-        elif isinstance(chosen, Report | Compare):
-            write_report(chosen)
         else:
             _evaluate(chosen)
 
@@ -173,14 +176,12 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[export.Export, tyro.conf.subcommand("export")]
         | Annotated[data_commands.Data, tyro.conf.subcommand("data")]
         | Annotated[weights_commands.Weights, tyro.conf.subcommand("weights")]
     )
-    marks = (
-        tyro.conf.OmitArgPrefixes,
-        tyro.conf.OmitSubcommandPrefixes,
-        tyro.conf.FlagCreatePairsOff,
-    )
+    mark = tyro.conf
+    marks = (mark.OmitArgPrefixes, mark.OmitSubcommandPrefixes, mark.FlagCreatePairsOff)
     return tyro.cli(
         commands,
         prog="ahl",

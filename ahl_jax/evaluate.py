@@ -143,11 +143,14 @@ def load_tested(
     return Tested(predictor, config, split, test, same, _masks(config, test.samples))
 
 
-def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = True) -> None:
+def calibrate(
+    workdir: Path, split: Split, *, cache_dir: Path | None = None, progress: bool = True
+) -> None:
     """Score the held-out normals of a finished run, and keep that beside its checkpoint.
 
     Args:
         workdir: the folder that ``train`` was given.
+        split: what was trained on.
         cache_dir: as for ``evaluate``.
         progress: whether to show progress on stderr.
 
@@ -156,11 +159,9 @@ def calibrate(workdir: Path, *, cache_dir: Path | None = None, progress: bool = 
     """
     predictor = load(workdir)
     config = predictor.config
-    if not config.data.held_out or predictor.calibration:
+    if not split.held_out or predictor.calibration:
         return
-    maps = held_out_features(
-        config, load_split(config), predictor.trunk, Store(cache_dir), progress=progress
-    )
+    maps = held_out_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
     found = predictor.scorer.outcome(maps)
     Workdir(workdir).write_calibration(calibration_of(found.scores, found.heat))
 

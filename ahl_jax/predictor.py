@@ -1,6 +1,8 @@
 """A trained detector in use: images in, scores and heat maps out."""
 
+import dataclasses
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.calibration import FPR, Calibration, check_fpr, read_calibration
@@ -20,6 +23,9 @@ from ahl_jax.errors import UserError
 from ahl_jax.features.images import padded, trunk_dtype, two_scales
 from ahl_jax.inference import Outcome, Scorer, outcome, scorer_from_arrays
 from ahl_jax.workdir import Workdir
+
+_preparing = threading.Lock()
+"""So that threads share the arrays on the device and the programs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,7 @@ class Predictor:
 
         Raises:
             BadImageError: if one cannot be read.
+            UserError: if it is one image instead of several.
         """
         return self.outcome(images).scores
 
@@ -84,7 +91,9 @@ class Predictor:
 
         Raises:
             BadImageError: if one cannot be read.
+            UserError: if it is one image instead of several.
         """
+        _check_list(images)
         size, batch = self.config.features.image_size, self.config.features.image_batch
         parts = [
             self.of_arrays(np.stack([as_image(one, size) for one in images[i : i + batch]]))
@@ -106,7 +115,9 @@ class Predictor:
                 of different programs may differ in the last bits.
         """
         bucket = bucket or 1 << (len(images) - 1).bit_length()
-        found = self._program(self.arrays, padded(images, bucket))
+        with _preparing:
+            program, arrays = self._program, self.arrays
+        found = program(arrays, padded(images, bucket))
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 
     def calibrated(self) -> Calibration:
@@ -141,8 +152,15 @@ class Predictor:
             images: RGB, of the side ``image_size``.
         """
         features = self.config.features
-        dtype = trunk_dtype(features.precision, jax.default_backend())
-        maps = two_scales(self.trunk.apply, features.views, dtype, arrays["trunk"], images)
+
+        def maps_on(platform: str) -> Any:
+            dtype = trunk_dtype(features.precision, platform)
+            return functools.partial(two_scales, self.trunk.apply, features.views, dtype)
+
+        # Chosen as the program is compiled, as an exported one is for several platforms.
+        maps = jax.lax.platform_dependent(
+            arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
+        )
         reference = arrays["reference"]
         inputs = make_inputs(maps, reference.patches.dtype, arrays["whitening"])
         return outcome(self.scorer.functional, arrays["model"], reference, inputs)
@@ -150,6 +168,10 @@ class Predictor:
     @functools.cached_property
     def _program(self) -> Any:
         return jax.jit(self.apply)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled programs cannot be pickled, and are made again when they are needed.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def load(workdir: Path | str) -> Predictor:
@@ -169,3 +191,15 @@ def load(workdir: Path | str) -> Predictor:
         calibration = read_calibration(checkpoints.folder)
     config = Config.from_dict(metadata["config"])
     return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)
+
+
+def _check_list(images: object) -> None:
+    what = "one image"
+    if isinstance(images, np.ndarray):
+        # A side of up to four pixels is taken for channels.
+        if images.ndim in (1, 4) or (images.ndim == 3 and images.shape[2] > 4):
+            return
+        what = f"an array of shape {images.shape}"
+    elif not isinstance(images, str | Path | Image.Image):
+        return
+    raise UserError(f"{what} is no list of images; put it in one, as in score([image])")

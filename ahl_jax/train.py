@@ -70,9 +70,7 @@ class Options(TypedDict, total=False):
 
 
 def train(
-    config: Config,
-    workdir: Path | str,
-    **options: Unpack[Options],
+    config: Config, workdir: Path | str, split: Split | None = None, **options: Unpack[Options]
 ) -> dict[str, Any]:
     """Train a detector, or finish the run that ``workdir`` holds, and test it.
 
@@ -86,21 +84,19 @@ def train(
     Args:
         config: the settings.
         workdir: the run's folder, made if missing; see ``ahl_jax.workdir.FILES``.
+        split: the images, by default those that the settings name.
         options: see ``Options``.
 
     Returns:
-        The metrics, as ``metrics.json`` has them; see ``ahl_jax.evaluate.evaluate``.
+        The metrics, as ``metrics.json`` has them; see ``ahl_jax.evaluate.evaluate``. Empty, and
+        not kept, where the test of ``split`` is.
 
     Raises:
         UserError: if the settings do not fit the data, an image is bad, or ``workdir`` holds
             another run.
     """
-    (metrics,) = _train(
-        [config],
-        [Path(workdir)],
-        **options,
-    )
-    return metrics
+    found = _train([config], [Path(workdir)], [split] if split else (), **options)
+    return found[0] if found else {}
 
 
 def train_seeds(
@@ -140,6 +136,7 @@ def train_seeds(
 def _train(
     configs: Sequence[Config],
     workdirs: Sequence[Path],
+    splits: Sequence[Split] = (),
     *,
     overwrite: bool = False,
     cache_dir: Path | None = None,
@@ -150,7 +147,7 @@ def _train(
     progress: bool = True,
     source: Source | None = None,
 ) -> list[dict[str, Any]]:
-    """Train runs that differ in nothing but their seeds."""
+    """Train runs that differ in nothing but their seeds, by default on what the settings name."""
     check_names(configs[0])
     check_stage_one(configs[0])
     if data_shards < 1:
@@ -160,7 +157,7 @@ def _train(
         raise UserError("the processes differ in their settings; give all the same command")
     progress = progress and is_primary()
     with together():
-        splits = [load_split(config) for config in configs]
+        splits = splits or [load_split(config) for config in configs]
         digests = [split_digest(split) for split in splits]
     if not same_everywhere(json.dumps(digests)):
         raise UserError(
@@ -206,11 +203,11 @@ def _train(
 
     def test() -> list[dict[str, Any]]:
         results = []
-        for folder in folders:
-            calibrate(folder.path, cache_dir=cache_dir, progress=progress)
-            metrics = evaluate(folder.path, cache_dir=cache_dir, progress=progress)
-            folder.write_metrics(metrics)
-            results.append(metrics)
+        for folder, split in zip(folders, splits, strict=True):
+            calibrate(folder.path, split, cache_dir=cache_dir, progress=progress)
+            if split.test:
+                results.append(evaluate(folder.path, cache_dir=cache_dir, progress=progress))
+                folder.write_metrics(results[-1])
         return results
 
     return on_primary(test)
@@ -255,7 +252,8 @@ def _gather(
         if is_primary():
             # Extracted now, so that a bad test image stops the run before hours of training.
             for i, (config, split) in missing.items():
-                test_features(config, split, trunk, store, progress=progress)
+                if split.test:
+                    test_features(config, split, trunk, store, progress=progress)
                 if split.held_out:
                     held_out_features(config, split, trunk, store, progress=progress)
                 opened[i].save_trunk(trunk.name, trunk.params)

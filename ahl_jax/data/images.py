@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ahl_jax.data.arrays import Fit, as_float, channels_checked, check_pixels, resized
-from ahl_jax.data.records import ImageSource, Record
+from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.errors import BadImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
@@ -39,8 +39,8 @@ def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]
     the first three channels are read; pickled objects in it are never loaded.
 
     Args:
-        path: A PNG, JPEG, BMP, TIFF or ``.npy`` file, or such a record; what decides between the
-            image formats is the content, not the name.
+        path: A PNG, JPEG, BMP, TIFF or ``.npy`` file, such a record, or an array; what decides
+            between the image formats is the content, not the name.
         size: Side of the result in pixels.
 
     Raises:
@@ -68,35 +68,20 @@ def read_display(path: ImageSource, longest: int = 512) -> UInt8[np.ndarray, "h 
     return _read(path, fit)
 
 
-def as_image(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
     """An image as ``read_image`` gives it.
 
     Args:
         picture: a file, a PIL image, or an array as a ``.npy`` file may hold.
         size: Side of the result in pixels.
+        name: What messages call an image that is no file; by default its type.
 
     Raises:
         BadImageError: as by ``read_image``.
     """
     if isinstance(picture, Path | str):
         return read_image(Path(picture), size)
-
-    def fit(width: int, height: int) -> tuple[int, int]:
-        return size, size
-
-    try:
-        if isinstance(picture, Image.Image):
-            return _from_picture(picture.copy(), fit)
-        values = channels_checked(np.asarray(picture))
-        if values.dtype == np.uint8:
-            plain = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
-            return _from_picture(Image.fromarray(plain), fit)
-        return resized(as_float(values), fit)
-    except Exception as error:
-        raise BadImageError(
-            f"{type(picture).__name__} is no image ({error}); give a file, a PIL image, or an "
-            "array [h, w], [h, w, 1] or [h, w, 3]"
-        ) from error
+    return _from_memory(picture, lambda width, height: (size, size), name)
 
 
 def check_image(path: Path) -> None:
@@ -114,7 +99,7 @@ def image_size(path: ImageSource) -> int:
     Raises:
         OSError: if there is no such file.
     """
-    return path.size if isinstance(path, Record) else path.stat().st_size
+    return path.stat().st_size if isinstance(path, Path) else path.size
 
 
 def image_digest(path: ImageSource) -> str:
@@ -123,7 +108,7 @@ def image_digest(path: ImageSource) -> str:
     Raises:
         BadImageError: if it cannot be read.
     """
-    if isinstance(path, Record):
+    if not isinstance(path, Path):
         return hashlib.sha256(path.read()).hexdigest()
     try:
         with path.open("rb") as file:
@@ -188,6 +173,8 @@ def iter_batches(
 
 
 def _read(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(path, InMemory):
+        return _from_memory(path.array, fit, path.name)
     try:
         if Path(path.name).suffix.lower() == ".npy":
             return resized(_read_npy(path), fit)
@@ -196,6 +183,24 @@ def _read(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise _bad(path, error) from error
+
+
+def _from_memory(
+    picture: Image.Image | np.ndarray, fit: Fit, name: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        if isinstance(picture, Image.Image):
+            return _from_picture(picture.copy(), fit)
+        values = channels_checked(np.asarray(picture))
+        if values.dtype == np.uint8:
+            plain = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+            return _from_picture(Image.fromarray(plain), fit)
+        return resized(as_float(values), fit)
+    except Exception as error:
+        raise BadImageError(
+            f"{name or type(picture).__name__} is no image ({error}); give a file, a PIL image, or "
+            "an array [h, w], [h, w, 1] or [h, w, 3]"
+        ) from error
 
 
 def _bad(path: ImageSource, error: Exception) -> BadImageError:
@@ -211,7 +216,7 @@ def _bad(path: ImageSource, error: Exception) -> BadImageError:
 
 
 def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
-    source = io.BytesIO(path.read()) if isinstance(path, Record) else path
+    source = path if isinstance(path, Path) else io.BytesIO(path.read())
     with Image.open(source, formats=_FORMATS) as image:
         check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
@@ -242,7 +247,7 @@ def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
     """The values of a ``.npy`` file as 0 to 255, with one or three channels."""
     if not image_size(path):
         raise ValueError("empty file")
-    array = _npy_in(path.read()) if isinstance(path, Record) else _mapped(path)
+    array = _mapped(path) if isinstance(path, Path) else _npy_in(path.read())
     return as_float(np.asarray(channels_checked(array)))
 
 

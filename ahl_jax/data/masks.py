@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from ahl_jax.data.arrays import check_pixels
-from ahl_jax.data.records import ImageSource, Record
+from ahl_jax.data.records import ImageSource, InMemory, Record
 from ahl_jax.errors import BadImageError
 
 _FOLDERS = {"test": "ground_truth", "Images": "Masks"}
@@ -38,6 +38,8 @@ def read_mask(image: ImageSource, root: Path, size: int) -> Bool[np.ndarray, "si
         BadImageError: if the mask cannot be read.
     """
     source: Path | io.BytesIO | None
+    if isinstance(image, InMemory):
+        return None
     if isinstance(image, Record):
         content = image.ground_truth()
         source = io.BytesIO(content) if content else None

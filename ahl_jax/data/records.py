@@ -1,4 +1,4 @@
-"""Images of prepared data sets: where those are, and the records in them."""
+"""Images that are no files: records of prepared data sets, and arrays in memory."""
 
 import functools
 import threading
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ahl_jax.errors import BadImageError
 from ahl_jax.folders import user_folder
@@ -65,8 +67,33 @@ class Record:
             ) from error
 
 
-ImageSource = Path | Record
-"""A file or a record."""
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """One image as an array, which ``ahl_jax.data.images.as_image`` takes.
+
+    Attributes:
+        name: What messages call it.
+        array: The pixels.
+    """
+
+    name: str
+    array: np.ndarray
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pixels."""
+        return self.array.nbytes
+
+    def read(self) -> bytes:
+        """What tells it from other arrays: dtype, shape and pixels."""
+        return f"{self.array.dtype.str}{self.array.shape}".encode() + self.array.tobytes()
+
+
+ImageSource = Path | Record | InMemory
+"""A file, a record or an array."""
 
 
 def data_folder() -> Path:

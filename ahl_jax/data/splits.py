@@ -48,7 +48,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     }
     for sample in unseen:
         by_class.setdefault(sample.anomaly_class, []).append(sample)
-    normals, held_out = _held_out(_thinned(dataset.train_normals, config.limit), config.held_out)
+    normals, held_out = hold_out(_thinned(dataset.train_normals, config.limit), config.held_out)
     if not normals:
         raise UserError(f"{where} has one training normal; add images, or give --held-out 0")
     split = _without_shared(
@@ -151,7 +151,7 @@ def _thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _held_out(normals: Sequence[T], share: float) -> tuple[tuple[T, ...], tuple[T, ...]]:
+def hold_out(normals: Sequence[T], share: float) -> tuple[tuple[T, ...], tuple[T, ...]]:
     """The normals to train on, and those held out: at random, but always the same."""
     count = max(1, round(share * len(normals))) if share else 0
     drawn = set(np.random.default_rng(0).choice(len(normals), count, replace=False).tolist())

@@ -256,10 +256,13 @@ def two_scales(
 
     large = images.astype(jnp.float32)
     small = half_size(large)
-    if jax.default_backend() == "cpu":
+    return jax.lax.platform_dependent(
+        large,
+        small,
         # One image's activations stay in the cache: 2.5 times as fast as a batch of 16.
-        return jax.lax.map(lambda pair: tuple(maps(x[None])[0] for x in pair), (large, small))
-    return maps(large), maps(small)
+        cpu=lambda *both: jax.lax.map(lambda pair: tuple(maps(x[None])[0] for x in pair), both),
+        default=lambda *both: tuple(maps(x) for x in both),
+    )
 
 
 def half_size(images: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:

@@ -1,0 +1,288 @@
+"""The detector by scikit-learn's conventions: ``AHLDetector``."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import (
+    check_is_fitted,
+    check_non_negative,
+    column_or_1d,
+    validate_data,
+)
+
+from ahl_jax.calibration import FPR, check_fpr
+from ahl_jax.config import Config, DataConfig
+from ahl_jax.data.records import ImageSource, InMemory
+from ahl_jax.data.samples import Sample, Split
+from ahl_jax.data.splits import hold_out
+from ahl_jax.errors import InputError, UserError
+from ahl_jax.predictor import load
+from ahl_jax.presets import PRESETS, preset, with_settings
+from ahl_jax.train import train
+
+NORMAL_LABELS = (0, "good", "normal")
+"""The labels that stand for normal unless ``normal_label`` names another; False counts as 0."""
+
+_BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images"}
+
+
+class AHLDetector(ClassifierMixin, BaseEstimator):
+    """Anomaly detection from normal images and a few labelled anomalies, as a classifier of two.
+
+    All anomalies that ``fit`` is given are trained on. A share ``held_out`` of the normals is not:
+    their scores set the threshold, so that about ``fpr`` of normal images are called anomalies.
+    There is no ``predict_proba``, as a detector of anomalies of any kind has no probability that
+    an image is one; ``predictor_.probability`` has the share of normal images that score lower.
+
+    ``X`` is one of
+
+    - paths of image files, as a list or a 1-D array,
+    - images as an array [n, h, w, 3] or [n, h, w], or a list of arrays of any sizes, with values as
+      ``ahl_jax.data.images.read_image`` states,
+    - images flattened to the rows of an array [n, d], with ``image_shape``.
+
+    ``y`` has two labels: 0, "good" or "normal" for normal (or ``normal_label``), and any other for
+    anomalies.
+
+    Args:
+        preset: where the settings start from: density, paper or debug (see ``ahl_jax.preset``).
+        detector: the base detector; None, here and below, for the preset's.
+        epochs: epochs of training.
+        image_size: side in pixels that images are brought to, a multiple of 64.
+        views: 1, 2, 4 or 8 turned and mirrored copies of an image.
+        held_out: the share of the normals that sets the threshold.
+        fpr: the rate of false positives among normal images that the threshold is set for.
+        normal_label: the label of normal images, if none of ``NORMAL_LABELS``.
+        image_shape: (h, w) or (h, w, 3) of the images in the rows of a 2-D ``X``.
+        settings: any other field of ``ahl_jax.Config`` and its parts by name.
+        workdir: the run's folder, as ``ahl_jax.train`` takes it. It holds one run: fitting again
+            with the same images goes on where it stopped, with other images it is refused. By
+            default a temporary one.
+        cache_dir: the folder that keeps features; see ``ahl_jax.features.default_folder``.
+        random_state: the seed, or what scikit-learn takes as one.
+        verbose: whether to show progress on stderr.
+
+    Attributes:
+        classes_: the two labels of ``y``, sorted.
+        predictor_: the trained detector, an ``ahl_jax.Predictor``.
+        threshold_: the score above which an image is an anomaly.
+        n_features_in_: d, where ``X`` was [n, d].
+    """
+
+    def __init__(
+        self,
+        preset: str = "density",
+        *,
+        detector: str | None = None,
+        epochs: int | None = None,
+        image_size: int | None = None,
+        views: int | None = None,
+        held_out: float = 0.1,
+        fpr: float = FPR,
+        normal_label: Any = None,
+        image_shape: tuple[int, ...] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        workdir: Path | str | None = None,
+        cache_dir: Path | str | None = None,
+        random_state: Any = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.preset = preset
+        self.detector = detector
+        self.epochs = epochs
+        self.image_size = image_size
+        self.views = views
+        self.held_out = held_out
+        self.fpr = fpr
+        self.normal_label = normal_label
+        self.image_shape = image_shape
+        self.settings = settings
+        self.workdir = workdir
+        self.cache_dir = cache_dir
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on images and their labels.
+
+        Raises:
+            ValueError: if ``X`` or ``y`` is not as above.
+            UserError: if the settings do not fit, or an image is bad.
+        """
+        if y is None:
+            raise InputError("fit requires y to be passed, but the target y is None")
+        labels = column_or_1d(y, warn=True)
+        classes, normal = self._classes(labels)
+        images = self._images(X, reset=True)
+        check_consistent_length(images, labels)
+        sources: list[ImageSource] = [
+            InMemory(f"image {i} of X", image) if isinstance(image, np.ndarray) else image
+            for i, image in enumerate(images)
+        ]
+        anomalous: Bool[np.ndarray, " n"] = labels != normal
+        config = self._config(int(anomalous.sum()))
+        split = _split(sources, anomalous, config.data.held_out)
+        with contextlib.ExitStack() as stack:
+            folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
+            cache = None if self.cache_dir is None else Path(self.cache_dir)
+            train(config, folder, split, cache_dir=cache, progress=self.verbose)
+            predictor = load(folder)
+        self.classes_, self._normal = classes, normal
+        self.predictor_ = predictor
+        self.threshold_ = predictor.calibrated().threshold(self.fpr)
+        return self
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Minus the anomaly scores: lower for more anomalous, as in scikit-learn's detectors.
+
+        Raises:
+            ValueError: if ``X`` is not as above.
+            UserError: if an image is bad.
+        """
+        check_is_fitted(self, "predictor_")
+        return -self.predictor_.score(self._images(X, reset=False))
+
+    def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
+        """How far the anomaly score is on the side of ``classes_[1]`` of the threshold.
+
+        With labels 0 and 1, higher for more anomalous. As with every classifier of two it speaks
+        for ``classes_[1]``, so with labels like "crack" and "good" it is higher for more normal.
+
+        Raises:
+            ValueError: if ``X`` is not as above.
+            UserError: if an image is bad.
+        """
+        above = -self.score_samples(X) - self.threshold_
+        return above if self.classes_[0] == self._normal else -above
+
+    def predict(self, X: Any) -> Shaped[np.ndarray, " n"]:
+        """The label of each image, by whether its score is above ``threshold_``.
+
+        Raises:
+            ValueError: if ``X`` is not as above.
+            UserError: if an image is bad.
+        """
+        second = (self.decision_function(X) > 0).astype(int)
+        return self.classes_[second]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        tags.input_tags.three_d_array = tags.input_tags.string = True
+        tags.input_tags.positive_only = True
+        return tags
+
+    def _images(self, X: Any, *, reset: bool) -> Sequence[Path | np.ndarray]:
+        """The images of ``X``, in a form that ``Predictor.score`` takes too."""
+        if isinstance(X, list | tuple) or getattr(X, "ndim", None) == 1:
+            items = list(X)
+            paths = [Path(item) for item in items if isinstance(item, str | Path)]
+            arrays = [item for item in items if isinstance(item, np.ndarray) and item.ndim > 1]
+            for images in (paths, arrays):
+                if images and len(images) == len(items):
+                    return images
+        if getattr(X, "ndim", None) in (3, 4):
+            return list(np.asarray(X))
+        rows = validate_data(self, X, reset=reset)
+        check_non_negative(rows, type(self).__name__)
+        whole = rows.dtype.kind in "iu" and rows.dtype not in (np.uint8, np.uint16)
+        if whole and rows.max() <= 255:
+            rows = rows.astype(np.uint8)
+        return list(rows.reshape(-1, *self._row_shape(rows.shape[1])))
+
+    def _row_shape(self, features: int) -> Sequence[int]:
+        """The shape of an image in a row of so many values."""
+        if self.image_shape is None:
+            raise InputError(
+                f"X has rows of {features} values; give image_shape, (h, w) or (h, w, 3), or "
+                "images as [n, h, w, 3], or paths"
+            )
+        if int(np.prod(self.image_shape)) != features:
+            raise InputError(
+                f"image_shape is {tuple(self.image_shape)}, which does not make rows of {features}"
+            )
+        return self.image_shape
+
+    def _classes(self, labels: Shaped[np.ndarray, " n"]) -> tuple[np.ndarray, Any]:
+        """The labels that there are, and the one that stands for normal."""
+        check_classification_targets(labels)
+        kind = type_of_target(labels)
+        if kind != "binary":
+            raise InputError(
+                "Only binary classification is supported. The type of the target is "
+                f"{kind}; give normal images one label and anomalies another."
+            )
+        classes = np.unique(labels)
+        if len(classes) < 2:
+            raise InputError(
+                f"y has one class, {classes[0]!r}; give normal images and at least one anomaly"
+            )
+        return classes, self._normal_label(classes)
+
+    def _normal_label(self, classes: Shaped[np.ndarray, "2"]) -> Any:
+        wanted = NORMAL_LABELS if self.normal_label is None else (self.normal_label,)
+        found = [label for label in classes.tolist() if label in wanted]
+        if len(found) != 1:
+            raise InputError(
+                f"y has the labels {classes.tolist()}, and which of them is normal is not clear; "
+                "name it by normal_label"
+            )
+        return found[0]
+
+    def _config(self, shots: int) -> Config:
+        if self.preset not in PRESETS:
+            raise UserError(f"preset is {self.preset!r}; choose from {', '.join(PRESETS)}")
+        check_fpr(self.fpr)
+        if not self.held_out > 0:
+            raise UserError(
+                f"held_out is {self.held_out}; it must be above 0, as these normals set the "
+                "threshold"
+            )
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        named = {
+            "detector": self.detector,
+            "epochs": self.epochs,
+            "image_size": self.image_size,
+            "views": self.views,
+        }
+        settings = {name: value for name, value in named.items() if value is not None}
+        others = dict(self.settings or {})
+        if twice := others.keys() & (settings.keys() | _BY_FIT):
+            raise UserError(
+                f"settings has {min(twice)!r}, which an argument of its own or fit decides; "
+                "leave it out"
+            )
+        config = preset(
+            self.preset, "the images given to fit", shots=shots, held_out=self.held_out, limit=None
+        )
+        try:
+            config = with_settings(config, settings | others)
+        except KeyError as error:
+            raise UserError(f"settings: {error.args[0]}; see ahl train --help") from error
+        return dataclasses.replace(config, seed=int(seed))
+
+
+def _split(
+    sources: Sequence[ImageSource], anomalous: Bool[np.ndarray, " n"], held_out: float
+) -> Split:
+    """All of the images as training."""
+
+    def where(chosen: Iterable[bool]) -> list[ImageSource]:
+        return [source for source, wanted in zip(sources, chosen, strict=True) if wanted]
+
+    normals, out = hold_out(where(~anomalous), held_out)
+    if not normals:
+        raise InputError("one normal image is too few to train and to set a threshold; give more")
+    seen = tuple(Sample(source, "anomaly") for source in where(anomalous))
+    return Split(train_normals=normals, seen=seen, test=(), held_out=out)

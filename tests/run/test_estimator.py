@@ -1,0 +1,251 @@
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from ahl_jax import AHLDetector, BadImageError, UserError, load
+
+SIDE = 96
+
+# The closed form, which takes next to no training and tells the defects of these images.
+QUICK = {
+    "image_size": 192,
+    "views": 1,
+    "settings": {
+        "method": "fit", "pseudo_per_generator": 4, "steps": 1, "updates_per_epoch": 1, "batch": 3,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def paths(weave: Path) -> list[Path]:
+    """20 normals, then 7 scratches and 7 spots."""
+    folders = ("train/good", "test/scratch", "test/spot")
+    return [path for name in folders for path in sorted((weave / name).iterdir())]
+
+
+@pytest.fixture(scope="module")
+def arrays(paths: list[Path]) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in paths])
+
+
+@pytest.fixture(scope="module")
+def y() -> np.ndarray:
+    return np.repeat([0, 1], [20, 14])
+
+
+@pytest.fixture(scope="module")
+def new(paths: list[Path], weave: Path) -> tuple[list[Path], np.ndarray]:
+    """Normals that no fit has seen, and the spots."""
+    normals = sorted((weave / "test/good").iterdir())
+    return normals + paths[-7:], np.repeat([0, 1], [len(normals), 7])
+
+
+@pytest.fixture(scope="module")
+def fitted(paths: list[Path], y: np.ndarray) -> AHLDetector:
+    """Trained on scratches alone."""
+    return AHLDetector(**QUICK, fpr=0.1).fit(paths[:27], y[:27])
+
+
+def test_it_finds_defects_that_it_was_not_shown(
+    fitted: AHLDetector, new: tuple[list[Path], np.ndarray]
+) -> None:
+    images, labels = new
+    assert roc_auc_score(labels, fitted.decision_function(images)) > 0.9
+    assert fitted.score(images, labels) > 0.7
+
+
+def test_all_labelled_anomalies_are_trained_on_and_some_normals_held_out(
+    fitted: AHLDetector,
+) -> None:
+    assert fitted.predictor_.metadata["n_seen"] == 7
+    assert fitted.predictor_.metadata["n_train_normal"] == 18
+    assert len(fitted.predictor_.calibrated().scores) == 2
+
+
+def test_what_it_says_of_an_image_agrees(
+    fitted: AHLDetector, new: tuple[list[Path], np.ndarray]
+) -> None:
+    images, _ = new
+    scores = fitted.predictor_.score(images)
+    above = fitted.decision_function(images)
+    np.testing.assert_array_equal(fitted.score_samples(images), -scores)
+    np.testing.assert_allclose(above, scores - fitted.threshold_, rtol=1e-6)
+    assert fitted.threshold_ == fitted.predictor_.calibrated().threshold(0.1)
+    np.testing.assert_array_equal(fitted.predict(images), (above > 0).astype(int))
+    np.testing.assert_array_equal(fitted.classes_, [0, 1])
+    assert not hasattr(fitted, "predict_proba")
+
+
+def test_paths_arrays_and_rows_of_the_same_images_give_the_same_detector(
+    fitted: AHLDetector, paths: list[Path], arrays: np.ndarray, y: np.ndarray
+) -> None:
+    some = [0, 1, -2, -1]
+    expected = fitted.decision_function([paths[i] for i in some])
+    of_arrays = clone(fitted).fit(arrays[:27], y[:27])
+    np.testing.assert_allclose(of_arrays.decision_function(arrays[some]), expected, atol=1e-4)
+    assert not hasattr(of_arrays, "n_features_in_")
+    rows = arrays.reshape(len(arrays), -1).astype(np.int64)
+    of_rows = clone(fitted).set_params(image_shape=(SIDE, SIDE, 3)).fit(rows[:27], y[:27])
+    np.testing.assert_allclose(of_rows.decision_function(rows[some]), expected, atol=1e-4)
+    assert of_rows.n_features_in_ == SIDE * SIDE * 3
+    names = np.array([str(path) for path in paths])
+    np.testing.assert_allclose(fitted.decision_function(names[some]), expected, atol=1e-4)
+    np.testing.assert_allclose(fitted.decision_function(list(arrays[some])), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("labels", "sign"), [(("good", "scratch"), 1), (("normal", "crack"), -1)])
+def test_labels_may_be_words(
+    fitted: AHLDetector,
+    paths: list[Path],
+    y: np.ndarray,
+    new: tuple[list[Path], np.ndarray],
+    labels: tuple[str, str],
+    sign: int,
+) -> None:
+    images, truth = new[0][6:12], new[1][6:12]
+    named = clone(fitted).fit(paths[:27], np.array(labels)[y[:27]])
+    np.testing.assert_array_equal(named.classes_, sorted(labels))
+    above = fitted.decision_function(images)
+    np.testing.assert_allclose(named.decision_function(images), sign * above, atol=1e-4)
+    np.testing.assert_array_equal(named.predict(images), np.array(labels)[fitted.predict(images)])
+    assert roc_auc_score(np.array(labels)[truth], named.decision_function(images)) > 0.8
+
+
+def test_a_label_for_normal_can_be_named(
+    fitted: AHLDetector, paths: list[Path], y: np.ndarray
+) -> None:
+    signs = np.array([1, -1])[y]
+    with pytest.raises(ValueError, match="normal_label"):
+        clone(fitted).fit(paths, signs)
+    named = clone(fitted).set_params(normal_label=1).fit(paths[:27], signs[:27])
+    np.testing.assert_array_equal(
+        named.predict(paths[-4:]), np.array([1, -1])[fitted.predict(paths[-4:])]
+    )
+
+
+def test_cross_validation_and_search_in_a_pipeline(arrays: np.ndarray, y: np.ndarray) -> None:
+    pipeline = make_pipeline(FunctionTransformer(), AHLDetector(**QUICK))
+    one_fold = list(StratifiedKFold(3, shuffle=True, random_state=0).split(arrays, y))[:1]
+    scores = cross_val_score(pipeline, arrays, y, cv=one_fold, scoring="roc_auc")
+    assert scores.mean() > 0.8
+    search = GridSearchCV(
+        pipeline, {"ahldetector__fpr": [0.01, 0.6]}, cv=one_fold, scoring="recall", refit=False
+    ).fit(arrays, y)
+    few, many = search.cv_results_["mean_test_score"]
+    assert few <= many
+
+
+def test_its_parameters_are_those_of_the_constructor() -> None:
+    detector = AHLDetector("paper", epochs=3, settings={"subsets": 4}, random_state=7)
+    copy = clone(detector)
+    assert copy.get_params() == detector.get_params()
+    config = copy._config(5)
+    assert config.learning.epochs == 3
+    assert config.subsets.subsets == 4
+    assert config.seed == 7
+    assert config.data.shots == 5
+    assert config.data.limit is None
+    seeds = [AHLDetector(random_state=np.random.RandomState(3))._config(1).seed for _ in range(2)]
+    assert seeds[0] == seeds[1]
+
+
+def test_the_run_is_kept_only_where_a_folder_is_named(
+    fitted: AHLDetector,
+    paths: list[Path],
+    y: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    kept = clone(fitted).set_params(workdir=tmp_path / "run").fit(paths[:27], y[:27])
+    expected = fitted.predictor_.score(paths[:2])
+    np.testing.assert_allclose(load(tmp_path / "run").score(paths[:2]), expected, atol=1e-4)
+    with pytest.raises(UserError, match="images changed"):
+        clone(kept).fit(paths[:26] + paths[-1:], y[:27])
+    clone(fitted).fit(paths[:27], y[:27])
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) -> None:
+    copy = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_allclose(
+        copy.decision_function(paths[:3]), fitted.decision_function(paths[:3]), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "best"}, "choose from density"),
+        ({"settings": {"shots": 3}}, "'shots'"),
+        ({"settings": {"views": 3}, "views": 1}, "'views'"),
+        ({"settings": {"depth": 3}}, "no such settings: depth"),
+        ({"held_out": 0}, "above 0"),
+        ({"held_out": 0.9}, "0 to 0.5"),
+        ({"fpr": 0}, "between 0 and 1"),
+        ({"image_size": 100}, "192 or more"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    options: dict, message: str, paths: list[Path], y: np.ndarray
+) -> None:
+    with pytest.raises(UserError, match=message):
+        AHLDetector(**options).fit(paths, y)
+
+
+def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray) -> None:
+    detector = AHLDetector(**QUICK)
+    rows = arrays.reshape(len(arrays), -1)
+    two = [0, 1] * 17
+    bad = [
+        (rows, two, "give image_shape"),
+        (-1.0 * rows, two, "Negative values"),
+        (paths, two[:-1], "inconsistent numbers"),
+        (paths, None, "requires y"),
+        (paths, [0] * 34, "one class"),
+        (paths, [0, 1, 2] * 11 + [0], "binary"),
+        (paths[:2], [0, 1], "one normal image"),
+        ([*paths[:-1], 3], two, "array"),
+    ]
+    for X, labels, message in bad:
+        with pytest.raises(ValueError, match=message):
+            detector.fit(X, labels)
+    with pytest.raises(ValueError, match="does not make rows"):
+        clone(detector).set_params(image_shape=(8, 8)).fit(rows, two)
+    with pytest.raises(BadImageError, match="image 1 of X"):
+        detector.fit(np.stack([arrays[0] / 255, -(arrays[1] / 255), arrays[2] / 255]), [0, 0, 1])
+
+
+class OfRows(AHLDetector):
+    """Takes rows of any length as images of one row, and any two labels, as the checks give."""
+
+    def _row_shape(self, features: int) -> tuple[int, ...]:
+        return (1, features)
+
+    def _normal_label(self, classes: np.ndarray) -> object:
+        return classes.tolist()[0]
+
+
+ROUNDING = "asks for more digits than float32 has: by its place in a batch, the score of an image "
+CANNOT = {
+    "check_methods_sample_order_invariance": f"{ROUNDING} differed by 5e-7 of itself",
+    "check_methods_subset_invariance": f"{ROUNDING} differed by 7e-4 where others are of thousands",
+}
+
+
+@pytest.mark.slow
+@parametrize_with_checks([OfRows(**QUICK)], expected_failed_checks=lambda _: CANNOT)
+def test_scikit_learns_own_checks(estimator: AHLDetector, check: object) -> None:
+    assert callable(check)
+    check(estimator)
