@@ -32,6 +32,9 @@ from ahl_jax.train import train
 NORMAL_LABELS = (0, "good", "normal")
 """The labels that stand for normal unless ``normal_label`` names another; False counts as 0."""
 
+ANOMALY = "anomaly"
+"""The label that is predicted where several classes of anomalies were given."""
+
 _BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images"}
 
 
@@ -51,7 +54,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
     - images flattened to the rows of an array [n, d], with ``image_shape``.
 
     ``y`` has two labels: 0, "good" or "normal" for normal (or ``normal_label``), and any other for
-    anomalies.
+    anomalies. It may also name several classes of anomalies by strings, such as "good", "scratch"
+    and "dent"; what is predicted then is "good" or "anomaly".
 
     Args:
         preset: where the settings start from: density, paper or debug (see ``ahl_jax.preset``).
@@ -120,7 +124,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         """
         if y is None:
             raise InputError("fit requires y to be passed, but the target y is None")
-        labels = column_or_1d(y, warn=True)
+        labels = self._two(column_or_1d(y, warn=True))
         classes, normal = self._classes(labels)
         images = self._images(X, reset=True)
         check_consistent_length(images, labels)
@@ -212,6 +216,14 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             )
         return self.image_shape
 
+    def _two(self, labels: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+        """The labels, where they name several classes of anomalies with one for all of those."""
+        kinds = np.unique(labels) if labels.dtype.kind in "OU" else labels[:0]
+        if len(kinds) <= 2 or not all(isinstance(kind, str) for kind in kinds.tolist()):
+            return labels
+        normal = self._normal_label(kinds)
+        return np.where(labels == normal, normal, ANOMALY)
+
     def _classes(self, labels: Shaped[np.ndarray, " n"]) -> tuple[np.ndarray, Any]:
         """The labels that there are, and the one that stands for normal."""
         check_classification_targets(labels)
@@ -284,5 +296,5 @@ def _split(
     normals, out = hold_out(where(~anomalous), held_out)
     if not normals:
         raise InputError("one normal image is too few to train and to set a threshold; give more")
-    seen = tuple(Sample(source, "anomaly") for source in where(anomalous))
+    seen = tuple(Sample(source, ANOMALY) for source in where(anomalous))
     return Split(train_normals=normals, seen=seen, test=(), held_out=out)

@@ -121,6 +121,16 @@ def test_labels_may_be_words(
     assert roc_auc_score(np.array(labels)[truth], named.decision_function(images)) > 0.8
 
 
+def test_several_classes_of_anomalies_may_be_named(fitted: AHLDetector, paths: list[Path]) -> None:
+    names = np.repeat(["good", "scratch", "spot"], [20, 7, 7])
+    named = clone(fitted).fit(paths, names)
+    assert named.classes_.tolist() == ["anomaly", "good"]
+    assert named.predictor_.metadata["n_seen"] == 14
+    assert (named.predict(paths[-7:]) == "anomaly").all()
+    with pytest.raises(ValueError, match="normal_label"):
+        clone(fitted).fit(paths, np.repeat(["fine", "scratch", "spot"], [20, 7, 7]))
+
+
 def test_a_label_for_normal_can_be_named(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray
 ) -> None:
