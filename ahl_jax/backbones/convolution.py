@@ -1,8 +1,8 @@
-"""A convolution whose gradients are as quick as itself on a CPU too.
+"""A convolution whose gradients are as quick as itself in a loop on a CPU too.
 
-XLA's CPU backend has one quick convolution: forward, its kernel neither dilated nor swapped with
-the batch. The gradients that JAX makes of a convolution are of other kinds, and take a naive loop
-there. Here they are made of matrix products and of that quick convolution.
+XLA's CPU backend has one quick convolution, of NHWC by HWIO. It brings others to that form in a
+program's entry alone, not in the body of a ``lax.scan``: there the gradients that JAX makes take a
+naive loop. Here they are made of matrix products and of convolutions of that form.
 """
 
 import functools
