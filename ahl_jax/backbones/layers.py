@@ -5,16 +5,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
+from ahl_jax.backbones.convolution import PRECISION, Padding, convolve
 from ahl_jax.batch_norm import WeightedBatchNorm
-
-# Features are computed once and compared with stored ones, so they are worth full float32;
-# the default of GPUs and TPUs is less. On a CPU it changes nothing.
-_PRECISION = lax.Precision.HIGHEST
-
-Padding = tuple[int, int]
 
 
 def same_padding(size: int, stride: int) -> Padding:
@@ -79,15 +73,7 @@ class Conv(Layer):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Convolves, in products of the kernel's dtype and sums of float32."""
         kernel = self.kernel[...]
-        x = lax.conv_general_dilated(
-            x.astype(kernel.dtype),
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=(self.padding, self.padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=_PRECISION,
-            preferred_element_type=jnp.float32,
-        )
+        x = convolve(x.astype(kernel.dtype), kernel, self.stride, self.padding)
         return self.finished(x)
 
 
@@ -104,7 +90,7 @@ class Pointwise(Layer):
         kernel = self.kernel[...]
         x = x[:, :: self.stride, :: self.stride].astype(kernel.dtype)
         return self.finished(
-            jnp.matmul(x, kernel, precision=_PRECISION, preferred_element_type=jnp.float32)
+            jnp.matmul(x, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
         )
 
 
