@@ -21,27 +21,36 @@ from ahl_jax.metrics import image_metrics
 from ahl_jax.workdir import Workdir
 
 
-def gaussian(normals: FeatureMaps, images: FeatureMaps) -> Float[np.ndarray, " n"]:
+Score = Callable[[FeatureMaps], Float[np.ndarray, " n"]]
+"""The maps of n images to their scores."""
+
+
+def gaussian(normals: FeatureMaps) -> Score:
     """Mahalanobis distance of the global averages, by Ledoit and Wolf's shrunk covariance."""
     fitted = LedoitWolf().fit(global_averages(normals).astype(np.float64))
-    return np.sqrt(fitted.mahalanobis(global_averages(images)))
+    return lambda images: np.sqrt(fitted.mahalanobis(global_averages(images)))
 
 
-def patchcore(normals: FeatureMaps, images: FeatureMaps) -> Float[np.ndarray, " n"]:
+def patchcore(normals: FeatureMaps) -> Score:
     """PatchCore (Roth et al. 2022) with every location of every normal in its memory.
 
     A location is the mean of its 3 x 3 neighbourhood, the scales one beside the other on the finest
     grid; an image's score is the largest distance of one of its locations to the nearest one in
     memory. There is no coreset and no re-weighting by that one's neighbours.
     """
-    memory, wanted = _locations(normals), _locations(images)
+    memory = _locations(normals)
     index = NearestNeighbors(n_neighbors=1, algorithm="brute")
     index.fit(memory.reshape(-1, memory.shape[-1]))
-    nearest, _ = index.kneighbors(wanted.reshape(-1, wanted.shape[-1]))
-    return nearest.reshape(len(wanted), -1).max(1)
+
+    def score(images: FeatureMaps) -> Float[np.ndarray, " n"]:
+        wanted = _locations(images)
+        nearest, _ = index.kneighbors(wanted.reshape(-1, wanted.shape[-1]))
+        return nearest.reshape(len(wanted), -1).max(1)
+
+    return score
 
 
-REFERENCES: Mapping[str, Callable[[FeatureMaps, FeatureMaps], Float[np.ndarray, " n"]]] = {
+REFERENCES: Mapping[str, Callable[[FeatureMaps], Score]] = {
     "gaussian": gaussian,
     "patchcore": patchcore,
 }
@@ -91,7 +100,7 @@ def reference_metrics(
     if image:
         scales = range(len(normals))
         maps = tuple(np.stack([test.maps[k][i] for test, i in image.values()]) for k in scales)
-        score |= zip(image, REFERENCES[name](normals, maps), strict=True)
+        score |= zip(image, REFERENCES[name](normals)(maps), strict=True)
     found = []
     for (own, workdir), test in zip(runs, tests, strict=True):
         scores = np.array([score[sample.path] for sample in test.samples])

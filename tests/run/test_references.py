@@ -23,7 +23,7 @@ def test_the_gaussian_is_the_mahalanobis_distance_of_the_averages() -> None:
     normals, images = ((a * [1, 5, 30], b) for a, b in (normals, images))
     a, b = (np.concatenate([m.mean((1, 2)) for m in part], axis=1) for part in (normals, images))
     wanted = cdist(b, a.mean(0, keepdims=True), "mahalanobis", VI=np.linalg.inv(np.cov(a.T)))[:, 0]
-    found = gaussian(normals, images)
+    found = gaussian(normals)(images)
     np.testing.assert_allclose(found / found[0], wanted / wanted[0], rtol=0.02)
 
 
@@ -31,10 +31,10 @@ def test_patchcore_finds_the_location_that_is_farthest_from_every_normal_one() -
     rng = np.random.default_rng(1)
     normals = maps(rng, 6)
     # A normal image is in memory, location by location.
-    np.testing.assert_allclose(patchcore(normals, normals), 0, atol=1e-2)
+    np.testing.assert_allclose(patchcore(normals)(normals), 0, atol=1e-2)
     odd = tuple(scale[:2].copy() for scale in normals)
     odd[0][1, 1, 2] += [90, 0, 0]
-    same, far = patchcore(normals, odd)
+    same, far = patchcore(normals)(odd)
     assert same == pytest.approx(0, abs=1e-2)
     # The ninth part of it is in each neighbourhood that has the location.
     assert far == pytest.approx(10, abs=2)

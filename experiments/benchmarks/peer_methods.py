@@ -1,0 +1,252 @@
+"""What ``peers`` compares: our detectors, our references, and those of anomalib and PyOD.
+
+The other packages are imported where they are used, so that each process has only its own.
+"""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from sklearn.preprocessing import StandardScaler
+
+from ahl_jax import Config, load, preset, train
+from ahl_jax.backbones import Trunk, load_trunk
+from ahl_jax.bank import global_averages
+from ahl_jax.config import SCALES
+from ahl_jax.data.records import ImageSource
+from ahl_jax.features import FeatureMaps, Store, extract
+from ahl_jax.features.images import trunk_dtype, trunk_maps
+from ahl_jax.gather import load_split
+from ahl_jax.predictor import Predictor
+from ahl_jax.presets import with_settings
+from ahl_jax.whitening import fit_whitening
+from experiments.tables.methods import METHODS as ROWS
+from experiments.tables.references import REFERENCES, Score
+
+Images = UInt8[np.ndarray, "n size size 3"]
+Scores = Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all methods have in common."""
+
+    data: str = "elpv"
+    seed: int = 0
+    shots: int = 10
+    limit: int | None = None
+    batch: int = 16
+    coreset: float = 0.1
+    coreset_normals: int | None = None
+    threads: int = 1
+    quick: bool = False
+
+    def config(self, row: str) -> Config:
+        """The settings of a row of the tables, with no normals held out."""
+        start = preset("debug" if self.quick else "paper", self.data)
+        data = dataclasses.replace(start.data, held_out=0.0)
+        if not self.quick:
+            data = dataclasses.replace(data, shots=self.shots)
+        if self.limit is not None:
+            data = dataclasses.replace(data, limit=self.limit)
+        start = dataclasses.replace(start, data=data, seed=self.seed)
+        return with_settings(start, {**ROWS[row].settings, "image_batch": self.batch})
+
+
+class Detector(Protocol):
+    """A fitted detector; it has been fitted from features in ``fit_seconds``."""
+
+    fit_seconds: float
+
+    def features(self, images: Images) -> Any:
+        """What the trunk gives for up to ``Case.batch`` images."""
+        ...
+
+    def score(self, features: Any) -> Scores:
+        """The scores of what ``features`` gave, higher for more anomalous."""
+        ...
+
+    def score_images(self, images: Images) -> Scores:
+        """The scores of up to ``Case.batch`` images, trunk included."""
+        ...
+
+    def score_paths(self, paths: Sequence[ImageSource]) -> Scores:
+        """The scores of image files."""
+        ...
+
+
+class Method(NamedTuple):
+    """A row of the comparison."""
+
+    package: str
+    """Where the detector is from."""
+
+    fit: Callable[[Case], Detector]
+    labels: bool = False
+    """Whether it sees the labelled anomalies. One that does not is fitted once for all seeds."""
+
+    needs: tuple[str, ...] = ()
+    """Packages beyond this project's requirements."""
+
+    module: str = "ahl_jax"
+    """What holds the detector; imported before memory and time are counted."""
+
+
+@functools.cache
+def _trunk(name: str) -> Trunk:
+    return load_trunk(name)
+
+
+class OnOurFeatures:
+    """A detector of the maps that our trunk gives."""
+
+    def __init__(self, config: Config, score: Score, fit_seconds: float) -> None:
+        self.options = config.features
+        self.trunk = _trunk(self.options.trunk)
+        self.fit_seconds = fit_seconds
+        self.score = score
+
+    def features(self, images: Images) -> FeatureMaps:
+        """The maps of both scales."""
+        dtype = trunk_dtype(self.options.precision, jax.default_backend())
+        maps = trunk_maps(self.trunk, images, self.options, dtype)
+        return tuple(np.asarray(scale)[: len(images)] for scale in maps)
+
+    def score_images(self, images: Images) -> Scores:
+        """The trunk, then the detector."""
+        return self.score(self.features(images))
+
+    def score_paths(self, paths: Sequence[ImageSource]) -> Scores:
+        """By the maps in the store, where it has them."""
+        return self.score(_stored(paths, self.trunk, self.options))
+
+
+class Ours(OnOurFeatures):
+    """A run of ``ahl train``; images are scored by the program that ``ahl predict`` runs."""
+
+    def __init__(self, config: Config, predictor: Predictor, fit_seconds: float) -> None:
+        super().__init__(config, predictor.scorer.score, fit_seconds)
+        self.predictor = predictor
+
+    def score_images(self, images: Images) -> Scores:
+        """Trunk, detector and heat map in one program."""
+        return self.predictor.of_arrays(images).scores
+
+
+def _stored(paths: Sequence[ImageSource], trunk: Trunk, options: Any) -> FeatureMaps:
+    return extract(paths, trunk, options, Store(), progress=False)[0]
+
+
+def _ours(row: str, case: Case) -> Detector:
+    config = case.config(row)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        train(config, folder, progress=False)
+        seconds = time.perf_counter() - start
+        return Ours(config, load(folder), seconds)
+
+
+def _reference(row: str, case: Case) -> Detector:
+    config = case.config(row)
+    normals = _stored(
+        load_split(config).train_normals, _trunk(config.features.trunk), config.features
+    )
+    start = time.perf_counter()
+    score = REFERENCES[ROWS[row].reference or row](normals)
+    return OnOurFeatures(config, score, time.perf_counter() - start)
+
+
+def _pyod(name: str, whitened: bool, labels: bool, case: Case) -> Detector:
+    """PyOD's ``models.MODULE.CLASS`` on the features that Density reads, pooled."""
+    module, kind = name.split(".")
+    detector_class = getattr(importlib.import_module(f"pyod.models.{module}"), kind)
+    config = case.config("Density")
+    trunk, split = _trunk(config.features.trunk), load_split(config)
+    x = global_averages(_stored(split.train_normals, trunk, config.features))
+    seen = [sample.path for sample in split.seen] if labels else []
+    start = time.perf_counter()
+    if whitened:
+        fitted = fit_whitening(x, SCALES)
+        mean, matrix = np.asarray(fitted.mean).ravel(), np.asarray(fitted.averages)
+
+        def prepared(averages: np.ndarray) -> np.ndarray:
+            return (averages - mean) @ matrix
+    else:
+        prepared = StandardScaler().fit(x).transform
+    known = inspect.signature(detector_class).parameters
+    asked = {"n_jobs": case.threads, "random_state": case.seed, "random_seed": case.seed}
+    detector = detector_class(**{k: v for k, v in asked.items() if k in known})
+    if "torch" in sys.modules:
+        # DevNet has an option for the seed, but reads it nowhere.
+        sys.modules["torch"].manual_seed(case.seed)
+    if labels:
+        anomalies = global_averages(_stored(seen, trunk, config.features))
+        y = np.repeat([0, 1], [len(x), len(anomalies)])
+        detector.fit(prepared(np.concatenate([x, anomalies])), y)
+    else:
+        detector.fit(prepared(x))
+    seconds = time.perf_counter() - start
+    return OnOurFeatures(
+        config, lambda maps: detector.decision_function(prepared(global_averages(maps))), seconds
+    )
+
+
+def _anomalib(model: str, coreset: str, case: Case) -> Detector:
+    peers = importlib.import_module(_ANOMALIB)
+    config = case.config("Density")
+    if model == "padim":
+        return peers.padim(config)
+    normals = case.coreset_normals if coreset == "greedy" else None
+    return peers.patchcore(config, case.coreset, coreset, normals)
+
+
+_ANOMALIB = "experiments.benchmarks.peer_anomalib"
+
+_PYOD = {
+    "ECOD": "ecod.ECOD",
+    "KNN": "knn.KNN",
+    "LOF": "lof.LOF",
+    "IForest": "iforest.IForest",
+    "OCSVM": "ocsvm.OCSVM",
+    "MCD": "mcd.MCD",
+    "XGBOD": "xgbod.XGBOD",
+    "DevNet": "devnet.DevNet",
+}
+_LABELLED = {"XGBOD": ("xgboost",), "DevNet": ("torch",)}
+"""PyOD's detectors that take labels, and what each needs beside PyOD."""
+
+
+def _methods() -> dict[str, Method]:
+    found = {
+        row: Method("ahl_jax", functools.partial(_ours, row), labels=True)
+        for row in ("Density, closed form", "Density", "AHL(Density)")
+    }
+    for row in ("Gaussian", "PatchCore"):
+        name = f"{row} (reference)"
+        found[name] = Method("scikit-learn", functools.partial(_reference, row))
+    for model, coreset in (("patchcore", "greedy"), ("patchcore", "random"), ("padim", "")):
+        name = {"greedy": "PatchCore", "random": "PatchCore, random subset", "": "PaDiM"}[coreset]
+        fit = functools.partial(_anomalib, model, coreset)
+        found[name] = Method("anomalib", fit, needs=("anomalib",), module=_ANOMALIB)
+    for name, path in _PYOD.items():
+        needs = ("pyod", *_LABELLED.get(name, ()))
+        for whitened in (False, True):
+            labels = name in _LABELLED
+            fit = functools.partial(_pyod, path, whitened, labels)
+            module = f"pyod.models.{path.split('.')[0]}"
+            row = f"{name}, whitened" if whitened else name
+            found[row] = Method("PyOD", fit, labels, needs, module)
+    return found
+
+
+METHODS: Mapping[str, Method] = _methods()
