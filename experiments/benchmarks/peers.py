@@ -160,7 +160,7 @@ def measure(method: Method, args: Peers) -> dict[str, Any]:
         test = load_split(config).test[: args.timed_images]
         images = np.stack([read_image(s.path, config.features.image_size) for s in test])
         row |= {"fit_seconds": min(fits)} | timed(detector, images, args.batch)
-    return row
+    return row | {"device": common.device_name()}
 
 
 def timed(detector: Detector, images: np.ndarray, batch: int) -> dict[str, float]:
@@ -218,18 +218,14 @@ def run_one(task: Path, found: Path) -> None:
     found.write_text(json.dumps(row), encoding="utf-8")
 
 
-def table(names: Sequence[str], measured: Sequence[dict[str, Any] | None], args: Peers) -> list:
-    """The rows, with what they have in common."""
-    rows = [
-        {"method": name, "package": METHODS[name].package} | row
-        for name, row in zip(names, measured, strict=True)
-        if row is not None
-    ]
-    for row in rows:
-        if "image_ms" in row:
-            row["image_ratio"] = row["image_ms"] / rows[0]["image_ms"]
-        row |= {"seeds": len(args.seeds), "threads": args.threads, "device": common.device_name()}
-    return rows
+def with_shared(
+    name: str, row: dict[str, Any], before: Sequence[dict[str, Any]], args: Peers
+) -> dict[str, Any]:
+    """A method's row with its name, its ratio to the first row, and what all have in common."""
+    row = {"method": name, "package": METHODS[name].package} | row
+    if "image_ms" in row:
+        row["image_ratio"] = row["image_ms"] / [*before, row][0]["image_ms"]
+    return row | {"seeds": len(args.seeds), "threads": args.threads}
 
 
 def main() -> None:
@@ -240,11 +236,15 @@ def main() -> None:
     args = common.parse(Peers, __doc__)
     names = check(args)
     load_split(case_of(args, args.seeds[0]).config("Density"))  # Says what is wrong with the data.
-    measured = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        measured.append(run_method(name, args))
-    rows = table(names, measured, args)
+        row = run_method(name, args)
+        if row is not None:
+            rows.append(with_shared(name, row, rows, args))
+            if args.json is not None:
+                # A method may take hours; what is measured stays.
+                args.json.write_text(json.dumps(rows), encoding="utf-8")
     if rows:
         common.report(rows, args.json)
     if len(rows) < len(names):

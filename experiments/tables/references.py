@@ -20,7 +20,6 @@ from ahl_jax.gather import load_split, split_digest, test_features
 from ahl_jax.metrics import image_metrics
 from ahl_jax.workdir import Workdir
 
-
 Score = Callable[[FeatureMaps], Float[np.ndarray, " n"]]
 """The maps of n images to their scores."""
 
