@@ -60,7 +60,11 @@ class Case:
         if self.limit is not None:
             data = dataclasses.replace(data, limit=self.limit)
         start = dataclasses.replace(start, data=data, seed=self.seed)
-        return with_settings(start, {**ROWS[row].settings, "image_batch": self.batch})
+        settings = {**ROWS[row].settings, "image_batch": self.batch}
+        if self.quick and "updates_per_epoch" in settings:
+            # The debug preset has fewer steps than the row has updates.
+            settings["updates_per_epoch"] = start.learning.steps
+        return with_settings(start, settings)
 
 
 class Detector(Protocol):
