@@ -46,7 +46,7 @@ def load_weights(network: nn.Module) -> None:
     wanted = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
     # Without its last blocks the network has fewer; another order would show in the shapes.
     pairs = zip(wanted, found.values(), strict=False)
-    network.load_state_dict({name: torch.as_tensor(x) for name, x in pairs}, strict=False)
+    network.load_state_dict({name: torch.tensor(x) for name, x in pairs}, strict=False)
 
 
 def as_tensor(images: np.ndarray) -> torch.Tensor:
