@@ -53,7 +53,7 @@ def _forward(x: Array, kernel: Array, stride: int, padding: Padding) -> tuple[Ar
 def _backward(stride: int, padding: Padding, kept: tuple, gradient: Array) -> tuple[Array, Array]:
     def by_products(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         wide = x.astype(jnp.float32), kernel.astype(jnp.float32)
-        of_x = _of_input(wide[1], gradient, stride, padding, x.shape[1:3])
+        of_x = _of_input(wide[1], gradient, stride, padding, (x.shape[1], x.shape[2]))
         of_kernel = _of_kernel(wide[0], gradient, stride, padding, len(kernel))
         return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 
