@@ -115,7 +115,7 @@ def test_the_base_detector_comes_first_as_a_run_of_its_own() -> None:
         (["--over", "T=1,0"], "--over subsets=0: --subsets is 0; it must be 1 or more"),
         (["--over", "C=2,1"], "--over clusters=1: --clusters is 1; it must be 2 or more"),
         (["--over", "updates-per-epoch=1,3"], "=3: --updates-per-epoch is 3; it must divide"),
-        (["--over", "C=2,21"], "--over clusters=21: --clusters is 21, but there are only 20"),
+        (["--over", "C=2,21"], "--over clusters=21: --clusters is 21, but there are only 18"),
         (["--over", "M=4,15"], "14 anomalies, fewer than the 15"),
         (["--over", "T=1", "--seeds", "-1"], "--seed is -1"),
         (["--over", "T=1", "--checkpoint-every", "0"], "--checkpoint-every is 0"),

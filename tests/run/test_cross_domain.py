@@ -12,6 +12,7 @@ from experiments.table3_cross_domain import TABLE, CrossDomain, markdown, pairs
 from tests.run.test_tables import COLUMNS, Script, in_words, scores
 
 
+@pytest.mark.slow
 def test_every_pair_is_fine_tuned_and_a_stopped_sweep_goes_on(
     textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_label_for_normal_can_be_named(
     )
 
 
+@pytest.mark.slow
 def test_cross_validation_and_search_in_a_pipeline(arrays: np.ndarray, y: np.ndarray) -> None:
     pipeline = make_pipeline(FunctionTransformer(), AHLDetector(**QUICK))
     one_fold = list(StratifiedKFold(3, shuffle=True, random_state=0).split(arrays, y))[:1]

@@ -110,11 +110,11 @@ def test_killed_and_resumed_it_ends_where_one_process_does(
     assert quiet == ""
     assert "epoch" not in quiet_err
     assert out.replace("run.", "alone.") == sentence
-    # Each has the features of its half of 20 normals, 4 anomalies and 18 pseudo-anomalies, and
-    # process 0 those of the 19 test images.
+    # Each has the features of its half of 18 normals, 4 anomalies and 18 pseudo-anomalies, and
+    # process 0 those of the 19 test images and the 2 normals that are held out.
     first, second = map(cached, caches)
     assert not first & second
-    assert (len(first), len(second)) == (10 + 2 + 9 + 19, 10 + 2 + 9)
+    assert (len(first), len(second)) == (9 + 2 + 9 + 19 + 2, 9 + 2 + 9)
     # The same devices sum up the same two parts, so little more than the transport differs.
     for a, b in zip(inference(tmp_path / "alone"), inference(tmp_path / "run"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
