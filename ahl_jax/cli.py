@@ -284,7 +284,8 @@ def _evaluate(command: Evaluate) -> None:
         )
     if at := metrics.get("at_threshold"):
         print(
-            f"At the threshold {at['threshold']:.4g}, set by {at['held_out']} held-out normals for "
+            f"At the threshold {at['threshold']:.4g}, set by "
+            f"{counted(at['held_out'], 'held-out normal')} for "
             f"at most {at['promised_fpr']:.1%} false positives: {at['fpr']:.1%} of the test "
             f"normals are above it, and {at['tpr']:.1%} of the anomalies."
         )

@@ -14,6 +14,7 @@ from ahl_jax.calibration import FPR, calibration_of, check_fpr
 from ahl_jax.config import Config
 from ahl_jax.data.masks import read_mask
 from ahl_jax.data.samples import Sample, Split
+from ahl_jax.errors import UserError
 from ahl_jax.features import Store
 from ahl_jax.gather import (
     TestFeatures,
@@ -131,7 +132,14 @@ def load_tested(
     """
     predictor = load(workdir)
     config = _moved(predictor.config, data)
-    split = load_split(config)
+    try:
+        split = load_split(config)
+    except UserError as error:
+        if data is not None:
+            raise
+        raise UserError(
+            f"the data of {workdir} is not where it was ({error}); say where with --data"
+        ) from error
     same = Workdir(Path(workdir)).data_digest() == split_digest(split)
     if not same:
         log.warning(

@@ -1,43 +1,40 @@
 """``ahl predict``: scores, decisions and heat maps of image files, written as they come."""
 
-import csv
-import io
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import tyro
-from jaxtyping import Float, UInt8
-from PIL import Image
 
-from ahl_jax.calibration import FPR, Calibration, check_fpr
+from ahl_jax.calibration import FPR, check_fpr
 from ahl_jax.data.folder import images_below
-from ahl_jax.data.images import iter_batches, read_display
+from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches
 from ahl_jax.data.records import ImageSource
-from ahl_jax.errors import IncompleteError, UserError
+from ahl_jax.errors import BadImageError, IncompleteError, UserError
 from ahl_jax.features.progress import Progress
-from ahl_jax.heatmaps import heat_scale, overlay
-from ahl_jax.host_arrays import digest
-from ahl_jax.inference import Outcome
+from ahl_jax.folders import alone
+from ahl_jax.metrics import counted
+from ahl_jax.predictions import NamedImage, Results
 from ahl_jax.predictor import Predictor, load
-from ahl_jax.workdir import replace_file
 
 log = logging.getLogger(__name__)
 
 _POLL = 1.0
 """Seconds between two looks at a watched folder."""
 
+_Stamp = tuple[int, int] | None
+"""A file's size and when it was changed; None where there is none."""
+
 
 @dataclass(frozen=True)
 class Predict:
     """Score images with a trained detector; write scores.csv and a heat map for each.
 
-    The same command goes on with one that was stopped: images that scores.csv has are left out.
+    The same command goes on with one that was stopped: images that scores.csv has, by path and
+    content, are left out.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
@@ -69,7 +66,8 @@ def run(command: Predict) -> None:
     """Run ``ahl predict``.
 
     Raises:
-        UserError: if an input does not exist, or ``out`` holds the scores of another detector.
+        UserError: if an input does not exist or holds no image, or ``out`` holds the scores of
+            another detector.
         IncompleteError: if images could not be read; all others are written by then.
     """
     check_fpr(command.fpr)
@@ -80,154 +78,68 @@ def run(command: Predict) -> None:
             raise UserError(f"there is no file or folder {path}; check the path")
         if command.watch and not path.is_dir():
             raise UserError(f"{path} is a file; --watch takes folders")
+    if not command.watch and not found_images(command.images):
+        raise UserError(
+            f"there is no image in {', '.join(map(str, command.images))}; images end in "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
     predictor = load(command.workdir)
     if predictor.calibration is None:
         try:
             predictor.calibrated()
         except UserError as error:
             log.warning("scores alone, no decisions: %s", error)
-    results = Results(command, predictor)
-    bad: dict[Path, str] = {}
+    elif (promised := predictor.calibration.promised(command.fpr)) > command.fpr:
+        log.warning(
+            "%s can promise no less than %.2g %% of false positives; you asked for %.2g %%",
+            counted(len(predictor.calibration.scores), "held-out normal"),
+            100 * promised, 100 * command.fpr,
+        )  # fmt: skip
+    try:
+        with alone(command.out, lambda: _in_use(command.out)):
+            results = Results(
+                command.out,
+                predictor,
+                command.fpr,
+                heat_maps=command.heat_maps,
+                lines=command.json,
+                tell=command.watch,
+                overwrite=command.overwrite,
+            )
+            _run(command, predictor, results)
+    except BrokenPipeError:
+        raise  # Of stdout.
+    except OSError as error:
+        raise _unwritable(command.out, error) from error
+
+
+def _run(command: Predict, predictor: Predictor, results: Results) -> None:
+    handled: dict[Path, _Stamp] = {}
+    if command.watch:
+        log.info("watching %s", ", ".join(map(str, command.images)))
     while command.watch:
-        bad |= _settled(command, predictor, results, known=bad)
-    bad = _all_of(command, predictor, results, list(found_images(command.images).items()))
+        _settled(command, predictor, results, handled)
+    bad = _all_of(command, predictor, results, found_images(command.images))
     log.info(
-        "%d images are in %s%s", len(results.done), results.csv,
+        "%s in %s%s", counted(len(results.done), "row"), results.csv,
         f", {results.anomalies} of them anomalies" if predictor.calibration else "",
     )  # fmt: skip
     if bad:
         for reason in bad.values():
             log.warning("left out: %s", reason)
-        raise IncompleteError(f"{len(bad)} of the images could not be read; they are listed above")
+        raise IncompleteError(f"{counted(len(bad), 'image')} could not be read, as listed above")
 
 
-def found_images(inputs: Sequence[Path]) -> dict[str, Path]:
-    """The images that the inputs name, by the name that the results give them.
-
-    That is the path below the folder that was named, or the name of the file; a number makes
-    it unique.
-    """
-    named: dict[str, Path] = {}
-    for given in inputs:
-        below = images_below(given) if given.is_dir() else [given]
-        for path in below:
-            name = path.relative_to(given).as_posix() if given.is_dir() else path.name
-            unique, number = name, 2
-            while unique in named and named[unique] != path:
-                unique, number = f"{number}/{name}", number + 1
-            named[unique] = path
-    return named
-
-
-class Results:
-    """The files that a prediction writes: ``predict.json``, ``scores.csv``, ``heat_maps/``.
-
-    Args:
-        command: what was asked for.
-        predictor: the detector.
-
-    Raises:
-        UserError: if the folder holds the scores of another detector or threshold, or cannot be
-            written to.
-    """
-
-    def __init__(self, command: Predict, predictor: Predictor) -> None:
-        self.folder, self.csv = command.out, command.out / "scores.csv"
-        self._command, self._predictor = command, predictor
-        self.columns = ["path", "score", "probability", "decision", *predictor.heads]
-        self.done: set[str] = set()
-        self.anomalies = 0
-        try:
-            self._claim()
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-
-    def _claim(self) -> None:
-        found = self._predictor.calibration
-        about = {
-            "detector": digest(self._predictor.scorer.arrays()),
-            "fpr": found.promised(self._command.fpr) if found else None,
-            "threshold": found.threshold(self._command.fpr) if found else None,
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "predict.json"
-        if path.is_file() and not self._command.overwrite:
-            if json.loads(path.read_text(encoding="utf-8")) != about:
-                raise UserError(
-                    f"{self.folder} holds the scores of another detector or threshold; give "
-                    "another --out, or --overwrite to replace them"
-                )
-        elif self.csv.exists() and not self._command.overwrite:
-            raise UserError(
-                f"{self.csv} is there already, and not of this detector; give another --out, or "
-                "--overwrite to replace it"
-            )
-        else:
-            replace_file(self.csv, _line(self.columns))
-            replace_file(path, json.dumps(about, indent=2) + "\n")
-        text = self.csv.read_text(encoding="utf-8")
-        # What a kill cut short is written again.
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            replace_file(self.csv, whole)
-        rows = list(csv.DictReader(io.StringIO(whole)))
-        self.done = {row["path"] for row in rows}
-        self.anomalies = sum(row["decision"] == "anomaly" for row in rows)
-
-    def write(self, names: Sequence[str], paths: Sequence[ImageSource], found: Outcome) -> None:
-        """Add the results of some images; the table last, so that it names nothing unfinished."""
-        rows = list(_rows(names, found, self._predictor, self._command.fpr))
-        try:
-            if self._command.heat_maps:
-                for name, path, heat in zip(names, paths, found.heat, strict=True):
-                    self._draw(name, path, heat)
-            with self.csv.open("a", encoding="utf-8", newline="") as file:
-                file.write("".join(_line([row[c] for c in self.columns]) for row in rows))
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        if self._command.json:
-            for row in rows:
-                print(json.dumps(row, ensure_ascii=False), flush=True)
-        self.done.update(names)
-        self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
-
-    def _draw(self, name: str, path: ImageSource, heat: Float[np.ndarray, "h w"]) -> None:
-        calibration = self._predictor.calibration
-        scale = heat_scale(calibration.locations if calibration else None, heat)
-        target = self.folder / "heat_maps" / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        Image.fromarray(beside(read_display(path), heat, scale)).save(content, "PNG")
-        replace_file(target, content.getvalue())
-
-
-def beside(
-    image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h2 w2"], scale: tuple[float, float]
-) -> UInt8[np.ndarray, "h w2 3"]:
-    """An image, and the same with its heat map over it, side by side."""
-    gap = np.full((len(image), max(2, image.shape[1] // 64), 3), 255, np.uint8)
-    return np.concatenate([image, gap, overlay(image, heat, scale)], axis=1)
-
-
-def _rows(
-    names: Sequence[str], found: Outcome, predictor: Predictor, fpr: float
-) -> Iterator[dict[str, Any]]:
-    calibration: Calibration | None = predictor.calibration
-    probability = calibration.probability(found.scores) if calibration else None
-    for i, name in enumerate(names):
-        row = {"path": name, "score": round(float(found.scores[i]), 6)}
-        row["probability"] = "" if probability is None else round(float(probability[i]), 6)
-        above = calibration is not None and found.scores[i] > calibration.threshold(fpr)
-        row["decision"] = ("anomaly" if above else "normal") if calibration else ""
-        heads = (round(float(value), 6) for value in found.heads[i])
-        yield row | dict(zip(predictor.heads, heads, strict=True))
+def found_images(inputs: Sequence[Path]) -> list[Path]:
+    """The images that the inputs name, each once."""
+    below = (images_below(given) if given.is_dir() else [given] for given in inputs)
+    return list(dict.fromkeys(path for paths in below for path in paths))
 
 
 def _all_of(
-    command: Predict, predictor: Predictor, results: Results, images: list[tuple[str, Path]]
+    command: Predict, predictor: Predictor, results: Results, paths: Sequence[Path]
 ) -> dict[Path, str]:
     """Score those that are not done; the ones that cannot be read, with the reason."""
-    left = [(name, path) for name, path in images if name not in results.done]
     bad: dict[Path, str] = {}
 
     def note(path: ImageSource, reason: str) -> None:
@@ -235,11 +147,20 @@ def _all_of(
         # Without the advice, which is for data sets.
         bad[path] = reason.rsplit("; ", 1)[0]
         if command.watch:
-            log.warning("left out: %s", bad[path])
+            log.warning("left out for now: %s", bad[path])
 
+    left = []
+    for path in paths:
+        try:
+            image = NamedImage(path, image_digest(path)[:16])
+        except BadImageError as error:
+            note(path, str(error))
+            continue
+        if image.key not in results.done:
+            left.append(image)
     features = predictor.config.features
     batches = iter_batches(
-        [path for _, path in left],
+        [image.path for image in left],
         features.image_size,
         features.image_batch,
         skip_bad=True,
@@ -249,29 +170,31 @@ def _all_of(
     # the single images that a camera writes.
     bucket = None if command.watch else features.image_batch
     label = None if command.watch or not left else "images"
-    with Progress(len(left), label, cached=len(images) - len(left)) as bar:
+    with Progress(len(left), label, cached=len(paths) - len(left) - len(bad)) as bar:
         for chosen, arrays in batches:
-            names, paths = zip(*(left[i] for i in chosen), strict=True)
-            results.write(names, paths, predictor.of_arrays(arrays, bucket=bucket))
-            bar.update(len(names))
+            images = [left[i] for i in chosen]
+            results.write(images, predictor.of_arrays(arrays, bucket=bucket))
+            bar.update(len(images))
     return bad
 
 
 def _settled(
-    command: Predict, predictor: Predictor, results: Results, *, known: dict[Path, str]
-) -> dict[Path, str]:
-    """Wait, then score new files, unless they are still being written."""
-    before = {path: _stamp(path) for path in found_images(command.images).values()}
+    command: Predict, predictor: Predictor, results: Results, handled: dict[Path, _Stamp]
+) -> None:
+    """Wait, then score what is new or has changed, unless it is still being written."""
+    before = {path: _stamp(path) for path in found_images(command.images)}
     time.sleep(_POLL)
+    now = {path: _stamp(path) for path in before}
     ready = [
-        (name, path)
-        for name, path in found_images(command.images).items()
-        if path not in known and before.get(path) == _stamp(path) is not None
+        path
+        for path, stamp in now.items()
+        if before[path] == stamp and stamp not in (None, handled.get(path))
     ]
-    return _all_of(command, predictor, results, ready)
+    _all_of(command, predictor, results, ready)
+    handled.update((path, now[path]) for path in ready)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> _Stamp:
     try:
         status = path.stat()
     except OSError:
@@ -279,10 +202,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _line(values: Sequence[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
+def _in_use(folder: Path) -> None:
+    raise UserError(
+        f"another ahl predict is writing to {folder}; wait for it, or give another --out"
+    )
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

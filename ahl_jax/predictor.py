@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ahl_jax.errors import UserError
 from ahl_jax.features.images import padded, trunk_dtype, two_scales
 from ahl_jax.inference import Outcome, Scorer, outcome, scorer_from_arrays
 from ahl_jax.workdir import Workdir
+
+log = logging.getLogger(__name__)
 
 _preparing = threading.Lock()
 """So that threads share the arrays on the device and the programs."""
@@ -190,6 +193,8 @@ def load(workdir: Path | str) -> Predictor:
         arrays, metadata = checkpoints.restore_inference()
         calibration = read_calibration(checkpoints.folder)
     config = Config.from_dict(metadata["config"])
+    if metadata["epochs"] < (planned := config.learning.planned_epochs):
+        log.warning("%s is not finished: epoch %d of %d", workdir, metadata["epochs"], planned)
     return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)
 
 

@@ -36,6 +36,9 @@ def run_command(command: Callable[[], None]) -> None:
         print(f"ahl: {error}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt as stop:
+        # We are about to end; a second signal would only break the sentence.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         number = stop.args[0] if stop.args else signal.SIGINT
         print("\nahl: stopped; the same command goes on from where it was", file=sys.stderr)
         sys.exit(128 + number)

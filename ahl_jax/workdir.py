@@ -41,7 +41,7 @@ class Workdir:
             UserError: if it holds another run, or files that no run of ours left; nothing is
                 changed then.
         """
-        if overwrite:
+        if overwrite or self._without_epochs(config):
             self._check_folder()
             self._clear()
         else:
@@ -65,8 +65,16 @@ class Workdir:
         """
         self._check_folder()
         there = self._there()
-        if there:
+        if there and not self._without_epochs(config):
             self._check_same(config, there)
+
+    def _without_epochs(self, config: Config) -> bool:
+        """Whether another run has begun here, and nothing is lost where this one takes over."""
+        if not (self.path / "run.json").is_file():
+            return False
+        done = [self.path / "history.csv", self.path / "metrics.json"]
+        trained = any(path.exists() for path in done) or any(self.path.glob("checkpoint/epoch_*"))
+        return not trained and self._run()["config"] != config.to_dict()
 
     def config(self) -> Config:
         """The settings of the run.

@@ -11,6 +11,8 @@ from PIL import Image
 
 from ahl_jax import evaluate, load
 from ahl_jax.cli import main
+from ahl_jax.data.images import image_digest
+from ahl_jax.folders import alone
 from ahl_jax.predict import found_images
 from tests.run.conftest import FinishedRun
 
@@ -18,6 +20,10 @@ from tests.run.conftest import FinishedRun
 def _rows(out: Path) -> list[dict[str, str]]:
     with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def heat_map(out: Path, image: Path | str) -> Path:
+    return out / "heat_maps" / f"{str(image).lstrip('/')}.png"
 
 
 def _predict(finished: FinishedRun, *words: object) -> None:
@@ -30,6 +36,7 @@ def some(weave: Path, tmp_path: Path) -> Path:
     for name in ("good/00.png", "good/01.png", "spot/00.png", "scratch/00.png"):
         (tmp_path / "some" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(weave / "test" / name, tmp_path / "some" / name)
+    (tmp_path / "some/empty").mkdir()
     return tmp_path / "some"
 
 
@@ -39,11 +46,11 @@ def test_a_folder_gives_a_table_and_heat_maps(
     out = tmp_path / "out"
     _predict(finished, some, "--out", out, "--fpr", "0.4")
     rows = _rows(out)
-    assert [row["path"] for row in rows] == [
-        "good/00.png", "good/01.png", "scratch/00.png", "spot/00.png",
-    ]  # fmt: skip
+    names = ["good/00.png", "good/01.png", "scratch/00.png", "spot/00.png"]
+    paths = [some / name for name in names]
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    assert [row["sha256"] for row in rows] == [image_digest(path)[:16] for path in paths]
     predictor = load(finished.workdir)
-    paths = [some / row["path"] for row in rows]
     assert [float(row["score"]) for row in rows] == pytest.approx(predictor.score(paths), abs=1e-5)
     assert [float(row["probability"]) for row in rows] == pytest.approx(
         predictor.probability(paths), abs=1e-5
@@ -54,12 +61,12 @@ def test_a_folder_gives_a_table_and_heat_maps(
     heads = [[float(row[head]) for head in predictor.heads] for row in rows]
     assert np.allclose(heads, predictor.outcome(paths).heads, atol=1e-5)
     for row in rows:
-        with Image.open(out / "heat_maps" / f"{row['path']}.png") as picture:
+        with Image.open(heat_map(out, row["path"])) as picture:
             assert picture.height == 96
             assert picture.width > 2 * 96
             pixels = np.asarray(picture, int)
         # The original is on the left, and the heat is over the right.
-        with Image.open(some / row["path"]) as original:
+        with Image.open(row["path"]) as original:
             assert (pixels[:, :96] == np.asarray(original)).all()
         changed = np.abs(pixels[:, -96:] - pixels[:, :96]).mean()
         assert changed > 0
@@ -69,7 +76,7 @@ def test_anomalies_are_hotter(finished: FinishedRun, some: Path, tmp_path: Path)
     _predict(finished, some, "--out", tmp_path / "out")
 
     def colour(name: str) -> float:
-        with Image.open(tmp_path / "out/heat_maps" / f"{name}.png") as picture:
+        with Image.open(heat_map(tmp_path / "out", some / name)) as picture:
             pixels = np.asarray(picture, float)
         return np.ptp(pixels[:, -96:], axis=2).mean()
 
@@ -87,7 +94,7 @@ def test_unreadable_images_are_listed_and_the_others_done(
     assert not (tmp_path / "out/heat_maps").exists()
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2].startswith(f"left out: {some / 'broken.png'} cannot be read as an image")
-    assert lines[-1] == "ahl: 1 of the images could not be read; they are listed above"
+    assert lines[-1] == "ahl: 1 image could not be read, as listed above"
 
 
 def test_one_that_was_killed_goes_on(
@@ -96,12 +103,38 @@ def test_one_that_was_killed_goes_on(
     out = tmp_path / "out"
     _predict(finished, some, "--out", out)
     whole = (out / "scores.csv").read_bytes()
-    (out / "scores.csv").write_bytes(whole[: whole.index(b"good/01.png") + 20])
+    (out / "scores.csv").write_bytes(whole[: whole.index(b"good/01.png") + 5])
     capsys.readouterr()
     _predict(finished, some, "--out", out, "--json")
     assert (out / "scores.csv").read_bytes() == whole
     printed = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
-    assert printed == ["good/01.png", "scratch/00.png", "spot/00.png"]
+    names = ["good/01.png", "scratch/00.png", "spot/00.png"]
+    assert printed == [str(some / name) for name in names]
+
+
+def test_an_image_is_known_by_path_and_content(
+    finished: FinishedRun, some: Path, tmp_path: Path
+) -> None:
+    out, (one, two) = tmp_path / "out", (some / "good", some / "spot")
+    _predict(finished, one, "--out", out, "--no-heat-maps")
+    # The same name in another folder, and another image under the same name.
+    _predict(finished, two, "--out", out, "--no-heat-maps")
+    shutil.copy(some / "scratch/00.png", one / "00.png")
+    _predict(finished, one, two, "--out", out, "--no-heat-maps")
+    rows = [(row["path"], row["score"]) for row in _rows(out)]
+    assert [path for path, _ in rows] == [
+        str(path) for path in (one / "00.png", one / "01.png", two / "00.png", one / "00.png")
+    ]
+    assert len({score for _, score in rows}) == 4
+
+
+def test_two_at_once_are_refused(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone(tmp_path / "out", lambda: None), pytest.raises(SystemExit) as stop:
+        _predict(finished, some, "--out", tmp_path / "out")
+    assert stop.value.code == 2
+    assert "another ahl predict is writing" in capsys.readouterr().err
 
 
 def test_scores_of_another_threshold_are_not_mixed_in(
@@ -116,7 +149,7 @@ def test_scores_of_another_threshold_are_not_mixed_in(
     assert "--overwrite" in capsys.readouterr().err
     assert (out / "scores.csv").read_bytes() == before
     _predict(finished, some / "spot", "--out", out, "--fpr", "0.5", "--overwrite")
-    assert [row["path"] for row in _rows(out)] == ["00.png"]
+    assert [row["path"] for row in _rows(out)] == [str(some / "spot/00.png")]
 
 
 def test_watching_takes_what_comes_in_when_it_is_whole(
@@ -130,18 +163,18 @@ def test_watching_takes_what_comes_in_when_it_is_whole(
         seen.append(len(_rows(out)))
         if len(seen) == 2:
             new.write_bytes(content[:100])
-        elif len(seen) == 3:
-            new.write_bytes(content)  # Still being written when it was looked at before.
-        elif len(seen) == 6:
+        elif len(seen) == 4:  # It has been left out in between.
+            new.write_bytes(content)
+        elif len(seen) == 7:
             raise KeyboardInterrupt
 
     monkeypatch.setattr("ahl_jax.predict.time.sleep", pause)
     with pytest.raises(SystemExit) as stop:
         _predict(finished, some, "--out", out, "--watch")
     assert stop.value.code == 130
-    assert seen == [0, 4, 4, 4, 5, 5]
+    assert seen == [0, 4, 4, 4, 4, 5, 5]
     scores = {row["path"]: row["score"] for row in _rows(out)}
-    assert scores["new.png"] == scores["spot/00.png"]
+    assert scores[str(new)] == scores[str(some / "spot/00.png")]
 
 
 def test_without_a_threshold_there_are_scores_alone(
@@ -154,16 +187,12 @@ def test_without_a_threshold_there_are_scores_alone(
     assert "scores alone, no decisions" in capsys.readouterr().err
 
 
-def test_names_are_unique(tmp_path: Path) -> None:
+def test_images_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     for name in ("a/x.png", "b/x.png", "b/c/y.jpg", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = found_images([tmp_path / "a", tmp_path / "b", tmp_path / "a/x.png"])
-    assert found == {
-        "x.png": tmp_path / "a/x.png",
-        "2/x.png": tmp_path / "b/x.png",
-        "c/y.jpg": tmp_path / "b/c/y.jpg",
-    }
+    assert found == [tmp_path / name for name in ("a/x.png", "b/c/y.jpg", "b/x.png")]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +200,7 @@ def test_names_are_unique(tmp_path: Path) -> None:
     [
         (["nowhere.png"], "there is no file or folder nowhere.png"),
         ([], "no images are named"),
+        (["{some}/empty"], "there is no image in"),
         (["{some}", "--fpr", "1.5"], "--fpr is 1.5"),
         (["{some}/good/00.png", "--watch"], "is a file; --watch takes folders"),
     ],
