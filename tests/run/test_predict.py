@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahl_jax import evaluate, load
+from ahl_jax import UserError, evaluate, load
 from ahl_jax.cli import main
 from ahl_jax.data.images import image_digest
 from ahl_jax.folders import alone
@@ -249,3 +249,16 @@ def test_evaluate_measures_heat_maps_where_there_are_masks(
     assert "pixel" not in finished.metrics
     main(["evaluate", str(finished.workdir), "--data", str(data)])
     assert f"Pixels of the {metrics['pixel']['images']} test images" in capsys.readouterr().out
+
+
+def test_evaluate_asks_where_data_is_that_moved(
+    finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise UserError("'weave' is no folder")
+
+    monkeypatch.setattr("ahl_jax.evaluate.load_split", gone)
+    with pytest.raises(UserError, match="say where with --data"):
+        evaluate(finished.workdir)
+    with pytest.raises(UserError, match=r"^'weave' is no folder$"):
+        evaluate(finished.workdir, data="weave")
