@@ -45,6 +45,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert "held_out" in page
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(feature_cache: Path) -> None:
     """Its cells one after the other, in a process of their own."""
     notebook = json.loads((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8"))

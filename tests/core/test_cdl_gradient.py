@@ -103,7 +103,8 @@ def first_order() -> Setting:
     return setting(gradient="first_order", passes=3, clip=0.5, steps=4, updates_per_epoch=2)
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adam"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_exact_gradient_is_that_of_eq_4_by_finite_differences(optimizer):
     case = setting(
         gradient="exact", inner_optimizer=optimizer, subsets=2, passes=2, steps=1, clip=0.5

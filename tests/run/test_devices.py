@@ -154,6 +154,7 @@ def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
     assert exchanges.count("all-reduce") <= 2
 
 
+@pytest.mark.slow
 def test_along_the_data_axis_the_images_are_really_divided(on_one: dict) -> None:
     found = on_devices(8, seeds=1, shards=4, program=True)
     assert found["mesh"] == [1, 2, 4]
