@@ -142,6 +142,7 @@ def test_eight_devices_give_the_result_of_one(on_one: dict, shards: int, mesh: l
     assert own * shards == rows
 
 
+@pytest.mark.slow
 def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
     program = on_devices(4, seeds=1, program=True)["program"]
     exchanges = re.findall(

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +258,8 @@ def test_evaluate_asks_where_data_is_that_moved(
     def gone(*_: object) -> None:
         raise UserError("'weave' is no folder")
 
-    monkeypatch.setattr("ahl_jax.evaluate.load_split", gone)
+    # The package has the function under the module's name.
+    monkeypatch.setattr(sys.modules["ahl_jax.evaluate"], "load_split", gone)
     with pytest.raises(UserError, match="say where with --data"):
         evaluate(finished.workdir)
     with pytest.raises(UserError, match=r"^'weave' is no folder$"):
