@@ -141,7 +141,8 @@ def test_streamed_images_are_those_of_the_bank_under_jit_and_vmap():
     assert_trees_equal(taken, whole.take(index))
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_is_the_same_streamed(precision):
     config = make_config(detector="dra", precision=precision, history=1)
     problem = make_setting(config)
