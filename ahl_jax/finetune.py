@@ -20,7 +20,7 @@ from ahl_jax.config import Config, DataConfig, PseudoConfig
 from ahl_jax.errors import UserError
 from ahl_jax.source import load_source
 from ahl_jax.train import Options, train
-from ahl_jax.workdir import Workdir
+from ahl_jax.workdir import Workdir, located
 
 EPOCHS = 10
 """As in the paper's cross-domain setting."""
@@ -122,7 +122,7 @@ def finetune(
         saved = there.config()
         return train(_config(saved, saved.source, data, epochs, seed), workdir, **options)
     source = load_source(run)
-    config = _config(source.config, source.digest, data, epochs, seed)
+    config = located(_config(source.config, source.digest, data, epochs, seed))
     if not options.get("overwrite") and (workdir / "run.json").is_file():
         saved = there.config()
         if saved.source and saved != config == dataclasses.replace(saved, source=config.source):

@@ -33,7 +33,7 @@ from ahl_jax.processes import is_primary, on_primary, same_everywhere, together
 from ahl_jax.source import Source
 from ahl_jax.stage_one import check_stage_one, trained_trunk
 from ahl_jax.whitening import fit_whitening
-from ahl_jax.workdir import Workdir
+from ahl_jax.workdir import Workdir, located
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +164,7 @@ def _train(
             f"the images of {configs[0].data.data} are not the same for all processes; give every "
             "machine the same files"
         )
+    configs = [located(config) for config in configs]
     folders = [Workdir(path, tensorboard=tensorboard) for path in workdirs]
     opened: list[Checkpoints] = []
     with contextlib.ExitStack() as stack:

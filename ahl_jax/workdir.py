@@ -1,6 +1,7 @@
 """The files of a run, in one folder: ``FILES``."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from ahl_jax.calibration import FILE, Calibration
 from ahl_jax.config import Config
+from ahl_jax.data.samples import NAMED
 from ahl_jax.errors import UserError
 from ahl_jax.event_files import EventFiles, check_event_files
 
@@ -50,7 +52,7 @@ class Workdir:
                 return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("run.json", _json({"config": config.to_dict()}))
+            self._write("run.json", _json({"config": located(config).to_dict()}))
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.path} ({(error.strerror or str(error)).lower()}); "
@@ -74,15 +76,16 @@ class Workdir:
             return False
         done = [self.path / "history.csv", self.path / "metrics.json"]
         trained = any(path.exists() for path in done) or any(self.path.glob("checkpoint/epoch_*"))
-        return not trained and self._run()["config"] != config.to_dict()
+        return not trained and self._run()["config"] != located(config).to_dict()
 
     def config(self) -> Config:
-        """The settings of the run.
+        """The settings of the run, as by ``located``.
 
         Raises:
             UserError: if the folder holds no run.
         """
-        return Config.from_dict(self._run()["config"])
+        # Earlier versions stored paths as they were typed.
+        return located(Config.from_dict(self._run()["config"]))
 
     def bind_data(self, digest: str) -> None:
         """Tie the run to its images, named by a digest over all of their bytes.
@@ -197,7 +200,7 @@ class Workdir:
                 f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
                 "give another --workdir, or --overwrite to replace it"
             )
-        saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), config))
+        saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), located(config)))
         different = [name for name in wanted if saved.get(name) != wanted[name]]
         if different:
             name = different[0]
@@ -218,6 +221,19 @@ class Workdir:
 
     def _write(self, name: str, text: str) -> None:
         replace_file(self.path / name, text)
+
+
+def located(config: Config) -> Config:
+    """The settings with the absolute paths of files and folders, so that they hold anywhere.
+
+    The names of data sets stay, and so does what is not there.
+    """
+    data, features = config.data, config.features
+    if data.data not in NAMED and os.path.exists(data.data):
+        data = dataclasses.replace(data, data=os.path.realpath(data.data))
+    if (weights := features.trunk_weights) and os.path.exists(weights):
+        features = dataclasses.replace(features, trunk_weights=weights.resolve())
+    return dataclasses.replace(config, data=data, features=features)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -65,15 +65,35 @@ def test_an_option_overrides_the_preset_and_a_different_run_is_never_overwritten
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(
-    finished: FinishedRun, capsys: Capture, tmp_path: Path
+    finished: FinishedRun,
+    weave: Path,
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     (workdir / "notes.txt").write_text("mine")
-    main(["train", finished.config.data.data, "--workdir", str(workdir), "--preset", "debug",
+    monkeypatch.chdir(weave.parent)
+    main(["train", weave.name, "--workdir", str(workdir), "--preset", "debug",
           "--shots", "3", "--detector", "flos", "--method", "base", "--overwrite"])  # fmt: skip
     assert (workdir / "notes.txt").read_text() == "mine"
-    assert json.loads((workdir / "metrics.json").read_text())["n_seen"] == 3
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert metrics["n_seen"] == 3
     assert "FLOS, trained on" in capsys.readouterr().out
+    # The data was named by a relative path, which the run does not depend on.
+    monkeypatch.chdir(tmp_path)
+    main(["evaluate", "run", "--json"])
+    assert json.loads(capsys.readouterr().out) == metrics
+
+
+def test_a_run_goes_on_wherever_its_command_is_given(
+    finished: FinishedRun, weave: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, data in ((weave.parent, weave.name), (weave / "train", "..")):
+        monkeypatch.chdir(folder)
+        main(["train", data, "--workdir", str(finished.workdir), "--preset", "debug",
+              "--shots", "4"])  # fmt: skip
+        assert "is finished" in capsys.readouterr().err
 
 
 def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_path: Path) -> None:

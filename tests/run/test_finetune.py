@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,9 @@ def test_a_stopped_fine_tuning_needs_the_same_run_and_a_finished_one_does_not(
     with pytest.raises(UserError, match="run holds no run"):
         finetune(*command, epochs=EPOCHS, progress=False)
     shutil.copytree(tuned.workdir, run)
+    typed = dataclasses.replace(target, data=os.path.relpath(target.data))
     with pytest.raises(UserError, match="run is not the run that the fine-tuning"):
-        finetune(*command, epochs=EPOCHS, progress=False)
+        finetune(run, typed, tmp_path / "grid", epochs=EPOCHS, progress=False)
     shutil.rmtree(run)
     (tmp_path / "away").rename(run)
     metrics = finetune(*command, epochs=EPOCHS, progress=False)
