@@ -77,6 +77,7 @@ def compare(
     out: Path | str = "compare.html",
     *,
     fpr: float = FPR,
+    data: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
@@ -86,6 +87,7 @@ def compare(
         runs: their folders; differences are to the first one.
         out: the file.
         fpr: the rate of false positives that the thresholds are set for.
+        data: where the data of all runs is now, if not where it was in training.
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         progress: whether to show progress on stderr.
 
@@ -99,7 +101,7 @@ def compare(
     if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
         raise UserError("a comparison needs two or more different runs; name their folders")
     scored = {
-        str(folder): score(folder, fpr=fpr, cache_dir=cache_dir, progress=progress)
+        str(folder): score(folder, data=data, fpr=fpr, cache_dir=cache_dir, progress=progress)
         for folder in folders
     }
     first, *others = scored.values()

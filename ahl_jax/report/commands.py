@@ -43,6 +43,9 @@ class Compare:
     fpr: float = FPR
     """The rate of false positives among normal images that the thresholds are set for."""
 
+    data: str | None = None
+    """Where the data of all these runs is now, if it moved since the training."""
+
     cache_dir: Path | None = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
@@ -53,9 +56,9 @@ def run(command: Report | Compare) -> None:
     Raises:
         UserError: as ``report`` and ``compare`` do.
     """
-    fpr, cache_dir = command.fpr, command.cache_dir
+    fpr, data, cache_dir = command.fpr, command.data, command.cache_dir
     if isinstance(command, Report):
-        out = report(command.workdir, command.out, fpr=fpr, data=command.data, cache_dir=cache_dir)
+        out = report(command.workdir, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
     else:
-        out = compare(command.runs, command.out, fpr=fpr, cache_dir=cache_dir)
+        out = compare(command.runs, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
     print(f"The {'report' if isinstance(command, Report) else 'comparison'} is {out}.")

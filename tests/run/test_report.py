@@ -226,6 +226,22 @@ def test_runs_with_other_test_images_have_no_paired_difference(
     assert "shots 4 3" in page.text
 
 
+def test_data_that_moved_is_named_for_all_runs(
+    finished: FinishedRun,
+    plain: Path,
+    weave: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = shutil.copytree(weave, tmp_path / "moved")
+    (data / "test/good/00.png").unlink()  # So that there is something to say of each run.
+    runs = [str(finished.workdir), str(plain)]
+    main(["compare", *runs, "--data", str(data), "--out", str(tmp_path / "a.html")])
+    said = capsys.readouterr().err
+    for run in runs:
+        assert f"the images are not the ones that {run} was trained and tested with" in said
+
+
 def test_what_cannot_be_done_is_said(finished: FinishedRun, tmp_path: Path) -> None:
     for runs in ([], [finished.workdir], [finished.workdir, finished.workdir]):
         with pytest.raises(UserError, match="two or more different runs"):
