@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,9 +22,8 @@ from sklearn.utils.validation import (
 from ahl_jax.calibration import FPR, check_fpr
 from ahl_jax.config import Config, DataConfig
 from ahl_jax.data.records import ImageSource, InMemory
-from ahl_jax.data.samples import Sample, Split
-from ahl_jax.data.splits import hold_out
-from ahl_jax.errors import InputError, UserError
+from ahl_jax.data.splits import training_split
+from ahl_jax.errors import InputError, UserError, said_in_python
 from ahl_jax.predictor import load
 from ahl_jax.presets import PRESETS, preset, with_settings
 from ahl_jax.train import train
@@ -34,6 +33,8 @@ NORMAL_LABELS = (0, "good", "normal")
 
 ANOMALY = "anomaly"
 """The label that is predicted where several classes of anomalies were given."""
+
+_in_python = said_in_python({"overwrite": "an emptied workdir"})
 
 _BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images"}
 
@@ -115,6 +116,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    @_in_python
     def fit(self, X: Any, y: Any) -> Self:
         """Train on images and their labels.
 
@@ -134,7 +136,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         ]
         anomalous: Bool[np.ndarray, " n"] = labels != normal
         config = self._config(int(anomalous.sum()))
-        split = _split(sources, anomalous, config.data.held_out)
+        split = training_split(sources, anomalous, config.data.held_out)
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
             cache = None if self.cache_dir is None else Path(self.cache_dir)
@@ -145,6 +147,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         self.threshold_ = predictor.calibrated().threshold(self.fpr)
         return self
 
+    @_in_python
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
         """Minus the anomaly scores: lower for more anomalous, as in scikit-learn's detectors.
 
@@ -281,20 +284,5 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         try:
             config = with_settings(config, settings | others)
         except KeyError as error:
-            raise UserError(f"settings: {error.args[0]}; see ahl train --help") from error
+            raise UserError(f"settings: {error.args[0]}; see ahl_jax.Config") from error
         return dataclasses.replace(config, seed=int(seed))
-
-
-def _split(
-    sources: Sequence[ImageSource], anomalous: Bool[np.ndarray, " n"], held_out: float
-) -> Split:
-    """All of the images as training."""
-
-    def where(chosen: Iterable[bool]) -> list[ImageSource]:
-        return [source for source, wanted in zip(sources, chosen, strict=True) if wanted]
-
-    normals, out = hold_out(where(~anomalous), held_out)
-    if not normals:
-        raise InputError("one normal image is too few to train and to set a threshold; give more")
-    seen = tuple(Sample(source, ANOMALY) for source in where(anomalous))
-    return Split(train_normals=normals, seen=seen, test=(), held_out=out)

@@ -63,7 +63,7 @@ def check_names(config: Config) -> None:
                     f"--{option} has no '{name}'; choose from {', '.join(sorted(known))}"
                 )
     if DETECTORS[config.detector.detector].whitened and not config.features.whiten:
-        raise UserError(f"the detector {config.detector.detector} needs --whiten; add it")
+        raise UserError(f"the detector {config.detector.detector} needs --whiten; turn it on")
 
 
 LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Bool
 
 from ahl_jax.config import DataConfig
 from ahl_jax.data.images import image_digest, image_size
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Dataset, Sample, Split
-from ahl_jax.errors import BadImageError, UserError
+from ahl_jax.errors import BadImageError, InputError, UserError
 
 T = TypeVar("T")
 
@@ -159,6 +160,21 @@ def hold_out(normals: Sequence[T], share: float) -> tuple[tuple[T, ...], tuple[T
         tuple(normal for i, normal in enumerate(normals) if i not in drawn),
         tuple(normal for i, normal in enumerate(normals) if i in drawn),
     )
+
+
+def training_split(
+    images: Sequence[ImageSource], anomalous: Bool[np.ndarray, " n"], held_out: float
+) -> Split:
+    """All of n images as training, but for the share ``held_out`` of the normals.
+
+    Raises:
+        InputError: if no normal is left to train on.
+    """
+    normals, out = hold_out([images[i] for i in np.flatnonzero(~anomalous)], held_out)
+    if not normals:
+        raise InputError("one normal image is too few to train and to set a threshold; give more")
+    seen = tuple(Sample(images[i], "anomaly") for i in np.flatnonzero(anomalous))
+    return Split(train_normals=normals, seen=seen, test=(), held_out=out)
 
 
 def _without_shared(split: Split) -> Split:

@@ -182,7 +182,7 @@ def test_the_run_is_kept_only_where_a_folder_is_named(
     kept = clone(fitted).set_params(workdir=tmp_path / "run").fit(paths[:27], y[:27])
     expected = fitted.predictor_.score(paths[:2])
     np.testing.assert_allclose(load(tmp_path / "run").score(paths[:2]), expected, atol=1e-4)
-    with pytest.raises(UserError, match="images changed"):
+    with pytest.raises(UserError, match="start over with an emptied workdir"):
         clone(kept).fit(paths[:26] + paths[-1:], y[:27])
     clone(fitted).fit(paths[:27], y[:27])
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -205,14 +205,35 @@ def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) ->
         ({"held_out": 0}, "above 0"),
         ({"held_out": 0.9}, "0 to 0.5"),
         ({"fpr": 0}, "between 0 and 1"),
-        ({"image_size": 100}, "192 or more"),
+        ({"image_size": 100}, r"^image_size is 100; it must be 192 or more"),
+        ({"settings": {"clusters": 1}}, r"^clusters is 1; it must be 2 or more"),
+        ({"settings": {"updates_per_epoch": 3}}, r"^updates_per_epoch is 3; .* divide steps \(20"),
+        ({"settings": {"whiten": False}}, "density needs whiten;"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
     options: dict, message: str, paths: list[Path], y: np.ndarray
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refused:
         AHLDetector(**options).fit(paths, y)
+    assert "--" not in str(refused.value)  # No option of the command line.
+
+
+def test_a_file_that_cannot_be_read_keeps_its_name_in_the_message(
+    fitted: AHLDetector, paths: list[Path], y: np.ndarray, tmp_path: Path
+) -> None:
+    bad = tmp_path / "a--skip-bad-images" / "--out.png"
+    bad.parent.mkdir()
+    bad.write_bytes(b"no image")
+    for call in (
+        lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]),
+        lambda: fitted.score_samples([bad]),
+        lambda: fitted.predict([bad]),
+    ):
+        with pytest.raises(BadImageError) as refused:
+            call()
+        assert str(refused.value).startswith(f"{bad} cannot be read as an image")
+        assert str(refused.value).endswith("with skip_bad_images")
 
 
 def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray) -> None:
