@@ -45,8 +45,7 @@ class DataConfig:
     """Use at most this many training normals, test normals and test images per anomaly class."""
 
     held_out: float = 0.0
-    """The share of the training normals that is kept out of training; a threshold on the score is
-    set by them."""
+    """The share of the training normals kept out of training; they set a threshold on the score."""
 
     skip_bad_images: bool = False
     """Leave out images that cannot be read, with a warning, instead of stopping."""
@@ -71,7 +70,8 @@ class FeatureConfig:
     4 both of them upside down, 8 all four by a quarter turn."""
 
     whiten: bool = False
-    """Whiten the features by the normals' covariance."""
+    """Whether to whiten the features by the normals' covariance; --whiten where the preset does
+    not, --no-whiten where it does."""
 
     image_batch: int = 16
     """Images in one pass through the trunk."""

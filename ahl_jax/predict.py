@@ -50,7 +50,7 @@ class Predict:
     """The rate of false positives among normal images that the threshold is set for."""
 
     heat_maps: bool = True
-    """Draw where the anomaly is, beside each image; --no-heat-maps leaves it out."""
+    """Whether to draw where the anomaly is, beside each image; --no-heat-maps leaves that out."""
 
     json: bool = False
     """Print each result as a line of JSON on stdout, too."""

@@ -26,6 +26,10 @@ def test_help_says_what_commands_and_options_do(capsys: Capture) -> None:
         (["--help"], ["train", "evaluate", "labelled"]),
         (["train", "--help"], ["--workdir", "--shots", "(default: 10)", "--preset", "--subsets"]),
         (["train", "--preset", "debug", "--help"], ["(default: 24)"]),
+        # The form that is shown turns off what the preset or the command has on.
+        (["train", "--help"], ["--no-whiten Whether to whiten", "--no-whiten where it does."]),
+        (["train", "--preset", "paper", "--help"], ["--whiten Whether to whiten"]),
+        (["predict", "--help"], ["--no-heat-maps Whether", "--no-heat-maps leaves that out."]),
         (["evaluate", "--help"], ["--json", "WORKDIR"]),
     ]:
         with pytest.raises(SystemExit) as stop:
