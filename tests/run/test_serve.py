@@ -84,7 +84,12 @@ def test_images_sent_at_once_get_the_scores_of_the_detector(
     [
         (b"", 400, "empty"),
         (b"no image", 415, "PNG"),
-        (png(np.zeros((96, 96), np.uint8))[:60], 422, "the body"),
+        (
+            png(np.zeros((96, 96), np.uint8))[:60],
+            422,
+            "the file sent cannot be read as an image (image file is truncated); "
+            "send an undamaged PNG, JPEG, BMP or TIFF file",
+        ),
         (png(np.zeros((600, 600), np.uint8)), 413, "pixels"),
         (b"x" * 200001, 413, "bytes"),
     ],

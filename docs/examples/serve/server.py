@@ -98,18 +98,19 @@ def application(
         return bytes(content)
 
     def decode(content: bytes) -> np.ndarray:
+        advice = f"send an undamaged {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
         try:
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
         except Exception:  # decoders raise nearly anything on what is no image
-            kinds = ", ".join(FORMATS)
-            raise HTTPException(415, f"the body is none of {kinds}") from None
+            raise HTTPException(415, f"the file sent is no image; {advice}") from None
         if picture.width * picture.height > max_pixels:
             raise HTTPException(413, f"the image has more than {max_pixels} pixels")
         picture.draft(None, (2 * size, 2 * size))  # as files are read
         try:
-            return as_image(picture, size, "the body")
+            return as_image(picture, size)
         except BadImageError as error:
-            raise HTTPException(422, str(error)) from None
+            reason = f"the file sent cannot be read as an image ({error.__cause__})"
+            raise HTTPException(422, f"{reason}; {advice}") from None
 
     async def score(request: Request) -> JSONResponse:
         image = await asyncio.to_thread(decode, await body(request))
