@@ -170,10 +170,10 @@ def training_split(
     Raises:
         InputError: if no normal is left to train on.
     """
-    normals, out = hold_out([images[i] for i in np.flatnonzero(~anomalous)], held_out)
+    normals, out = hold_out([images[i] for i in np.flatnonzero(~anomalous).tolist()], held_out)
     if not normals:
         raise InputError("one normal image is too few to train and to set a threshold; give more")
-    seen = tuple(Sample(images[i], "anomaly") for i in np.flatnonzero(anomalous))
+    seen = tuple(Sample(images[i], "anomaly") for i in np.flatnonzero(anomalous).tolist())
     return Split(train_normals=normals, seen=seen, test=(), held_out=out)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ahl_jax import Config, UserError, train
+from ahl_jax import Config, UserError, evaluate, train
 from ahl_jax.backbones import load_trunk
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.gather import load_split
@@ -144,5 +144,8 @@ def test_a_run_goes_on_with_its_own_trunk_where_the_cache_is_gone(
     assert (kernel != load_trunk("tiny").params["first"]["kernel"]).any()
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setattr(run, "start", None)
-    train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    metrics = train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
     np.testing.assert_array_equal(trunk_of(tmp_path / "run"), kernel)
+    shutil.rmtree(tmp_path / "cache")
+    found = evaluate(tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    assert found == metrics
