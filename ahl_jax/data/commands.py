@@ -41,10 +41,10 @@ class Show:
     """Whatever `ahl train` takes: a named data set, a folder, a CSV file."""
 
     category: str | None = None
-    """The category, where there are several."""
+    """The category, where there are several; by default all are counted."""
 
     out: Path | None = None
-    """A PNG file for a sheet with up to six images of every class."""
+    """A PNG file for a sheet with up to six images of every class, of one category."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,14 @@ def _prepare(command: Prepare) -> None:
 
 def _show(command: Show) -> None:
     from ahl_jax.data.contact_sheet import draw, rows
-    from ahl_jax.data.samples import load_dataset
+    from ahl_jax.data.samples import categories, load_dataset
 
-    dataset = load_dataset(DataConfig(command.data, category=command.category))
-    print(dataset.name)
-    for title, paths in rows(dataset).items():
-        print(f"  {len(paths):>6}  {title}")
-    if command.out is not None:
-        draw(dataset, command.out)
-        print(f"Some images of each are in {command.out}.")
+    several = command.category is None and command.out is None
+    for category in (categories(command.data) if several else ()) or (command.category,):
+        dataset = load_dataset(DataConfig(command.data, category=category))
+        print(dataset.name)
+        for title, paths in rows(dataset).items():
+            print(f"  {len(paths):>6}  {title}")
+        if command.out is not None:
+            draw(dataset, command.out)
+            print(f"Some images of each are in {command.out}.")

@@ -77,6 +77,8 @@ def test_data_sets_are_listed_and_shown(
     main(["data", "prepare", "mvtec_ad", "--manual-dir", str(downloaded), "--category", "carpet"])
     main(["data", "list"])
     assert "1 of 15 categories prepared: carpet" in capsys.readouterr().out
+    main(["data", "show", "mvtec_ad"])
+    assert "7  test: spot" in capsys.readouterr().out
     sheet = tmp_path / "sheets" / "carpet.png"
     main(["data", "show", "mvtec_ad", "--category", "carpet", "--out", str(sheet)])
     shown = capsys.readouterr().out

@@ -58,8 +58,6 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version(VERSION)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "See docs/data.md."
-
     TITLE: ClassVar[str]
     """What its authors call it."""
 
@@ -77,7 +75,12 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder):
 
     COUNTS: ClassVar[Mapping[str, Mapping[str, int]]] = {}
     """Category ("" where there are none) -> the published number of training normals (``train``),
-    test normals (``good``), and anomalies of each class or of all (``anomalies``)."""
+    test normals (``good``), anomalies of each class by its name, and all (``anomalies``)."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.NEEDS_FOLDER:
+            cls.MANUAL_DOWNLOAD_INSTRUCTIONS = f"Download {cls.DOWNLOAD} from {cls.PAGE}."
 
     @classmethod
     @abc.abstractmethod

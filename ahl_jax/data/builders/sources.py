@@ -88,6 +88,11 @@ def whole(path: Path) -> Callable[[], bytes]:
     return functools.partial(_whole, path)
 
 
+def mask_of(path: Path, mask: Path) -> Callable[[], bytes]:
+    """Reads a mask as it is, after making sure that it is an image, and of the size of its own."""
+    return functools.partial(_mask_of, path, mask)
+
+
 def part(path: Path, box: Box) -> Callable[[], bytes]:
     """Cuts a box out of an image, as PNG."""
     return functools.partial(_part, path, box)
@@ -128,6 +133,19 @@ def _whole(path: Path) -> bytes:
     return content
 
 
+def _mask_of(path: Path, mask: Path) -> bytes:
+    _check_size(mask, size(mask), size(path))
+    return _whole(mask)
+
+
+def _check_size(mask: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    if found != expected:
+        raise UserError(
+            f"{mask} has {found[0]} x {found[1]} pixels, and the image it belongs to has "
+            f"{expected[0]} x {expected[1]}; download the data again"
+        )
+
+
 def _part(path: Path, box: Box) -> bytes:
     return _png(_decoded(path).crop(box))
 
@@ -159,12 +177,7 @@ def _union(paths: tuple[Path, ...], expected: tuple[int, int]) -> Bool[np.ndarra
     for path in paths:
         image = _decoded(path)
         mask = np.asarray(image.convert("RGB" if image.mode in ("RGB", "RGBA", "P") else "L"))
-        if mask.shape[:2] != found.shape:
-            height, width = mask.shape[:2]
-            raise UserError(
-                f"{path} has {width} x {height} pixels, and the image it belongs to has "
-                f"{expected[0]} x {expected[1]}; download the data again"
-            )
+        _check_size(path, image.size, expected)
         found |= mask.any(-1) if mask.ndim == 3 else mask > 0
     return found
 

@@ -149,7 +149,8 @@ def published(builder, expected):
     """The counts of a miniature, in the place of the real source's."""
     train, test = expected
     names = [config.name for config in builder.BUILDER_CONFIGS] or [""]
-    return {name: {"train": train, **test} for name in names}
+    anomalies = sum(test.values()) - test["good"]
+    return {name: {"train": train, **test, "anomalies": anomalies} for name in names}
 
 
 def decoded(content):

@@ -68,6 +68,14 @@ BROKEN = {
     "no test": ("mvtec_ad", remove("screw/test"), "screw/test/good is missing"),
     "a cut image": ("mvtec_ad", write("screw/train/good/001.png", b"\x89PNG\r\n\x1a\n"),
                     r"train/good/001\.png cannot be read as an image"),
+    "a mask's size": ("mvtec_ad", lambda root: mask(
+        root / "screw/ground_truth/scratch/001_mask.png", 40, 20, (0, 0, 9, 9)),
+        r"001_mask\.png has 40 x 20 pixels, and the image it belongs to has 40 x 40"),
+    "an image in another class": ("mvtec_ad", lambda root: [
+        move(f"screw/{old}/001{end}.png", f"screw/{new}/009{end}.png")(root)
+        for old, new, end in (("test/scratch", "test/thread_top", ""),
+                              ("ground_truth/scratch", "ground_truth/thread_top", "_mask"))],
+        "has 2 scratch where 3 were published"),
     "a link": ("mvtec_ad", link("screw/train/good/001.png", "/etc/hostname"), "is a link"),
     "aitex: no mask": ("aitex", remove("Mask_images/0003_002_00_mask.png"),
                        r"0003_002_00\.png has no mask 0003_002_00_mask\.png"),
@@ -82,6 +90,8 @@ BROKEN = {
     "aitex: text": ("aitex", write("Mask_images/0003_002_00_mask.png", b"text"),
                     "cannot be read as an image"),
     "sdd: no mask": ("sdd", remove("kos02/Part1_label.bmp"), r"Part1_label\.bmp is missing"),
+    "sdd: size": ("sdd", add("kos02/Part1.jpg", 30, 60, 1),
+                  r"Part1_label\.bmp has 30 x 64 pixels, .* has 30 x 60"),
     "sdd: no image": ("sdd", remove("kos02/Part1.jpg"), "is the mask of no image"),
     "sdd: extra": ("sdd", add("kos01/Scratch.jpg"), "neither PartN nor PartN_label"),
     "sdd: item": ("sdd", remove("kos02"), "has 6 images where 9 were published"),
@@ -96,15 +106,24 @@ BROKEN = {
     "optical: out": ("optical", edit(LABELS, b"0002_label.PNG", b"../0001.PNG"), "line 3 of"),
     "optical: image": ("optical", remove("Class3/Train/0001.PNG"), r"0001\.PNG is missing"),
     "optical: mask": ("optical", remove("Class3/Train/Label/0002_label.PNG"), "is missing"),
+    "optical: size": ("optical", add("Class3/Train/0002.PNG", 30, 20, 1),
+                      r"0002_label\.PNG has 24 x 20 pixels, .* has 30 x 20"),
+    "optical: extra": ("optical", add("Class3/Test/0099.PNG"), r"0099\.PNG has no line in"),
     "optical: label": ("optical", edit(LABELS, b"2\t1\t", b"2\t0\t"), "test normals where"),
+    "headct: extra": ("headct", add("head_ct/head_ct/099.png"), r"099\.png has no line"),
     "headct: line": ("headct", edit("labels.csv", b"7, 0\n", b""), r"007\.png has no line"),
     "headct: image": ("headct", remove("head_ct/head_ct/004.png"), r"004\.png is missing"),
     "headct: value": ("headct", edit("labels.csv", b"7, 0\n", b"7, no\n"), "line 9 of"),
     "headct: no text": ("headct", write("labels.csv", b"\xff\xfe\x00\xd8"), "labels.csv"),
     "brainmri: image": ("brainmri", remove("yes/Y1.jpg"), "has 3 tumor where 4 were published"),
+    "brainmri: extra": ("brainmri", add("no/extra.jpg"), "has 5 training normals where 4 were"),
     "brainmri: text": ("brainmri", write("no/0 no.jpg", b"<html>"), "not a PNG, JPEG"),
     "mastcam: suffix": ("mastcam", move("train_typical/mcam00001.npy", "train_typical/m.png"),
                         "not an .npy file"),
+    "mastcam: size": ("mastcam", array("train_typical/mcam00001.npy", np.zeros((32, 64, 6))),
+                      "has 32 x 64 x 6 values where 64 x 64 x 6 are expected"),
+    "mastcam: extra": ("mastcam", array("test_typical/extra.npy", np.zeros((64, 64, 6))),
+                       "has 5 test normals where 4 were published"),
     "mastcam: shape": ("mastcam", array("test_novel/drt/mcam90001.npy", np.zeros((4, 4, 2))),
                        "cannot be read as an image"),
     "mastcam: objects": ("mastcam", array("test_novel/drt/mcam90001.npy", np.array([[None]])),
@@ -113,6 +132,9 @@ BROKEN = {
     "mastcam: classes": ("mastcam", lambda root: [
         shutil.rmtree(root / "test_novel" / kind) for kind in ("drt", "float", "veins")],
         "no folder per class"),
+    "kvasir: extra": ("hyper_kvasir", add(
+        "labeled-images/upper-gi-tract/pathological-findings/polyps/p.jpg"),
+        "has 7 anomalies where 6 were published"),
     "kvasir: class": ("hyper_kvasir", remove(
         "labeled-images/upper-gi-tract/pathological-findings/barretts"), "has 0 barretts"),
 }  # fmt: skip
@@ -142,6 +164,7 @@ def test_published_counts_of_mvtec_add_up():
     counts = builder_class("mvtec_ad").COUNTS.values()
     totals = [sum(each[part] for each in counts) for part in ("train", "good", "anomalies")]
     assert totals == [3629, 467, 1258]
+    assert sum(len(each) - 3 for each in counts) == 73  # kinds of defects
 
 
 def test_other_files_are_passed_over(source):

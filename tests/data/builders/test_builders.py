@@ -1,4 +1,5 @@
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -54,6 +55,20 @@ def test_there_is_a_builder_for_every_name():
         builder = builder_class(name)
         assert builder.name == name
         assert builder.PAGE.startswith("https://")
+
+
+def test_who_uses_a_builder_with_tfds_is_told_what_to_download(source, tmp_path):
+    root, empty = source("brainmri"), tmp_path / "empty"
+    empty.mkdir()
+    made = builder_class("brainmri")(data_dir=tmp_path / "tfds", file_format="array_record")
+    for folder, message in (
+        (empty, "Download archive.zip from https://www.kaggle.com"),
+        (root, ""),
+    ):
+        config = tfds.download.DownloadConfig(manual_dir=folder)
+        with pytest.raises(AssertionError, match=message) if message else nullcontext():
+            made.download_and_prepare(download_dir=tmp_path / "tfds", download_config=config)
+    assert made.as_data_source("train")[0]["image"]
 
 
 @pytest.mark.parametrize("name", ["mvtec_ad", "brainmri", "mastcam", "hyper_kvasir", "headct"])

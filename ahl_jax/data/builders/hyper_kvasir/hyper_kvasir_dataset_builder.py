@@ -15,7 +15,17 @@ class Builder(AnomalyBuilder):
     PAGE = "https://datasets.simula.no/hyper-kvasir/"
     DOWNLOAD = "hyper-kvasir-labeled-images.zip"
     ARCHIVES = ("hyper-kvasir-labeled-images",)
-    COUNTS: ClassVar = {"": {"train": 2021, "good": 674, "anomalies": 757}}
+    COUNTS: ClassVar = {
+        "": {
+            "train": 2021,
+            "good": 674,
+            "anomalies": 757,
+            "barretts": 41,
+            "barretts-short-segment": 53,
+            "esophagitis-a": 403,
+            "esophagitis-b-d": 260,
+        }
+    }
 
     @classmethod
     def root(cls, folder: Path) -> Path | None:

@@ -4,12 +4,18 @@ The validation normals are not used, and neither is the folder ``all`` of novel 
 repeats those of the classes.
 """
 
+import functools
+import io
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import find, images, subfolders, whole
 from ahl_jax.errors import UserError
+
+_SHAPE = (64, 64, 6)
 
 _PARTS = ("train_typical", "test_typical", "test_novel")
 
@@ -52,5 +58,16 @@ def _examples(folder: Path, kind: str) -> list[Example]:
     for path in images(folder):
         if path.suffix.lower() != ".npy":
             raise UserError(f"{path} is not an .npy file; move it elsewhere")
-        found.append(Example(f"{home}/{path.name}", kind, whole(path)))
+        found.append(Example(f"{home}/{path.name}", kind, functools.partial(_array, path)))
     return found
+
+
+def _array(path: Path) -> bytes:
+    content = whole(path)()
+    shape = np.load(io.BytesIO(content), allow_pickle=False).shape
+    if shape != _SHAPE:
+        found, expected = (" x ".join(map(str, one)) for one in (shape, _SHAPE))
+        raise UserError(
+            f"{path} has {found} values where {expected} are expected; download the data again"
+        )
+    return content

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
-from ahl_jax.data.builders.sources import find, images, regular_file, text_lines, whole
+from ahl_jax.data.builders.sources import (
+    find,
+    images,
+    mask_of,
+    regular_file,
+    text_lines,
+    whole,
+)
 from ahl_jax.data.samples import split_normals
 from ahl_jax.errors import UserError
 
@@ -44,7 +51,7 @@ class Builder(AnomalyBuilder):
                     if mask is None:
                         normals.append(Example(title, NORMAL, whole(path)))
                     else:
-                        anomalies.append(Example(title, name, whole(path), whole(mask)))
+                        anomalies.append(Example(title, name, whole(path), mask_of(path, mask)))
         train, good = split_normals(normals)
         return Contents(train, good + sorted(anomalies, key=lambda each: each.anomaly_class))
 
