@@ -1,10 +1,10 @@
 """Checkpoints of a run, in WORKDIR/checkpoint, written by Orbax.
 
-The trunk's parameters are saved once. Each epoch saves two items that are read apart:
-``inference``, all that scoring new images needs, and ``state``, all that resuming the training
-needs. Arrays are saved from, and restored to, host memory, so a checkpoint does not depend on the
-devices it was saved with. Each item has a SHA-256, as the storage format does not notice every
-damaged byte. Of several processes only one reads and writes them.
+The trunk's parameters are saved once, with the detector that stage one had on top. Each epoch saves
+two items that are read apart: ``inference``, all that scoring new images needs, and ``state``, all
+that resuming the training needs. Arrays are saved from, and restored to, host memory, so a
+checkpoint does not depend on the devices it was saved with. Each item has a SHA-256, as the storage
+format does not notice every damaged byte. Of several processes only one reads and writes them.
 """
 
 import contextlib
@@ -89,28 +89,43 @@ class Checkpoints:
                 self._manager.close()
             self._manager = None
 
-    def save_trunk(self, name: str, params: PyTree) -> None:
+    def save_trunk(self, name: str, params: PyTree, detector: PyTree = None) -> None:
         """Saves the trunk's parameters, unless the same ones are there already.
 
         Args:
             name: The trunk's name.
             params: Nested dicts of arrays.
+            detector: The same, of the detector that it was trained with; None saves none.
 
         Raises:
             UserError: if they cannot be written.
         """
         host = jax.tree.map(to_host, params)
-        if self.has_trunk():
+        if self.has_trunk() and (detector is None or self.has_detector()):
             with contextlib.suppress(UserError):
                 saved_name, saved = self.load_trunk()
                 if saved_name == name and digest(saved) == digest(host):
                     return
+        items = {} if detector is None else {"detector": jax.tree.map(to_host, detector)}
+        args = _args({"name": name}, params=host, **items)
         with _writing(self._trunk), _checkpointer() as checkpointer:
-            checkpointer.save(self._trunk, args=_args({"name": name}, params=host), force=True)
+            checkpointer.save(self._trunk, args=args, force=True)
 
     def has_trunk(self) -> bool:
         """Whether a trunk is saved."""
         return self._trunk.is_dir()
+
+    def has_detector(self) -> bool:
+        """Whether the detector that the trunk was trained with is saved too."""
+        return (self._trunk / "detector").is_dir()
+
+    def load_detector(self) -> PyTree:
+        """What ``save_trunk`` got as ``detector``, with numpy arrays.
+
+        Raises:
+            UserError: if it is missing or damaged.
+        """
+        return _read(self._trunk, "detector")[0]
 
     def load_trunk(self) -> tuple[str, PyTree]:
         """The trunk's name, and its parameters as nested dicts of numpy arrays.

@@ -92,6 +92,10 @@ class StageOneConfig:
     stage_one_detector: str = "dra"
     """The detector on top: devnet, dra, flos, mlep or saoe."""
 
+    stage_one_heads: bool = False
+    """Start with that detector as it was trained, not with a new one; it has to be --detector. With
+    --method fit it is tested as it is: the detector trained from images, end to end."""
+
     stage_one_epochs: int = 30
     """Epochs of stage one; the last one is what counts. The learning rate decays as later on."""
 

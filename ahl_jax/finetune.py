@@ -146,7 +146,7 @@ def _config(
         data=data,
         seed=start.seed if seed is None else seed,
         source=digest,
-        stage_one=dataclasses.replace(start.stage_one, stage_one=False),
+        stage_one=dataclasses.replace(start.stage_one, stage_one=False, stage_one_heads=False),
         pseudo=dataclasses.replace(start.pseudo, pseudo_per_generator=made if data.shots else 0),
         learning=learning,
     )

@@ -97,10 +97,8 @@ class Scorer:
     def arrays(self) -> dict[str, Any]:
         """Everything but the architecture, as nested dicts of arrays."""
         reference = {f"scale{i}": features for i, features in enumerate(to_maps(self.reference))}
-        # A detector without running statistics has none to save.
-        model = {k: v for k, v in self.model._asdict().items() if v}
         reference["averages"] = self.reference.pooled
-        arrays = {"model": model, "reference": reference}
+        arrays = {"model": self.model.arrays(), "reference": reference}
         return (
             arrays if self.whitening is None else arrays | {"whitening": self.whitening._asdict()}
         )
@@ -115,8 +113,7 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
     # Those of whitened features are not the averages of their maps.
     reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
     functional, fresh = make_model(config, reference.channels, jax.random.key(0))
-    saved = arrays["model"]
-    model = Model(saved["params"], saved.get("stats", {}))
+    model = Model.from_arrays(arrays["model"])
     if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
         raise ValueError("the saved arrays do not fit the detector")
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None

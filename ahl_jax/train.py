@@ -243,10 +243,11 @@ def _gather(
         if is_primary():
             for i in missing:
                 folders[i].bind_trunk(trunk.digest)
+    model = source.model if source else None
     if one.stage_one:
         ((number, (config, split)),) = missing.items()
         own = opened[number] if is_primary() else None
-        trunk = trained_trunk(
+        trunk, model = trained_trunk(
             config, split, digests[number], trunk, store.folder, own, progress=progress
         )
     with together():
@@ -257,7 +258,8 @@ def _gather(
                     test_features(config, split, trunk, store, progress=progress)
                 if split.held_out:
                     held_out_features(config, split, trunk, store, progress=progress)
-                opened[i].save_trunk(trunk.name, trunk.params)
+                detector = model.arrays() if one.stage_one and model else None
+                opened[i].save_trunk(trunk.name, trunk.params, detector)
     gathered: list[TrainingFeatures] = []
     of_normals: dict[tuple[ImageSource, ...], TrainingFeatures] = {}
     for config, split in missing.values():
@@ -293,6 +295,6 @@ def _gather(
             problem_on(run.config, bank, f.averages, f.pseudo.generator, f.pseudo.source)
             for run, f, bank in zip(runs, gathered, banks, strict=True)
         ]
-    if source:
-        problems = [dataclasses.replace(one, model=source.model) for one in problems]
+    if model and (source or one.stage_one_heads):
+        problems = [dataclasses.replace(problem, model=model) for problem in problems]
     return runs, problems

@@ -157,6 +157,15 @@ class Model(NamedTuple):
     stats: Params
     """Running statistics."""
 
+    def arrays(self) -> dict[str, Params]:
+        """Both by name, for a checkpoint; without statistics where the detector has none."""
+        return {name: values for name, values in self._asdict().items() if values}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any]) -> "Model":
+        """The inverse of ``arrays``."""
+        return cls(arrays["params"], arrays.get("stats", {}))
+
 
 @dataclass(frozen=True)
 class Functional:

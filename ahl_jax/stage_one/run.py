@@ -1,6 +1,6 @@
 """Stage one at its edges: images in, epochs with checkpoints and progress, a trained trunk out.
 
-The trained trunk is kept in the cache folder under a key of all that decides it, so that runs which
+What was trained is kept in the cache folder under a key of all that decides it, so that runs which
 agree in that share it.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -26,7 +27,7 @@ from ahl_jax.config import Config
 from ahl_jax.data.images import iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Split
-from ahl_jax.detectors import DETECTORS
+from ahl_jax.detectors import DETECTORS, Model, make_detector
 from ahl_jax.devices import everywhere, mesh_for, on_this_process, put_everywhere
 from ahl_jax.errors import UserError
 from ahl_jax.features.images import VERSION, left_out, trunk_dtype
@@ -49,13 +50,34 @@ def check_stage_one(config: Config) -> None:
     """Find out before any work whether the detector can be trained from images.
 
     Raises:
-        UserError: if there is none of that name, or it needs whitened features.
+        UserError: if there is none of that name, it needs whitened features, or it cannot be the
+            start of what follows.
     """
-    name = config.stage_one.stage_one_detector
+    one = config.stage_one
+    name = one.stage_one_detector
     fit = [known for known, kind in DETECTORS.items() if not kind.whitened]
-    if config.stage_one.stage_one and name not in fit:
+    if one.stage_one and name not in fit:
         raise UserError(
             f"--stage-one-detector has no '{name}'; choose from {', '.join(sorted(fit))}"
+        )
+    if not one.stage_one_heads:
+        return
+    if not one.stage_one:
+        raise UserError("--stage-one-heads needs --stage-one; add it, or leave both out")
+    if config.detector.detector != name:
+        raise UserError(
+            f"--stage-one-heads needs the same detector in both stages, and --stage-one-detector "
+            f"is {name} where --detector is {config.detector.detector}; name one with both"
+        )
+    if config.features.whiten:
+        raise UserError(
+            "stage one sees features that are not whitened; leave out --stage-one-heads, or give "
+            "--no-whiten"
+        )
+    if config.learning.method == "ensemble":
+        raise UserError(
+            "an ensemble starts from different weights; leave out --stage-one-heads, or choose "
+            "another --method"
         )
 
 
@@ -68,8 +90,8 @@ def trained_trunk(
     own: Checkpoints | None = None,
     *,
     progress: bool,
-) -> Trunk:
-    """The trunk after stage one; a training that was stopped goes on from its last epoch.
+) -> tuple[Trunk, Model | None]:
+    """Trunk and detector after stage one; one that was stopped goes on from its last epoch.
 
     All processes call it; process 0 alone reads and writes ``cache_dir``. Of several runs that need
     the same trunk at once, one trains it and the others wait.
@@ -83,46 +105,62 @@ def trained_trunk(
         own: the run's checkpoints, on process 0; if they have a trunk already, it is that one.
         progress: whether to report on each epoch.
 
+    Returns:
+        The trunk, and the detector on top: None where an earlier version kept the trunk alone, and
+        the settings ask for no more.
+
     Raises:
         UserError: for a bad image, unless the config skips them, or if none is left.
     """
     folder = cache_dir / "stage_one" / stage_one_key(config, digest, trunk)
-    found: list[Any] = []
+    found: list[tuple[Any, Any]] = []
+
+    def read(there: Checkpoints) -> bool:
+        if there.has_trunk() and (there.has_detector() or not config.stage_one.stage_one_heads):
+            detector = there.load_detector() if there.has_detector() else None
+            found.append((there.load_trunk()[1], detector))
+        return bool(found)
+
     with contextlib.ExitStack() as stack:
 
         def look() -> bool:
-            if own is not None and own.has_trunk():
-                found.append(own.load_trunk()[1])
+            if own is not None and read(own):
                 return True
             stack.enter_context(_alone(folder, progress=progress))
-            kept = Checkpoints(folder, read_only=True)
-            if kept.has_trunk():
+            if read(Checkpoints(folder, read_only=True)):
                 shutil.rmtree(folder / "training", ignore_errors=True)  # by a kill at the end
-                found.append(kept.load_trunk()[1])
             return bool(found)
 
         if on_primary(look):
-            params = arrays_of_primary(found[0] if found else trunk.params)
-            return trunk_from_params(trunk.name, params)
-        trained = _trained(config, split, trunk, folder / "training", progress=progress)
+            params = arrays_of_primary(found[0][0] if found else trunk.params)
+            model = None
+            if on_primary(lambda: found[0][1] is not None):
+                # Made for its structure alone.
+                _, fresh = make_detector(detector_config(config), trunk.channels, jax.random.key(0))
+                model = Model.from_arrays(found[0][1]) if found else fresh
+                model = arrays_of_primary(jax.tree.map(jnp.asarray, model))
+            return trunk_from_params(trunk.name, params), model
+        trained, model = _trained(config, split, trunk, folder / "training", progress=progress)
 
         def keep() -> None:
             with Checkpoints(folder) as kept:
-                kept.save_trunk(trained.name, trained.params)
+                kept.save_trunk(trained.name, trained.params, model.arrays())
             shutil.rmtree(folder / "training")
 
         on_primary(keep)
-        return trained
+        return trained, model
 
 
 def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
     """The name of everything that decides what stage one gives; see ``trained_trunk``."""
     learning = config.learning
+    one = dataclasses.asdict(config.stage_one)
+    del one["stage_one_heads"]  # decides what becomes of it
     read = {
         "seed": config.seed,
         "skip_bad_images": config.data.skip_bad_images,
         "image_size": config.features.image_size,
-        "stage_one": dataclasses.asdict(config.stage_one),
+        "stage_one": one,
         "detector": dataclasses.asdict(detector_config(config)),
         "generators": config.pseudo.generators,
         "learning": [learning.clip, learning.decay, learning.decay_every],
@@ -156,8 +194,10 @@ def _alone(folder: Path, *, progress: bool) -> Iterator[None]:
         yield
 
 
-def _trained(config: Config, split: Split, trunk: Trunk, folder: Path, *, progress: bool) -> Trunk:
-    """The trunk after all epochs, whose checkpoints go to ``folder``."""
+def _trained(
+    config: Config, split: Split, trunk: Trunk, folder: Path, *, progress: bool
+) -> tuple[Trunk, Model]:
+    """Trunk and detector after all epochs, whose checkpoints go to ``folder``."""
     learner, state = start(config, trunk)
     epochs = config.stage_one.stage_one_epochs
     mesh = mesh_of(config.stage_one.stage_one_batch)
@@ -179,7 +219,7 @@ def _trained(config: Config, split: Split, trunk: Trunk, folder: Path, *, progre
     finally:
         if saved:
             saved.close()
-    return learner.inference(state)
+    return learner.inference(state), state.model
 
 
 def _train(

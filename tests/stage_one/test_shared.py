@@ -45,7 +45,8 @@ def test_the_key_has_all_that_decides_the_trunk_and_nothing_else(config: Config)
     keys += [key(config), key(dataclasses.replace(config, seed=1)), key(config, "others")]
     assert len(set(keys)) == len(keys)
     for one in ({"detector": "mlep"}, {"method": "base", "epochs": 7}, {"subsets": 3, "lr": 1.0},
-                {"views": 8, "whiten": True}, {"pseudo_per_generator": 4}):  # fmt: skip
+                {"views": 8, "whiten": True}, {"pseudo_per_generator": 4},
+                {"stage_one_heads": True}):  # fmt: skip
         assert key(with_settings(config, one)) == key(config)
 
 
@@ -91,7 +92,7 @@ def test_two_at_once_train_it_once(
         with Checkpoints(folder) as checkpoints:
             checkpoints.save_trunk(trunk.name, trunk.params)
         fcntl.flock(other, fcntl.LOCK_UN)
-        assert waiting.result(timeout=60).digest == trunk.digest
+        assert waiting.result(timeout=60)[0].digest == trunk.digest
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(config: Config, tmp_path: Path) -> None:

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from ahl_jax import Config, UserError, evaluate, train, train_seeds
+from ahl_jax import Config, UserError, evaluate, load, train, train_seeds
 from ahl_jax.backbones import load_trunk
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.data.samples import Split
+from ahl_jax.detectors import Model
 from ahl_jax.folders import default_folder
 from ahl_jax.gather import load_split
 from ahl_jax.presets import with_settings
 from ahl_jax.stage_one.model import StageOne, State, augmented, half_size, start
-from ahl_jax.stage_one.run import compile_epoch
+from ahl_jax.stage_one.run import compile_epoch, mesh_of
 from tests.stage_one.tiny import SIZE, Tiny, images, run_stage_one
 
 
@@ -187,6 +188,57 @@ def test_train_takes_its_features_from_the_trained_trunk(config: Config, tmp_pat
     assert evaluate(tmp_path / "run", progress=False) == metrics
     # Again: everything is there.
     assert train(config, tmp_path / "run", progress=False) == metrics
+
+
+@pytest.mark.parametrize("detector", ["devnet", pytest.param("dra", marks=pytest.mark.slow)])
+def test_the_detector_trained_from_images_is_tested_as_it_is(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    changed = {"stage_one_heads": True, "method": "fit", "stage_one_detector": detector}
+    config = with_settings(config, changed | {"detector": detector, "stage_one_epochs": 1})
+    train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
+    learner, state = start(config, load_trunk("tiny"))
+    split = load_split(config)
+    normals, anomalies = (
+        np.stack([np.asarray(Image.open(path)) for path in paths])
+        for paths in (split.train_normals, [sample.path for sample in split.seen])
+    )
+    program = compile_epoch(learner, mesh_of(config.stage_one.stage_one_batch))
+    state, _ = program(state, normals, anomalies, np.int32(0))
+    found = load(tmp_path / "run")
+    test = [sample.path for sample in split.test]
+    pictures = np.stack([np.asarray(Image.open(path)) for path in test]).astype(np.float32)
+    inputs = learner.inputs(state.trunk, pictures)
+    expected = learner.functional.score(state.model, inputs, found.scorer.reference)
+    np.testing.assert_allclose(found.score(test), expected, rtol=1e-3, atol=1e-3)
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        kept = Model.from_arrays(checkpoints.load_detector())
+    jax.tree.map(np.testing.assert_array_equal, kept, found.scorer.model)
+    if detector == "dra":
+        return  # Its running moments move, whatever the learning rate.
+    # Training goes on from there, and what is kept is not trained again.
+    monkeypatch.setattr("ahl_jax.stage_one.run.start", None)
+    still = with_settings(config, {"method": "base", "epochs": 1, "lr_base": 1e-9})
+    train(still, tmp_path / "base", cache_dir=tmp_path / "cache", progress=False)
+    np.testing.assert_allclose(load(tmp_path / "base").score(test), found.score(test), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage_one": False}, "needs --stage-one; add it"),
+        ({"detector": "dra"}, "--stage-one-detector is devnet where --detector is dra"),
+        ({"whiten": True}, "not whitened; leave out --stage-one-heads"),
+        ({"method": "ensemble"}, "an ensemble starts from different weights"),
+    ],
+)
+def test_heads_that_fit_nothing_are_refused(
+    config: Config, tmp_path: Path, change: dict, message: str
+) -> None:
+    config = with_settings(config, {"stage_one_heads": True, "detector": "devnet"} | change)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

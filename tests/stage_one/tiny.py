@@ -49,4 +49,4 @@ def loaded(config: Config) -> Trunk:
 def run_stage_one(config: Config, cache: Path, split: Split | None = None) -> Trunk:
     digest = split_digest(load_split(config))
     split = split or load_split(config)
-    return trained_trunk(config, split, digest, loaded(config), cache, progress=False)
+    return trained_trunk(config, split, digest, loaded(config), cache, progress=False)[0]
