@@ -13,6 +13,7 @@ from ahl_jax import Config, UserError, preset
 from ahl_jax.backbones import load_trunk
 from ahl_jax.config import DataConfig
 from ahl_jax.data.samples import categories, load_dataset
+from ahl_jax.detectors import DETECTORS
 from ahl_jax.gather import load_split
 from ahl_jax.hadg import check_clusters
 from ahl_jax.presets import differing_settings, with_settings
@@ -21,6 +22,9 @@ from ahl_jax.workdir import Workdir
 from experiments.tables.methods import METHODS, Method
 
 log = logging.getLogger("ahl_jax")
+
+PUBLISHED_SIZE = 448
+"""Side in pixels of the images that the paper trains from."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,12 @@ class Options:
     """Its weights file."""
 
     image_size: int | None = None
-    """Another size of the larger scale, in pixels, for every row."""
+    """Another size of the larger scale, in pixels, for every row; with --stage-one by default the
+    published one, 448."""
 
     stage_one: bool = False
-    """Train the trunk on the data first, for every row but the references."""
+    """Train the trunk on the data first, for every row but the references: with the row's own
+    detector on top, or DRA where that needs whitened features."""
 
     quick: bool = False
     """Use the debug preset, to see in minutes that everything runs."""
@@ -68,8 +74,11 @@ class Options:
 
     def features(self) -> dict[str, Any]:
         """The settings that all rows have otherwise than the preset."""
-        named = ("trunk", "trunk_weights", "image_size")
-        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        size = self.image_size
+        if self.stage_one and size is None and not self.quick:
+            size = PUBLISHED_SIZE
+        named = {"trunk": self.trunk, "trunk_weights": self.trunk_weights, "image_size": size}
+        given = {name: value for name, value in named.items() if value is not None}
         return given | ({"stage_one": True} if self.stage_one else {})
 
     @property
@@ -197,8 +206,14 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     features = options.features()
     if method.reference:
         features.pop("stage_one", None)  # It would train on anomalies.
-    start = with_settings(start, features)
     settings = dict(method.settings)
+    own_detector = settings.get("detector", start.detector.detector)
+    if features.get("stage_one") and not DETECTORS[own_detector].whitened:
+        features["stage_one_detector"] = own_detector
+        if settings.get("method") == "base":
+            # In the paper a detector alone is trained from images, heads and all.
+            settings |= {"method": "fit", "stage_one_heads": True}
+    start = with_settings(start, features)
     if options.quick and "updates_per_epoch" in settings:
         # The debug preset has fewer steps than some methods have updates.
         settings["updates_per_epoch"] = start.learning.steps

@@ -287,12 +287,22 @@ def test_other_features_have_folders_and_files_of_their_own(weave: Path, tmp_pat
     before, after = cells.values()
     assert list(cells) == ["", "_resnet18_file.pth_448_stage-one"]
     for one, two in zip(before, after, strict=True):
-        assert one.folder.name == two.folder.name
         assert one.folder != two.folder
         features = two.config.features
         assert (features.trunk, features.image_size) == ("resnet18", 448)
         # References see no anomaly, so not in their trunk's training either.
         assert two.config.stage_one.stage_one == (two.reference is None)
+        own = two.config.detector.detector
+        assert two.config.stage_one.stage_one_detector == ("dra" if own == "density" else own)
+        # A detector alone is the one that has been trained from images.
+        alone = one.config.learning.method == "base" and own != "density" and not one.reference
+        assert two.config.stage_one.stage_one_heads == alone
+        assert two.config.learning.method == ("fit" if alone else one.config.learning.method)
+    assert len({two.folder for two in after}) == len({one.folder for one in before})
     name = output(other, table, "md").name
     assert name == "x_resnet18_file.pth_448_stage-one.md"
     assert output(plain, table, "md").name == "x.md"
+    # The published size goes with the published training, where nobody asks for another.
+    by_default = dataclasses.replace(other, image_size=None)
+    assert by_default.variant == other.variant
+    assert dataclasses.replace(by_default, quick=True).variant == "_resnet18_file.pth_stage-one"
