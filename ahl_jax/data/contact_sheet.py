@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Dataset
@@ -31,8 +33,10 @@ def draw(dataset: Dataset, out: Path) -> None:
 
     table = rows(dataset)
     figure = Figure(figsize=(1.7 * COLUMNS + 0.3, 2 * len(table)), layout="constrained", dpi=90)
-    grid = figure.subplots(len(table), COLUMNS, squeeze=False)
-    for (title, paths), line in zip(table.items(), grid, strict=True):
+    strips = np.ravel(figure.subfigures(len(table)))
+    for (title, paths), strip in zip(table.items(), strips, strict=True):
+        strip.suptitle(f"{title} ({len(paths)})", x=0.01, ha="left", size="medium", weight="bold")
+        line = strip.subplots(1, COLUMNS, squeeze=False)[0]
         chosen = sorted({i * len(paths) // COLUMNS for i in range(COLUMNS)}) if paths else []
         for column, axes in enumerate(line):
             axes.set_axis_off()
@@ -44,9 +48,6 @@ def draw(dataset: Dataset, out: Path) -> None:
                     axes.text(0.5, 0.5, "unreadable", ha="center", va="center")
                 name = Path(path.name).name
                 axes.set_title(name if len(name) <= 24 else f"…{name[-23:]}", fontsize=7)
-        line[0].text(
-            0, 1.2, f"{title} ({len(paths)})", transform=line[0].transAxes, weight="bold"
-        )  # fmt: skip
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)

@@ -76,7 +76,9 @@ def _source(builder: Any, manual_dir: Path | None, unpacked: Path) -> Path:
             f"{builder.PAGE}, and name the folder that it is in with --manual-dir"
         )
     if not manual_dir.is_dir():
-        raise UserError(f"--manual-dir {manual_dir} is not a folder; name an existing one")
+        raise UserError(
+            f"--manual-dir {manual_dir} is not a folder; name the one that the download is in"
+        )
     folder = manual_dir.absolute()
     if builder.root(folder) is None:
         if not unpack(folder, builder.ARCHIVES, unpacked) or builder.root(unpacked) is None:

@@ -4,10 +4,15 @@ from collections import Counter
 import pytest
 
 from ahl_jax.config import DataConfig
+from ahl_jax.data import prepared
+from ahl_jax.data.builders import builder_class
 from ahl_jax.data.images import read_image
+from ahl_jax.data.prepare import prepare
+from ahl_jax.data.prepared import read_manifest
 from ahl_jax.data.samples import load_dataset
 from ahl_jax.data.splits import make_split
 from ahl_jax.errors import UserError
+from tests.data.builders.miniatures import put
 
 needs_elpv = pytest.mark.skipif(
     importlib.util.find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed"
@@ -60,6 +65,50 @@ def test_damaged_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(UserError, match=r"labels\.csv"):
         load_dataset(DataConfig("elpv"))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A small copy of the package's folder, and a builder that expects what is in it."""
+    monkeypatch.setenv("AHL_DATA", str(tmp_path / "prepared"))
+    monkeypatch.setattr("ahl_jax.data.elpv._package_folder", lambda: tmp_path / "elpv_dataset")
+    counts = {"train": 6, "good": 2, "mono": 2, "poly": 3}
+    monkeypatch.setattr(builder_class("elpv"), "COUNTS", {"": counts})
+    cells = ["0.0  mono"] * 8 + ["1.0  mono"] * 2 + ["1.0  poly"] * 3
+    cells += ["0.3333333333333333  mono", "0.6666666666666666  poly"]
+    lines = [f"images/cell{i:04}.png  {cell}" for i, cell in enumerate(cells, 1)]
+    for i in range(1, len(cells) + 1):
+        put(tmp_path / f"elpv_dataset/data/images/cell{i:04}.png", 30, 30, 1)
+    (tmp_path / "elpv_dataset/data/labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "elpv_dataset/data"
+
+
+def test_a_miniature_of_the_package_is_prepared(package):
+    (folder,) = prepare("elpv")
+    counts = [part["counts"] for part in read_manifest(folder).values()]
+    assert counts == [{"good": 6}, {"good": 2, "mono": 2, "poly": 3}]
+    records = prepared.load(DataConfig("elpv")).anomalies["poly"]
+    names = [f"images/cell{i:04}.png" for i in (11, 12, 13)]
+    assert [record.name for record in records] == names
+    assert [record.read() for record in records] == [(package / n).read_bytes() for n in names]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0.3333333333333333  mono", "1.0  mono", "has 3 mono where 2 were published"),
+        ("cell0003.png  0.0  mono", "cell0003.png  0.0", r"labels\.csv cannot be read"),
+        ("cell0003.png", "cell0099.png", r"cell0099\.png is missing"),
+    ],
+)
+def test_a_broken_copy_of_the_package_is_refused(package, old, new, message):
+    text = (package / "labels.csv").read_text()
+    assert old in text
+    (package / "labels.csv").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        prepare("elpv")
+    with pytest.raises(UserError, match="not prepared"):
+        prepared.load(DataConfig("elpv"))
 
 
 def test_elpv_has_no_categories():

@@ -117,6 +117,11 @@ def test_archives_of_single_categories_lie_side_by_side(source, tmp_path):
     assert len(prepare("mvtec_ad", tmp_path / "apart")) == 2
 
 
+def test_the_folder_of_one_category_can_be_named(source):
+    folders = prepare("mvtec_ad", source("mvtec_ad") / "tile")
+    assert [folder.parent.name for folder in folders] == ["tile"]
+
+
 def test_aitex_squares_are_cut_where_they_say(source):
     root = source("aitex")
     folder = prepare("aitex", root)[0]

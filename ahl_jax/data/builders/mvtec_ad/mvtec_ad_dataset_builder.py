@@ -61,7 +61,7 @@ class Builder(AnomalyBuilder):
 
     @classmethod
     def root(cls, folder: Path) -> Path | None:
-        """The folder that categories are in, or a folder of that name around each."""
+        """The folder that categories are in, or a folder of that name around each, or just one."""
         return find(folder, lambda home: bool(cls.categories(home)))
 
     @classmethod
@@ -106,7 +106,7 @@ class Builder(AnomalyBuilder):
 
 
 def _category_folder(root: Path, name: str) -> Path | None:
-    for folder in (root / name, root / name / name):
-        if (folder / "train" / "good").is_dir():
+    for folder in (root / name, root / name / name, root):
+        if folder.name == name and (folder / "train" / "good").is_dir():
             return folder
     return None
