@@ -182,6 +182,16 @@ def test_trunk_is_saved_once_and_replaced_when_it_differs(tmp_path):
     np.testing.assert_array_equal(params["stem"]["w"], [1, 2, 3, 4])
 
 
+def test_a_detector_is_added_to_the_trunk_that_was_saved_without(tmp_path):
+    trunk, detector = {"w": jnp.arange(4.0)}, {"params": {"k": jnp.ones(2)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_trunk("tiny", trunk)
+        assert not checkpoints.has_detector()
+        checkpoints.save_trunk("tiny", trunk, detector)
+        checkpoints.save_trunk("tiny", trunk)
+        np.testing.assert_array_equal(checkpoints.load_detector()["params"]["k"], [1, 1])
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.samples import Dataset
@@ -33,7 +31,7 @@ def draw(dataset: Dataset, out: Path) -> None:
 
     table = rows(dataset)
     figure = Figure(figsize=(1.7 * COLUMNS + 0.3, 2 * len(table)), layout="constrained", dpi=90)
-    strips = np.ravel(figure.subfigures(len(table)))
+    strips = figure.subfigures(len(table), 1, squeeze=False)[:, 0]
     for (title, paths), strip in zip(table.items(), strips, strict=True):
         strip.suptitle(f"{title} ({len(paths)})", x=0.01, ha="left", size="medium", weight="bold")
         line = strip.subplots(1, COLUMNS, squeeze=False)[0]

@@ -89,7 +89,7 @@ def heading(table: Table, seeds: Sequence[int], command: str) -> list[str]:
         f"# {table.title}",
         "",
         f"Seeds {', '.join(map(str, seeds))}; {over}; the last epoch counts. Seconds are those of "
-        "training one seed, without compilation.",
+        "training one seed, without compilation and stage one.",
         "",
         f"Command: `{command}`",
         "",
