@@ -22,6 +22,7 @@ class Progress:
     def __init__(self, total: int, label: str | None, *, cached: int = 0) -> None:
         self._total = total
         self._done = 0
+        self._printed = -1
         self._label = label
         self._start = self._shown = time.monotonic()
         self._bar: tqdm | None = None
@@ -50,11 +51,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._label is not None and error is None:
+        elif self._label is not None and error is None and self._printed < self._done:
             self._print()
 
     def _print(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._printed = time.monotonic(), self._done
         rate = self._done / max(self._shown - self._start, 1e-9)
         print(
             f"{self._label}: {self._done} of {self._total}, {rate:.1f} per second",

@@ -1,6 +1,6 @@
 """Reports as files: from runs, over the templates, to one HTML file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from ahl_jax.report.scored import Scored, score
 from ahl_jax.report.subsets import PICTURED, subset_views, why_none
 from ahl_jax.report.training import history_charts
 from ahl_jax.workdir import replace_file
+
+_COMPARED = 4
+"""Images of each kind and run in a comparison."""
 
 
 def report(
@@ -112,6 +115,11 @@ def compare(
     settings = {label: run.settings() for label, run in scored.items()}
     names = dict.fromkeys(name for each in settings.values() for name in each)
     by_class = {label: results.metrics_by_class(run) for label, run in scored.items()}
+    confusions = {
+        label: rows for label, run in scored.items() if (rows := results.confusion(run, fpr))
+    }
+    no_subsets = {label: why_none(run) for label, run in scored.items()}
+    store = Store(cache_dir)
     return _write(
         Path(out),
         "compare.html.j2",
@@ -119,7 +127,10 @@ def compare(
         methods={label: method_name(run.config) for label, run in scored.items()},
         title=f"{len(scored)} runs side by side",
         by_class=by_class,
-        kinds=list(dict.fromkeys(row.label for rows in by_class.values() for row in rows)),
+        kinds=_labels(by_class),
+        pixels={
+            label: run.metrics["pixel"] for label, run in scored.items() if "pixel" in run.metrics
+        },
         differences={
             label: run.resampled.minus(first.resampled).intervals()
             for label, run in scored.items()
@@ -132,7 +143,23 @@ def compare(
         ],
         settings=settings,
         differing=[n for n in names if len({str(s.get(n)) for s in settings.values()}) > 1],
+        confusions=confusions,
+        called=_labels(confusions),
+        sheets={label: sheet(run, fpr, _COMPARED) for label, run in scored.items()},
+        training={label: history_charts(run.history) for label, run in scored.items()},
+        no_subsets=no_subsets,
+        subsets={
+            label: subset_views(run, store, progress=progress)
+            for label, run in scored.items()
+            if not no_subsets[label]
+        },
+        pictured=PICTURED,
     )
+
+
+def _labels(rows: Mapping[str, Sequence[results.Metrics | results.Confusion]]) -> list[str]:
+    """The labels of the rows of all runs, each once."""
+    return list(dict.fromkeys(row.label for each in rows.values() for row in each))
 
 
 def _test_images(run: Scored) -> list[tuple[str, str | None]]:

@@ -8,13 +8,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from ahl_jax.data.images import read_image
+from ahl_jax.data.images import read_display
 from ahl_jax.data.records import ImageSource
 from ahl_jax.heatmaps import heat_scale, overlay
 from ahl_jax.report.scored import Scored
-
-SHOWN = 6
-"""Images of each kind on the sheet."""
 
 _SIDE = 200
 _QUALITY = 80
@@ -73,8 +70,13 @@ def file_name(path: ImageSource) -> str:
     return path.name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def sheet(run: Scored, fpr: float) -> list[Strip]:
+def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
     """The test images that are ranked worst, and those that are ranked best.
+
+    Args:
+        run: the run.
+        fpr: the rate of false positives that the threshold is set for.
+        shown: images of each kind.
 
     Raises:
         BadImageError: if one of them cannot be read.
@@ -95,7 +97,7 @@ def sheet(run: Scored, fpr: float) -> list[Strip]:
 
     def scene(number: int) -> Scene:
         sample = run.samples[number]
-        image = read_image(sample.path, run.config.features.image_size)
+        image = read_display(sample.path)
         score = float(scores[number])
         alarm = score > calibration.threshold(fpr) if calibration else None
         return Scene(
@@ -110,7 +112,7 @@ def sheet(run: Scored, fpr: float) -> list[Strip]:
         )
 
     return [
-        Strip(title, remark, [scene(int(number)) for number in ranked[:SHOWN]])
+        Strip(title, remark, [scene(int(number)) for number in ranked[:shown]])
         for title, remark, ranked in kinds
     ]
 

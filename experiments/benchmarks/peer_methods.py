@@ -23,6 +23,7 @@ from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.bank import global_averages
 from ahl_jax.config import SCALES
 from ahl_jax.data.records import ImageSource
+from ahl_jax.detectors import make_inputs
 from ahl_jax.features import FeatureMaps, Store, extract
 from ahl_jax.features.images import trunk_dtype, trunk_maps
 from ahl_jax.gather import load_split
@@ -138,8 +139,19 @@ class Ours(OnOurFeatures):
     """A run of ``ahl train``; images are scored by the program that ``ahl predict`` runs."""
 
     def __init__(self, config: Config, predictor: Predictor, fit_seconds: float) -> None:
-        super().__init__(config, predictor.scorer.score, fit_seconds)
+        super().__init__(config, self._score, fit_seconds)
         self.predictor = predictor
+        self._program = jax.jit(predictor.scorer.functional.score)
+
+    def _score(self, maps: FeatureMaps) -> Scores:
+        """By a program for so many images; the scorer's own is for batches of 64."""
+        scorer = self.predictor.scorer
+        inputs = make_inputs(maps, scorer.reference.patches.dtype, scorer.whitening)
+        return np.asarray(self._program(scorer.model, inputs, scorer.reference))
+
+    def score_paths(self, paths: Sequence[ImageSource]) -> Scores:
+        """By the maps in the store, in batches."""
+        return self.predictor.scorer.score(_stored(paths, self.trunk, self.options))
 
     def score_images(self, images: Images) -> Scores:
         """Trunk, detector and heat map in one program."""

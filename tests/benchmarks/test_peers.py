@@ -169,6 +169,21 @@ def test_anomalib_scores_features_as_it_scores_images(name: str) -> None:
     np.testing.assert_allclose(detector.score_paths(paths), scores, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_ours_scores_features_as_it_scores_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AHL_CACHE", str(tmp_path))
+    case = Case(limit=6, quick=True)
+    detector = METHODS["Density, closed form"].fit(case)
+    paths = [sample.path for sample in load_split(case.config("Density")).test][:3]
+    pixels = np.stack([peers.read_image(path, 192) for path in paths])
+    scores = detector.score_images(pixels)
+    assert len(set(scores.tolist())) == 3
+    np.testing.assert_allclose(detector.score(detector.features(pixels)), scores, rtol=1e-3)
+    np.testing.assert_allclose(detector.score_paths(paths), scores, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["KNN", "KNN, whitened", "XGBOD"])
 def test_pyod_on_our_features(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in METHODS[name].needs:

@@ -1,12 +1,14 @@
 import dataclasses
 import subprocess
-import sys
+import venv
+from importlib import metadata
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax import export as jax_export
+from packaging.requirements import Requirement
 
 from ahl_jax import Predictor, UserError, export_model, load
 from ahl_jax.cli import main
@@ -14,15 +16,9 @@ from tests.run.conftest import FinishedRun
 
 SAME = 1e-4
 
-# Runs the file as a machine does that has JAX and nothing of this project.
 CONSUMER = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        assert name.partition(".")[0] not in ("ahl_jax", "flax", "orbax"), name
-
-sys.meta_path.insert(0, Refuse())
+import importlib.util, sys
+assert not any(map(importlib.util.find_spec, ("ahl_jax", "flax", "orbax", "PIL")))
 import jax, numpy as np
 file, images, out = sys.argv[1:]
 model = jax.export.deserialize(bytearray(open(file, "rb").read()))
@@ -58,11 +54,31 @@ def exported(file: Path) -> jax_export.Exported:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(file: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+def jax_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with jax and flatbuffers, what these need, and nothing else."""
+    folder = tmp_path_factory.mktemp("jax_alone")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    wanted, linked = ["jax", "flatbuffers"], set[str]()
+    while wanted:
+        name = wanted.pop()
+        if name in linked:
+            continue
+        linked.add(name)
+        found = metadata.distribution(name)
+        for part in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            (packages / part).symlink_to(Path(str(found.locate_file(part))))
+        needs = map(Requirement, found.requires or ())
+        wanted += [r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(file: Path, images: np.ndarray, jax_alone: Path) -> dict[str, np.ndarray]:
     """What JAX alone makes of the file, for 1 and 3 images, each name with the number after it."""
     given, out = file.with_name("images.npy"), file.with_name("out.npz")
     np.save(given, images)
-    command = [sys.executable, "-I", "-c", CONSUMER, str(file), str(given), str(out)]
+    command = [str(jax_alone), "-I", "-c", CONSUMER, str(file), str(given), str(out)]
     subprocess.run(command, check=True, timeout=200)
     with np.load(out) as found:
         return dict(found)

@@ -174,8 +174,9 @@ def test_watching_takes_what_comes_in_when_it_is_whole(
         _predict(finished, some, "--out", out, "--watch")
     assert stop.value.code == 130
     assert seen == [0, 4, 4, 4, 4, 5, 5]
-    scores = {row["path"]: row["score"] for row in _rows(out)}
-    assert scores[str(new)] == scores[str(some / "spot/00.png")]
+    scores = {row["path"]: float(row["score"]) for row in _rows(out)}
+    # One image alone has another program than four have.
+    assert scores[str(new)] == pytest.approx(scores[str(some / "spot/00.png")], abs=1e-4)
 
 
 def test_without_a_threshold_there_are_scores_alone(
