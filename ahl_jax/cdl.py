@@ -20,6 +20,7 @@ from ahl_jax.detectors.protocol import Functional, Model, Params
 from ahl_jax.devices import on_every_subset, over_subsets
 from ahl_jax.importance import Estimator, Importance
 from ahl_jax.learning import (
+    SCORE_BATCH,
     EpochLog,
     Trained,
     TrainingData,
@@ -29,9 +30,6 @@ from ahl_jax.learning import (
     optimizer,
     train_steps,
 )
-
-SCORE_BATCH = 256
-"""Images per step of the scoring pass."""
 
 
 class CDLState(NamedTuple):

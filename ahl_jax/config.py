@@ -171,6 +171,9 @@ class DetectorConfig:
     margin: float = 5.0
     """m, the margin of the deviation loss."""
 
+    groups: int = 1
+    """k-means groups of similar normals; density compares an image with those of its group."""
+
 
 @dataclass(frozen=True)
 class LearningConfig:

@@ -23,6 +23,7 @@ def check(config: "Config") -> None:
         ("image-batch", config.features.image_batch, 1),
         ("pseudo-per-generator", config.pseudo.pseudo_per_generator, fewest),
         ("references", det.references, 1), ("hidden", det.hidden, 1),
+        ("groups", det.groups, 1),
         ("epochs", lrn.epochs, 1), ("steps", lrn.steps, 1), ("batch", lrn.batch, 3),
         ("passes", lrn.passes, 1), ("decay-every", lrn.decay_every, 1),
         ("history", imp.history, 1), ("psi-passes", imp.psi_passes, 1),

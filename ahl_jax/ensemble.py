@@ -1,5 +1,6 @@
 """T base detectors, each trained alone on all training images; the score is the mean of theirs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -14,11 +15,14 @@ from ahl_jax.plain import Plain
 
 @dataclass(frozen=True)
 class MeanScore(Functional):
-    """The scores of models with a leading axis T; ``merge`` and ``loss`` are of one of them."""
+    """The scores of models with a leading axis T.
 
-    def calibrated(self, model: Model, normals: Inputs, anomalies: Inputs) -> Model:
-        """Each of the models calibrated."""
-        return jax.vmap(super().calibrated, (0, None, None))(model, normals, anomalies)
+    ``merge``, ``loss``, ``measured`` and ``calibrated`` are of one of them.
+    """
+
+    def each(self, function: Callable[[Model], Model], model: Model) -> Model:
+        """``function`` of every one of the models."""
+        return jax.vmap(function)(model)
 
     def score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
         """The mean over the models."""

@@ -76,6 +76,22 @@ def check_clusters(clusters: int, normals: int) -> None:
         )
 
 
+def similar_normals(
+    features: Float[np.ndarray, "n d"], groups: int, seed: int
+) -> Int[np.ndarray, " n"]:
+    """The k-means group of each normal, numbered in the order of their first members.
+
+    There are at most as many groups as normals.
+    """
+    groups = min(groups, len(features))
+    if groups == 1:
+        return np.zeros(len(features), int)
+    found = KMeans(groups, n_init=10, random_state=seed).fit_predict(features)
+    # Parallel k-means may number the same groups differently from run to run.
+    _, first, which = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which]
+
+
 def cluster_normals(
     features: Float[np.ndarray, "n d"], clusters: int, seed: int
 ) -> list[Int[np.ndarray, " m"]]:
@@ -85,10 +101,9 @@ def cluster_normals(
         UserError: if fewer than two clusters remain.
     """
     check_clusters(clusters, len(features))
-    found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features)
+    found = similar_normals(features, clusters, seed)
     members = [np.flatnonzero(found == c) for c in range(clusters)]
-    # Parallel k-means may number the same clusters differently from run to run.
-    kept = sorted((m for m in members if len(m) >= SMALLEST_CLUSTER), key=lambda m: int(m[0]))
+    kept = [m for m in members if len(m) >= SMALLEST_CLUSTER]
     if len(kept) < 2:
         raise UserError(
             f"k-means with --clusters {clusters} left {len(kept)} clusters of {SMALLEST_CLUSTER} "

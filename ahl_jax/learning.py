@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -24,7 +23,7 @@ from ahl_jax.losses import Prior
     jax.tree_util.register_dataclass,
     data_fields=[
         "inputs", "support", "query", "everything", "followed", "labels", "error_weights",
-        "reference", "prior",
+        "groups", "reference", "prior",
     ],
     meta_fields=[],
 )  # fmt: skip
@@ -56,6 +55,9 @@ class TrainingData:
     error_weights: Float[Array, "t n"]
     """c_j of AHL Eq. 6 of those, 0 outside of D'."""
 
+    groups: Int[Array, " normals"]
+    """Which group of similar normals each normal belongs to."""
+
     reference: Int[Array, " r"]
     """The normals that inference compares with."""
 
@@ -80,8 +82,8 @@ def _take(inputs: Any, index: Int[Array, "*b"]) -> Any:
     return inputs.take(index)
 
 
-CALIBRATION = 256
-"""Normals that a detector is calibrated with, at most."""
+SCORE_BATCH = 256
+"""Images per step of a pass over all training images."""
 
 NO_BANK: Any = ()
 """For ``dataclasses.replace``, where a seed's data is handled without the shared features."""
@@ -96,9 +98,17 @@ def calibrated(functional: Functional, model: Model, data: TrainingData, normals
         data: the training images; ``followed`` begins with the normals.
         normals: how many normals there are.
     """
-    chosen = np.linspace(0, normals, min(normals, CALIBRATION), endpoint=False, dtype=int)
-    anomalies = data.followed[normals:]
-    return functional.calibrated(model, data.images(data.followed[chosen]), data.images(anomalies))
+    batch = min(SCORE_BATCH, len(data.followed))
+    padded = jnp.pad(data.followed, (0, -len(data.followed) % batch), mode="edge")
+
+    def one(model: Model) -> Model:
+        rows = jax.lax.map(
+            lambda index: functional.measured(model, data.images(index)), padded.reshape(-1, batch)
+        )
+        rows = rows.reshape(len(padded), -1)[: len(data.followed)]
+        return functional.calibrated(model, rows[:normals], rows[normals:], data.groups)
+
+    return functional.each(one, model)
 
 
 class EpochLog(NamedTuple):

@@ -27,7 +27,7 @@ def _density(data: str) -> Config:
     return Config(
         DataConfig(data, held_out=0.1),
         features=FeatureConfig(views=8, whiten=True),
-        detector=DetectorConfig(detector="density"),
+        detector=DetectorConfig(detector="density", groups=3),
         learning=LearningConfig(updates_per_epoch=20, lr=0.0005),
     )
 

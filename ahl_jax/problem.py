@@ -25,6 +25,7 @@ from ahl_jax.hadg import (
     make_subsets,
     pool_sets,
     random_groups,
+    similar_normals,
 )
 from ahl_jax.learning import Learner, TrainingData
 from ahl_jax.losses import draw_prior
@@ -175,6 +176,9 @@ def problem_on(
         followed=place[:followed],
         labels=jnp.asarray(np.arange(followed) >= roles.normals, jnp.float32),
         error_weights=jnp.asarray(error_weights(subsets, roles)),
+        groups=jnp.asarray(
+            similar_normals(averages, config.detector.groups, config.seed), jnp.int32
+        ),
         reference=place[rng.choice(roles.normals, references, replace=False)],
         prior=draw_prior(prior_key),
     )

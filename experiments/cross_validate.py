@@ -1,4 +1,4 @@
-"""The density detector's head factors and views, compared on training data alone.
+"""The density detector's head factors and groups, compared on training data alone.
 
     python -m experiments.cross_validate --data elpv
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Float
@@ -25,11 +26,13 @@ from sklearn.metrics import roc_auc_score
 from ahl_jax import preset
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.bank import global_averages
-from ahl_jax.config import SCALES, Config, DetectorConfig
+from ahl_jax.config import SCALES, Config
 from ahl_jax.detectors import make_detector, make_inputs
 from ahl_jax.detectors.density import Density
 from ahl_jax.features import FeatureMaps, Store, extract
 from ahl_jax.gather import load_split
+from ahl_jax.hadg import similar_normals
+from ahl_jax.presets import with_settings
 from ahl_jax.runtime import commit, run_command
 from ahl_jax.whitening import fit_whitening
 from ahl_jax.workdir import replace_file
@@ -53,10 +56,10 @@ class Options:
     folds: int = 5
     """Folds, at most M."""
 
-    views: tuple[int, ...] = (1, 8)
-    """Numbers of views."""
+    groups: tuple[int, ...] = (1, 3, 5)
+    """Numbers of groups of similar normals."""
 
-    factors: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    factors: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5)
     """Values for either factor."""
 
     out: Path = Path("experiments/results")
@@ -69,15 +72,14 @@ def main() -> None:
     trunk, store = load_trunk("efficientnet_lite0"), Store()
     pairs = list(itertools.product(options.factors, options.factors))
     found: dict[int, dict[Factors, float]] = {}
-    for views in options.views:
+    for groups in options.groups:
         aucs = []
         for seed in options.seeds:
             config = preset("density", options.data, shots=options.shots, held_out=0.0)
-            features = dataclasses.replace(config.features, views=views)
-            config = dataclasses.replace(config, seed=seed, features=features)
+            config = with_settings(dataclasses.replace(config, seed=seed), {"groups": groups})
             for heads, labels in _folds(config, trunk, store, options.folds):
                 aucs.append([roc_auc_score(labels, heads @ [1.0, *pair]) for pair in pairs])
-        found[views] = dict(zip(pairs, np.mean(aucs, axis=0), strict=True))
+        found[groups] = dict(zip(pairs, np.mean(aucs, axis=0), strict=True))
     text = _table(options, found)
     path = options.out / f"cross_validate_{Path(options.data).name}.md"
     replace_file(path, text)
@@ -96,20 +98,23 @@ def _folds(
     for fold in range(folds):
         kept = [_rows(m, part != fold) for m, part in zip(maps, parts, strict=True)]
         held = [_rows(m, part == fold) for m, part in zip(maps, parts, strict=True)]
-        heads = [_scores(config.detector, kept, images) for images in held]
+        heads = [_scores(config, kept, images) for images in held]
         yield np.concatenate(heads), np.repeat([0.0, 1.0], [len(h) for h in heads])
 
 
 def _scores(
-    config: DetectorConfig, training: Sequence[FeatureMaps], images: FeatureMaps
+    config: Config, training: Sequence[FeatureMaps], images: FeatureMaps
 ) -> Float[np.ndarray, "b heads"]:
     """Head scores of images by a detector that is calibrated on normals and anomalies."""
-    whitening = fit_whitening(global_averages(training[0]), SCALES)
+    averages = global_averages(training[0])
+    whitening = fit_whitening(averages, SCALES)
     normals, anomalies, test = (
         make_inputs(maps, whitening=whitening) for maps in (*training, images)
     )
-    functional, model = make_detector(config, normals.channels, jax.random.key(0))
-    model = functional.calibrated(model, normals, anomalies)
+    functional, model = make_detector(config.detector, normals.channels, jax.random.key(0))
+    measured = [functional.measured(model, inputs) for inputs in (normals, anomalies)]
+    groups = similar_normals(averages, config.detector.groups, config.seed)
+    model = functional.calibrated(model, *measured, jnp.asarray(groups))
     return np.asarray(functional.head_scores(model, test, normals.take(np.array(0))))
 
 
@@ -132,7 +137,7 @@ def _table(options: Options, found: dict[int, dict[Factors, float]]) -> str:
         f"Commit: {commit() or 'unknown'}",
         "",
         "| factor of local | factor of seen | "
-        + " | ".join(f"{views} views" if views > 1 else "1 view" for views in found)
+        + " | ".join(f"{groups} groups" if groups > 1 else "1 group" for groups in found)
         + " |",
         "|---|---|" + "---|" * len(found),
     ]

@@ -14,7 +14,7 @@ from experiments.tables.cells import Options, Table
 from experiments.tables.methods import METHODS
 from experiments.tables.sweep import parse, run
 
-PAIRED = {method.against for method in METHODS.values()}
+PAIRED = {other for method in METHODS.values() for other in method.against}
 ROWS = {name: one for name, one in METHODS.items() if one.against or name in PAIRED}
 
 

@@ -85,11 +85,9 @@ def pairs(options: CrossDomain) -> list[Cell]:
     ]
 
 
-def markdown(
-    table: Table, cells: Sequence[Cell], rows: Sequence[Row], seeds: Sequence[int], command: str
-) -> str:
+def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> str:
     """A section for every target; cells that are not trained yet are left out."""
-    lines = heading(table, seeds, command)
+    lines = heading(table, cells, rows, command)
     head = ["source", "method", "AUC-ROC", "AUC-PR", "published AUC-ROC"]
     for target, shots in dict.fromkeys((_target(cell), cell.shots) for cell in cells):
         found = []

@@ -3,9 +3,10 @@
 It starts from closed forms, which training sharpens.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ahl_jax.config import SCALES, DetectorConfig
 from ahl_jax.detectors.heads import top_mean
@@ -15,9 +16,12 @@ from ahl_jax.detectors.protocol import DeviationDetector, Head
 _TINY = 1e-6
 """Keeps the gradients of lengths finite at 0."""
 
+_SHRINK = 10
+"""How many images the moments over all normals count as among those of a group."""
+
 
 class Density(DeviationDetector):
-    """Distances on whitened features, in standard deviations of the normals.
+    """Distances on whitened features, in standard deviations of similar normals.
 
     With z the whitened global averages of all scales and x_l the whitened features of a location,
 
@@ -25,52 +29,72 @@ class Density(DeviationDetector):
     - local: the mean length of the ``top_k`` longest x_l, averaged over the scales;
     - seen: the mean cosine between z and the z of each labelled anomaly.
 
-    Each is standardised by its mean and standard deviation over normal images, so that all are on
-    the scale of the deviation loss, and score = density + local / 2 + seen / 2. Trained are the
-    metric A, at first the identity, and a gain for every channel of x_l. What z is compared with
-    stays the mean of the labelled anomalies' directions: so few of them do not tell it any better.
+    Each is standardised by its mean and standard deviation over the normals of the image's group,
+    so that all are on the scale of the deviation loss, and score = density + local / 5 + seen / 5.
+    The groups are k-means clusters of the normals, and an image belongs to the one whose mean z is
+    nearest. Trained are the metric A, at first the identity, and a gain for every channel of x_l.
+    What z is compared with stays the mean of the labelled anomalies' directions: so few of them do
+    not tell it any better.
+
+    Training normals lie closer than others do, because they took part in the covariance that z is
+    whitened by. So there are two sets of moments: those of the training normals as they are, for
+    training, and those that they would have had without their own part, for any other image.
     """
 
     whitened = True
     table = (
         Head("density", targets=(0, 1, 1)),
-        Head("local", targets=(0, 1, 1), factor=0.5),
-        Head("seen", targets=(0, 1, None), factor=0.5),
+        Head("local", targets=(0, 1, 1), factor=0.2),
+        Head("seen", targets=(0, 1, None), factor=0.2),
     )
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         del rngs
-        self.metric = nnx.Param(jnp.zeros((SCALES * channels, SCALES * channels)))
+        width, moments = SCALES * channels, (2, config.groups, SCALES + 2)
+        self.metric = nnx.Param(jnp.zeros((width, width)))
         self.local_gain = nnx.Param(jnp.zeros(channels))
-        self.direction = nnx.BatchStat(jnp.zeros(SCALES * channels))
-        self.mean = nnx.BatchStat(jnp.zeros(SCALES + 2))
-        self.deviation = nnx.BatchStat(jnp.ones(SCALES + 2))
+        self.direction = nnx.BatchStat(jnp.zeros(width))
+        self.centres = nnx.BatchStat(jnp.zeros((config.groups, width)))
+        self.mean = nnx.BatchStat(jnp.zeros(moments))
+        self.deviation = nnx.BatchStat(jnp.ones(moments))
         self.top_k = config.top_k
         self.margin = config.margin
 
-    def calibrate(self, normals: Inputs, anomalies: Inputs) -> None:
+    def measure(self, inputs: Inputs) -> Float[Array, "b r"]:
+        """Z, then the scores that do not depend on the direction of the labelled anomalies."""
+        return jnp.concatenate([_flat(inputs), self._lengths(inputs)], axis=1)
+
+    def calibrate(
+        self,
+        normals: Float[Array, "n r"],
+        anomalies: Float[Array, "m r"],
+        groups: Int[Array, " n"],
+    ) -> None:
         """The direction of the labelled anomalies, and the moments of all scores over normals.
 
         Without labelled anomalies the direction stays as it is: fine-tuning keeps that of the run
         it starts from, in whitened channels.
         """
-        if len(anomalies.pooled):
-            self.direction[...] = _unit(_flat(anomalies)).mean(0)
-        raw = self._raw(normals)
-        self.mean[...] = raw.mean(0)
-        self.deviation[...] = jnp.maximum(raw.std(0), _TINY)
-
-    def _lengths(self, locations: Float[Array, "*n l c"]) -> Float[Array, "*n l"]:
-        precise = locations.astype(self.local_gain[...].dtype)
-        return _length(jnp.square(precise) @ jnp.exp(2 * self.local_gain[...]))
-
-    def _raw(self, inputs: Inputs) -> Float[Array, "b r"]:
-        """Density, seen, and the local score of each scale, not standardised."""
-        z = _flat(inputs)
-        density = _length(jnp.square(z + z @ self.metric[...]).sum(-1))
-        seen = _unit(z) @ self.direction[...]
-        local = [top_mean(lengths, self.top_k) for lengths in inputs.at_locations(self._lengths)]
-        return jnp.stack([density, seen, *local], axis=1)
+        width = len(self.direction[...])
+        if len(anomalies):
+            self.direction[...] = _unit(anomalies[:, :width]).mean(0)
+        z, lengths = normals[:, :width], normals[:, width:]
+        raw = jnp.column_stack([lengths, self._seen(z)])
+        # Leaving an image out of the covariance divides its squared length by 1 - leverage
+        # (Sherman and Morrison).
+        leverage = jnp.square(z).sum(1) / jnp.linalg.eigvalsh(z.T @ z)[-1]
+        apart = jnp.sqrt(jnp.maximum(1 - leverage, 1 / len(z)))
+        member = jax.nn.one_hot(groups, len(self.centres[...]), axis=0)
+        count = member.sum(1, keepdims=True)
+        # A group with no members is far away from every image.
+        self.centres[...] = jnp.where(count > 0, member @ z / jnp.maximum(count, 1), jnp.inf)
+        for k, scores in enumerate((raw, raw.at[:, 0].divide(apart))):
+            mean, variance = scores.mean(0), scores.var(0)
+            mean = (member @ scores + _SHRINK * mean) / (count + _SHRINK)
+            square = jnp.einsum("gn,gnr->gr", member, jnp.square(scores - mean[:, None]))
+            deviation = jnp.sqrt((square + _SHRINK * variance) / (count + _SHRINK))
+            self.mean[...] = self.mean[...].at[k].set(mean)
+            self.deviation[...] = self.deviation[...].at[k].set(jnp.maximum(deviation, _TINY))
 
     def head_scores(
         self,
@@ -79,16 +103,46 @@ class Density(DeviationDetector):
         weights: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b 3"]:
         """Scores in the order of ``heads``, in standard deviations of the normals."""
-        del reference, weights
-        scores = (self._raw(inputs) - self.mean[...]) / self.deviation[...]
-        return jnp.stack([scores[:, 0], scores[:, 2:].mean(1), scores[:, 1]], axis=1)
+        del reference
+        z = _flat(inputs)
+        mean, deviation = self._moments(z, training=weights is not None)
+        raw = jnp.column_stack([self._lengths(inputs), self._seen(z)])
+        scores = (raw - mean) / deviation
+        return jnp.stack([scores[:, 0], scores[:, 1:-1].mean(1), scores[:, -1]], axis=1)
 
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """The length of every location's features, standardised as the local head's score is."""
         del reference
-        moments = zip(self.mean[...][2:], self.deviation[...][2:], strict=True)
-        scales = zip(inputs.grids, inputs.at_locations(self._lengths), moments, strict=True)
-        return tuple(grid.to_map((x - mean) / deviation) for grid, x, (mean, deviation) in scales)
+        mean, deviation = self._moments(_flat(inputs), training=False)
+        lengths = inputs.at_locations(self._at_location)
+        return tuple(
+            grid.to_map((x - mean[:, k, None]) / deviation[:, k, None])
+            for k, (grid, x) in enumerate(zip(inputs.grids, lengths, strict=True), 1)
+        )
+
+    def _moments(
+        self, z: Float[Array, "b d"], *, training: bool
+    ) -> tuple[Float[Array, "b r"], Float[Array, "b r"]]:
+        """Mean and deviation of every score over the normals that each image is like."""
+        distances = jnp.square(z[:, None] - self.centres[...]).sum(-1)
+        group, k = distances.argmin(1), 0 if training else 1
+        return self.mean[...][k, group], self.deviation[...][k, group]
+
+    def _lengths(self, inputs: Inputs) -> Float[Array, "b l"]:
+        """Density, and the local score of each scale, not standardised."""
+        z = _flat(inputs)
+        density = _length(jnp.square(z + z @ self.metric[...]).sum(-1))
+        local = [
+            top_mean(lengths, self.top_k) for lengths in inputs.at_locations(self._at_location)
+        ]
+        return jnp.stack([density, *local], axis=1)
+
+    def _at_location(self, locations: Float[Array, "*n l c"]) -> Float[Array, "*n l"]:
+        precise = locations.astype(self.local_gain[...].dtype)
+        return _length(jnp.square(precise) @ jnp.exp(2 * self.local_gain[...]))
+
+    def _seen(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        return _unit(z) @ self.direction[...]
 
 
 def _flat(inputs: Inputs) -> Float[Array, "b d"]:

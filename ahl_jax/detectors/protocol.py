@@ -6,6 +6,7 @@ subsets, scan over steps and differentiation through training apply.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,12 +41,22 @@ class Detector(nnx.Module):
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         raise NotImplementedError
 
-    def calibrate(self, normals: Inputs, anomalies: Inputs) -> None:
-        """Set, in place, what training starts from by some training images; by default nothing.
+    def measure(self, inputs: Inputs) -> Float[Array, "b r"]:
+        """What ``calibrate`` reads of b images, a row each; by default nothing."""
+        return jnp.zeros((inputs.images, 0))
+
+    def calibrate(
+        self,
+        normals: Float[Array, "n r"],
+        anomalies: Float[Array, "m r"],
+        groups: Int[Array, " n"],
+    ) -> None:
+        """Set, in place, what training starts from by the training images; by default nothing.
 
         Args:
-            normals: up to ``ahl_jax.learning.CALIBRATION`` of the training normals.
-            anomalies: all labelled anomalies; in fine-tuning there may be none.
+            normals: what ``measure`` gives of all training normals.
+            anomalies: the same of all labelled anomalies; in fine-tuning there may be none.
+            groups: to which of the ``DetectorConfig.groups`` groups each normal belongs.
         """
 
     @abstractmethod
@@ -178,10 +189,24 @@ class Functional:
         """The module with the arrays of ``model``."""
         return nnx.merge(self.graph, nnx.State(model.params), nnx.State(model.stats))
 
-    def calibrated(self, model: Model, normals: Inputs, anomalies: Inputs) -> Model:
+    def each(self, function: Callable[[Model], Model], model: Model) -> Model:
+        """``function`` of every detector that the model holds, which is one."""
+        return function(model)
+
+    def measured(self, model: Model, inputs: Inputs) -> Float[Array, "b r"]:
+        """What ``Detector.measure`` gives."""
+        return self.merge(model).measure(inputs)
+
+    def calibrated(
+        self,
+        model: Model,
+        normals: Float[Array, "n r"],
+        anomalies: Float[Array, "m r"],
+        groups: Int[Array, " n"],
+    ) -> Model:
         """The model after ``Detector.calibrate``."""
         detector = self.merge(model)
-        detector.calibrate(normals, anomalies)
+        detector.calibrate(normals, anomalies, groups)
         return functional(detector)[1]
 
     def loss(

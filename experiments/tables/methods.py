@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ahl_jax import preset
+from ahl_jax.config import LearningConfig
 from ahl_jax.presets import differing_settings
 
 
@@ -15,8 +16,8 @@ class Method:
     settings: Mapping[str, Any]
     """Fields of any room of ``Config``, by name."""
 
-    against: str | None = None
-    """The row that this one is compared with, seed by seed."""
+    against: tuple[str, ...] = ()
+    """The rows that this one is compared with, seed by seed."""
 
     reference: str | None = None
     """A key of ``REFERENCES``, which is scored in place of a training."""
@@ -24,6 +25,9 @@ class Method:
 
 _AHL_DENSITY = differing_settings(preset("paper", ""), preset("density", "", held_out=0.0))
 _DENSITY = {name: _AHL_DENSITY[name] for name in ("detector", "whiten", "views")}
+_GROUPS = {"groups": _AHL_DENSITY["groups"]}
+_RATE = {"lr_base": LearningConfig().lr}
+"""The published learning rate of a detector alone is a tenth of that of AHL's unified one."""
 
 METHODS = {
     "Gaussian": Method({"views": _DENSITY["views"]}, reference="gaussian"),
@@ -32,16 +36,25 @@ METHODS = {
     "MLEP": Method({"detector": "mlep", "method": "base"}),
     "FLOS": Method({"detector": "flos", "method": "base"}),
     "DevNet": Method({"detector": "devnet", "method": "base"}),
-    "AHL(DevNet)": Method({"detector": "devnet"}, "DevNet"),
+    "DevNet, rate of AHL": Method({"detector": "devnet", "method": "base", **_RATE}),
+    "AHL(DevNet)": Method({"detector": "devnet"}, ("DevNet",)),
     "AHL(DevNet), 20 updates per epoch": Method(
-        {"detector": "devnet", "updates_per_epoch": 20}, "DevNet"
+        {"detector": "devnet", "updates_per_epoch": 20},
+        ("DevNet, rate of AHL", "DevNet"),
     ),
     "DRA": Method({"detector": "dra", "method": "base"}),
-    "AHL(DRA)": Method({"detector": "dra"}, "DRA"),
-    "AHL(DRA), 20 updates per epoch": Method({"detector": "dra", "updates_per_epoch": 20}, "DRA"),
+    "DRA, rate of AHL": Method({"detector": "dra", "method": "base", **_RATE}),
+    "AHL(DRA)": Method({"detector": "dra"}, ("DRA",)),
+    "AHL(DRA), 20 updates per epoch": Method(
+        {"detector": "dra", "updates_per_epoch": 20}, ("DRA, rate of AHL", "DRA")
+    ),
     "Density, closed form": Method({**_DENSITY, "method": "fit"}),
-    "Density": Method({**_DENSITY, "method": "base"}, "Density, closed form"),
-    "AHL(Density)": Method(_AHL_DENSITY, "Density"),
+    "Density": Method({**_DENSITY, "method": "base"}, ("Density, closed form",)),
+    "Density, closed form, groups": Method(
+        {**_DENSITY, **_GROUPS, "method": "fit"}, ("Density, closed form",)
+    ),
+    "Density, groups": Method({**_DENSITY, **_GROUPS, "method": "base"}, ("Density",)),
+    "AHL(Density)": Method(_AHL_DENSITY, ("Density", "Density, groups")),
 }
 """Tables 1 and 2; a detector more is a line more. Names that the paper has are spelt as there."""
 
@@ -56,10 +69,10 @@ SUPERVISION = {
 
 COMPONENTS = {
     "DRA": METHODS["DRA"],
-    "+Ensemble": Method({"detector": "dra", "method": "ensemble"}, "DRA"),
-    "+CDL": Method({"detector": "dra", "grouping": "random", "importance": "uniform"}, "DRA"),
-    "+HADG+CDL": Method({"detector": "dra", "importance": "uniform"}, "DRA"),
-    "+HADG+CDL-": Method({"detector": "dra", "importance": "accuracy"}, "DRA"),
+    "+Ensemble": Method({"detector": "dra", "method": "ensemble"}, ("DRA",)),
+    "+CDL": Method({"detector": "dra", "grouping": "random", "importance": "uniform"}, ("DRA",)),
+    "+HADG+CDL": Method({"detector": "dra", "importance": "uniform"}, ("DRA",)),
+    "+HADG+CDL-": Method({"detector": "dra", "importance": "accuracy"}, ("DRA",)),
     "+HADG+CDL+": METHODS["AHL(DRA)"],
 }
 """Table 5: what each component of AHL adds to DRA."""

@@ -1,20 +1,25 @@
 """The rows of a table as Markdown: means over the seeds, paired differences, published figures."""
 
+import csv
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ahl_jax.errors import UserError
 from ahl_jax.metrics import mean_std
-from ahl_jax.runtime import commit
 from experiments.tables.cells import Cell, Table
 from experiments.tables.methods import Method
 from experiments.tables.pairs import paired
 from experiments.tables.published import CATEGORIES, plain_name, published
 
 Row = dict[str, Any]
-"""table, setting, shots, dataset, seen_class, method, seed, auc_roc, auc_pr, seconds."""
+"""table, setting, shots, dataset, seen_class, method, seed, auc_roc, auc_pr, seconds, commit."""
+
+_KEYS = ("setting", "shots", "dataset", "seen_class", "method", "seed")
+"""What tells the rows of a table apart."""
 
 PerSeed = dict[int, float]
 
@@ -42,48 +47,98 @@ class Section:
         return f"{dataset}_{self.shots}shot"
 
 
-def sections(cells: Sequence[Cell]) -> list[Section]:
-    """The parts of a table, those over all categories of a data set last."""
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a table's CSV.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("shots", "seed"), int)
+    kinds |= dict.fromkeys(("auc_roc", "auc_pr", "seconds"), float)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                {name: kinds.get(name, str)(value) for name, value in row.items()}
+                | {"commit": row.get("commit", "unknown")}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no table of earlier runs ({error}); move it away, or name another --out"
+        ) from error
+
+
+def merged(rows: Sequence[Row], new: Sequence[Row], table: Table) -> list[Row]:
+    """The rows with new ones in place of those of the same cell and seed.
+
+    Where the figures are the same the old row stays, with its commit. Part by part, and in each
+    method by method.
+    """
+    found = {tuple(row[name] for name in _KEYS): row for row in rows}
+    for row in new:
+        key = tuple(row[name] for name in _KEYS)
+        old = found.get(key)
+        if old is None or any(old[name] != row[name] for name in ("auc_roc", "auc_pr", "seconds")):
+            found[key] = row
+    parts = list(dict.fromkeys(_part_of(row) for row in found.values()))
+    methods = list(table.methods)
+    known = [row for row in found.values() if row["method"] in methods]
+    return sorted(known, key=lambda row: (parts.index(_part_of(row)), methods.index(row["method"])))
+
+
+def _part_of(row: Row) -> tuple[Any, ...]:
+    return row["setting"], row["shots"], row["dataset"], row["seen_class"]
+
+
+def sections(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Section]:
+    """The parts of a table, those over all categories of a data set last.
+
+    Args:
+        cells: what it will hold.
+        rows: what it holds already.
+    """
     found = []
-    keys = dict.fromkeys((c.setting, c.shots, c.dataset) for c in cells)
+    parts = dict.fromkeys(_part_of(row) for row in rows)
+    parts |= dict.fromkeys((c.setting, c.shots, c.dataset, c.seen_class or "") for c in cells)
+    keys = dict.fromkeys(part[:3] for part in parts)
     for setting, shots, dataset in keys:
-        mine = [c for c in cells if (c.setting, c.shots, c.dataset) == (setting, shots, dataset)]
-        classes = tuple(dict.fromkeys(c.seen_class for c in mine))
+        classes = tuple(p[3] or None for p in parts if p[:3] == (setting, shots, dataset))
         name = dataset.split("/")[-1]
         title = _title(dataset, setting, shots)
         found.append(Section(title, setting, shots, (dataset,), classes, name))
     for setting, shots, data in dict.fromkeys((s, m, d.split("/")[0]) for s, m, d in keys):
-        parts = tuple(
+        whole = tuple(
             d for s, m, d in keys if (s, m) == (setting, shots) and d.startswith(f"{data}/")
         )
         # In the hard setting the paper has every category by itself.
-        if len(parts) > 1 and setting == "general":
-            known_as = data if CATEGORIES.get(plain_name(data)) == len(parts) else ""
-            title = _title(f"{data}, mean of {len(parts)} categories", setting, shots)
-            found.append(Section(title, setting, shots, parts, (None,), known_as))
+        if len(whole) > 1 and setting == "general":
+            known_as = data if CATEGORIES.get(plain_name(data)) == len(whole) else ""
+            title = _title(f"{data}, mean of {len(whole)} categories", setting, shots)
+            found.append(Section(title, setting, shots, whole, (None,), known_as))
     return found
 
 
-def markdown(
-    table: Table, cells: Sequence[Cell], rows: Sequence[Row], seeds: Sequence[int], command: str
-) -> str:
+def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> str:
     """The whole file; cells that are not trained yet are left out.
 
     Args:
         table: the table.
-        cells: all that it will hold.
+        cells: what the command adds to it.
         rows: what there is of it.
-        seeds: the seeds.
         command: how to make it.
     """
-    lines = heading(table, seeds, command)
-    for section in sections(cells):
+    lines = heading(table, cells, rows, command)
+    for section in sections(cells, rows):
         lines += _part(table, section, rows)
     return "\n".join(lines) + "\n"
 
 
-def heading(table: Table, seeds: Sequence[int], command: str) -> list[str]:
-    """What the file begins with."""
+def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> list[str]:
+    """What the file begins with; arguments as for ``markdown``."""
+    seeds = sorted({row["seed"] for row in rows})
+    made = {cell.method for cell in cells}
+    kept = [name for name in table.methods if name in {row["method"] for row in rows} - made]
+    commits = list(dict.fromkeys(row["commit"] for row in rows))
     over = "mean ± standard deviation over them" if len(seeds) > 1 else "one run each"
     return [
         f"# {table.title}",
@@ -91,9 +146,9 @@ def heading(table: Table, seeds: Sequence[int], command: str) -> list[str]:
         f"Seeds {', '.join(map(str, seeds))}; {over}; the last epoch counts. Seconds are those of "
         "training one seed, without compilation and stage one.",
         "",
-        f"Command: `{command}`",
+        f"Command: `{command}`" + (f"; rows of earlier runs: {', '.join(kept)}" if kept else ""),
         "",
-        f"Commit: {commit() or 'unknown'}",
+        f"Commit{'s, row by row in the CSV' if len(commits) > 1 else ''}: {', '.join(commits)}",
     ]
 
 
@@ -155,15 +210,17 @@ def _pairs(
 ) -> list[str]:
     lines = []
     for name in methods:
-        other = registry[name].against
-        if other is None or other not in methods:
-            continue
-        ours, theirs = (per_seed(section, rows, one, "auc_roc") for one in (name, other))
-        result = paired(ours, theirs)
-        interval = f"{result.low:+.4f} to {result.high:+.4f}"
-        cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
-        cells.append("" if math.isnan(result.low) else interval)
-        lines.append(line([*cells, f"{result.ahead} of {result.seeds}"]))
+        for other in registry[name].against:
+            if other not in methods:
+                continue
+            ours, theirs = (per_seed(section, rows, one, "auc_roc") for one in (name, other))
+            if not ours.keys() & theirs.keys():
+                continue
+            result = paired(ours, theirs)
+            interval = f"{result.low:+.4f} to {result.high:+.4f}"
+            cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
+            cells.append("" if math.isnan(result.low) else interval)
+            lines.append(line([*cells, f"{result.ahead} of {result.seeds}"]))
     if not lines:
         return []
     head = ["same split and seed", "mean difference of AUC-ROC", "95 % interval (t)", "seeds ahead"]

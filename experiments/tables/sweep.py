@@ -20,12 +20,12 @@ from ahl_jax.data.splits import make_split
 from ahl_jax.errors import UserError
 from ahl_jax.gather import split_digest
 from ahl_jax.metrics import mean_std
-from ahl_jax.runtime import keep_compiled_programs
+from ahl_jax.runtime import commit, keep_compiled_programs
 from ahl_jax.workdir import Workdir, csv_text, replace_file
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS, varied
 from experiments.tables.references import reference_metrics
-from experiments.tables.report import Row, markdown, per_seed, sections
+from experiments.tables.report import Row, markdown, merged, per_seed, read_rows, sections
 
 PUBLISHED = "AHL(DRA)"
 """The row of ``METHODS`` that the paper varies."""
@@ -48,6 +48,9 @@ def run(
 ) -> tuple[Sequence[Cell], list[Row]]:
     """Train what is missing, and write ``NAME.csv`` and ``NAME.md`` after every cell.
 
+    Rows that the files have already and this command does not make stay, so that a method can be
+    added to a table. Each names the commit that it is from.
+
     Args:
         table: the table.
         options: its options.
@@ -69,13 +72,14 @@ def run(
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be made ({error}); name another") from error
     done: dict[Path, list[dict[str, Any]]] = {}
-    rows: list[Row] = []
+    path = output(options, table, "csv")
+    rows = read_rows(path) if path.exists() else []
     for cell in cells:
         if cell.folder not in done:
             done[cell.folder] = _finished(cell, seeds) or _made(cell, seeds)
-        rows += [_row(table, cell, metrics) for metrics in done[cell.folder]]
-        replace_file(output(options, table, "csv"), csv_text(rows))
-        text = text_of(table, cells, rows, seeds, command)
+        rows = merged(rows, [_row(table, cell, metrics) for metrics in done[cell.folder]], table)
+        replace_file(path, csv_text(rows))
+        text = text_of(table, cells, rows, command)
         replace_file(output(options, table, "md"), text)
         scores = mean_std([metrics["auc_roc"] for metrics in done[cell.folder]], 3)
         print(f"{_name(cell)}: AUC-ROC {scores}", flush=True)
@@ -119,10 +123,10 @@ def sweep(
     Raises:
         UserError: as ``run`` does, or if AHL does not train the row.
     """
-    if of not in METHODS or METHODS[of].against is None:
+    if of not in METHODS or not METHODS[of].against:
         known = ", ".join(f"'{name}'" for name, method in METHODS.items() if method.against)
         raise UserError(f"--of has no '{of}'; choose from {known}")
-    start, base = METHODS[of], METHODS[of].against or ""
+    start, base = METHODS[of], METHODS[of].against[0]
     swept = {name: varied(start, symbol, name, v) for name, (symbol, v) in values.items()}
     rows = {base: METHODS[base]}
     for methods in swept.values():
@@ -133,7 +137,7 @@ def sweep(
     table = dataclasses.replace(table, title=title, methods=rows, variant=variant)
     cells, results = run(table, options)
     chosen = {cell.method: cell.config for cell in cells}
-    for section in sections(cells):
+    for section in sections(cells, results):
         points = [
             (
                 Point(name, str(value), float(value), chosen[method], folder=""),
@@ -176,7 +180,9 @@ def _row(table: Table, cell: Cell, metrics: dict[str, Any]) -> Row:
         "dataset": cell.dataset,
         "seen_class": cell.seen_class or "",
         "method": cell.method,
-    } | {name: metrics[name] for name in ("seed", "auc_roc", "auc_pr", "seconds")}
+        **{name: metrics[name] for name in ("seed", "auc_roc", "auc_pr", "seconds")},
+        "commit": commit() or "unknown",
+    }
 
 
 def _name(cell: Cell) -> str:

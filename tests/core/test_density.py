@@ -9,8 +9,9 @@ from jax.flatten_util import ravel_pytree
 from ahl_jax.detectors import make_inputs
 from ahl_jax.learning import calibrated
 from ahl_jax.losses import Prior
+from ahl_jax.problem import make_problem
 from ahl_jax.whitening import fit_whitening
-from tests.core.setting import CHANNELS, make_config, make_setting, setting_maps
+from tests.core.setting import CHANNELS, SIDES, make_config, make_setting, setting_maps
 
 DENSITY = {"detector": "density", "whiten": True, "importance": "uniform"}
 NORMALS = 40
@@ -22,8 +23,9 @@ def setting(**settings):
     return problem, model
 
 
-def test_the_calibrated_scores_are_the_closed_form():
-    problem, model = setting(top_k=0.3)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_calibrated_scores_are_the_closed_form(groups):
+    problem, model = setting(top_k=0.3, groups=groups)
     normals, anomalies, *_ = setting_maps(NORMALS)
     averages = [
         np.concatenate([m.mean((1, 2)) for m in maps], axis=1).astype(np.float64)
@@ -45,16 +47,26 @@ def test_the_calibrated_scores_are_the_closed_form():
         return np.stack([*columns, z @ direction / length], axis=1)
 
     of_normals = raw(normals, z[0])
-    moments = of_normals.mean(0), of_normals.std(0)
+    leverage = (z[0] ** 2).sum(1) / np.linalg.norm(z[0], ord=2) ** 2
+    of_normals[:, 0] /= np.sqrt(1 - leverage)
+    group = np.arange(NORMALS) % groups  # as the setting has them
+    means, deviations, centres = [], [], []
+    for k in range(groups):
+        own, n = of_normals[group == k], (group == k).sum()
+        means.append((n * own.mean(0) + 10 * of_normals.mean(0)) / (n + 10))
+        square = ((own - means[-1]) ** 2).sum(0)
+        deviations.append(np.sqrt((square + 10 * of_normals.var(0)) / (n + 10)))
+        centres.append(z[0][group == k].mean(0))
     for maps, own in ((normals, z[0]), (anomalies, z[1])):
-        standard = (raw(maps, own) - moments[0]) / moments[1]
+        k = np.square(own[:, None] - centres).sum(-1).argmin(1)
+        standard = (raw(maps, own) - np.array(means)[k]) / np.array(deviations)[k]
         heads = np.stack([standard[:, 0], standard[:, 1:3].mean(1), standard[:, 3]], axis=1)
         inputs = make_inputs([jnp.asarray(m) for m in maps], whitening=whitening)
         functional = problem.learner.functional
         found = functional.head_scores(model, inputs, problem.data.inference_reference())
         np.testing.assert_allclose(found, heads, rtol=2e-3, atol=2e-3)
         total = functional.score(model, inputs, problem.data.inference_reference())
-        np.testing.assert_allclose(total, heads @ [1, 0.5, 0.5], rtol=2e-3, atol=5e-3)
+        np.testing.assert_allclose(total, heads @ [1, 0.2, 0.2], rtol=2e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("method", ["ahl", "base"])
@@ -92,11 +104,46 @@ def test_without_labelled_anomalies_the_direction_stays_and_the_moments_do_not()
     other = make_setting(make_config(**DENSITY, method="base"), 50, 0, 0)
     again = calibrated(problem.learner.functional, model, other.data, 50)
     np.testing.assert_array_equal(again.stats["direction"], model.stats["direction"])
-    scores = problem.learner.functional.head_scores(
-        again, other.data.images(other.data.followed), other.data.inference_reference()
+    scores = problem.learner.functional.merge(again).head_scores(
+        other.data.images(other.data.followed), other.data.inference_reference(), jnp.ones(50)
     )
     np.testing.assert_allclose(scores.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(scores[:, [0, 2]].std(0), 1, atol=1e-3)
+
+
+def test_images_that_training_has_not_seen_are_standardised_as_such():
+    random = np.random.RandomState(1)
+    maps = [random.normal(size=(120, *side, CHANNELS)).astype(np.float32) for side in SIDES]
+    config = make_config(**DENSITY, method="base")
+    problem = make_problem(
+        config,
+        [m[:60] for m in maps],
+        [m[:0] for m in maps],
+        [m[:0] for m in maps],
+        *[np.zeros(0, int)] * 2,
+    )
+    model = calibrated(problem.learner.functional, problem.model, problem.data, 60)
+    whitening = fit_whitening(
+        np.concatenate([m[:60].mean((1, 2), dtype=np.float64) for m in maps], axis=1), 2
+    )
+    inputs = make_inputs([jnp.asarray(m[60:]) for m in maps], whitening=whitening)
+    detector = problem.learner.functional.merge(model)
+    reference = problem.data.inference_reference()
+    unseen = np.asarray(detector.head_scores(inputs, reference))[:, 0]
+    as_training = np.asarray(detector.head_scores(inputs, reference, jnp.ones(60)))[:, 0]
+    assert abs(unseen.mean()) < 0.3 < as_training.mean()
+    assert 0.7 < unseen.std() < 1.3
+
+
+def test_groups_without_members_and_of_one_change_nothing_much():
+    problem, model = setting(groups=6)
+    few = make_setting(make_config(**DENSITY, groups=6, method="base"), normals=4)
+    again = calibrated(problem.learner.functional, model, few.data, 4)
+    scores = problem.learner.functional.head_scores(
+        again, few.data.images(few.data.followed), few.data.inference_reference()
+    )
+    assert np.isfinite(scores).all()
+    assert np.asarray(scores)[4:].mean() > np.asarray(scores)[:4].mean()
 
 
 def test_fit_leaves_the_detector_as_it_was_calibrated():

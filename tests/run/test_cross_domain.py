@@ -65,9 +65,9 @@ def test_the_published_figures_stand_beside_ours(textures: Path, tmp_path: Path)
     options = CrossDomain(data=(str(textures),), workdir=tmp_path)
     cells = pairs(options)
     assert [cell.method for cell in cells] == ["DRA", "AHL(DRA)"] * 4
-    values = ("3", "cross-domain", 10, "carpet->grid", "", "DRA", 0, 0.5, 0.6, 1.0)
+    values = ("3", "cross-domain", 10, "carpet->grid", "", "DRA", 0, 0.5, 0.6, 1.0, "c")
     rows = [dict(zip(COLUMNS, values, strict=True))]
-    text = markdown(TABLE, cells, rows, (0,), "command")
+    text = markdown(TABLE, cells, rows, "command")
     assert "| carpet | DRA | 0.500 | 0.600 | 0.983 |" in text
     # What is not there yet is left out.
     assert "Target carpet" not in text

@@ -16,17 +16,17 @@ from scipy import stats
 
 from ahl_jax import UserError, preset
 from ahl_jax.presets import with_settings
-from ahl_jax.workdir import Workdir
+from ahl_jax.workdir import Workdir, csv_text
 from experiments.tables.cells import Options, Table, plan
 from experiments.tables.methods import COMPONENTS, METHODS, SUPERVISION, varied
 from experiments.tables.pairs import paired
 from experiments.tables.published import published
-from experiments.tables.report import markdown
+from experiments.tables.report import markdown, merged, read_rows
 from experiments.tables.sweep import output
 
 COLUMNS = [
     "table", "setting", "shots", "dataset", "seen_class", "method", "seed", "auc_roc", "auc_pr",
-    "seconds",
+    "seconds", "commit",
 ]  # fmt: skip
 
 
@@ -255,15 +255,40 @@ def test_categories_have_a_mean_of_their_own(weave: Path, tmp_path: Path) -> Non
     assert plan(table, dataclasses.replace(options, category=())) == cells
     figures = {("mvtec/a", 0): 0.5, ("mvtec/a", 1): 0.6, ("mvtec/b", 0): 0.7, ("mvtec/b", 1): 0.9}
     rows = [
-        dict(zip(COLUMNS, ("1", "general", 4, name, "", "DRA", seed, auc, auc, 1.0), strict=True))
+        dict(
+            zip(
+                COLUMNS, ("1", "general", 4, name, "", "DRA", seed, auc, auc, 1.0, "c"), strict=True
+            )
+        )
         for (name, seed), auc in figures.items()
     ]
-    text = markdown(table, cells, rows, (0, 1), "command")
+    text = markdown(table, cells, rows, "command")
     assert "## mvtec/a: general setting, 4 labelled anomalies" in text
     mean = text.partition("## mvtec, mean of 2 categories")[2]
     assert f"| DRA | {in_words([0.6, 0.75])} |" in mean
-    partial = markdown(table, cells, rows[:2], (0, 1), "command")
+    partial = markdown(table, cells, rows[:2], "command")
     assert "## mvtec, mean" not in partial
+
+
+def test_a_method_can_be_added_to_a_table_that_is_there(tmp_path: Path) -> None:
+    table = Table("x", "1", "X")
+    values = ("1", "general", 4, "weave", "", "DRA", 0, 0.5, 0.5, 1.0, "old")
+    old = [dict(zip(COLUMNS, values, strict=True)) | {"seed": seed} for seed in (0, 1)]
+    path = tmp_path / "x.csv"
+    path.write_text(csv_text(old), encoding="utf-8")
+    rows = read_rows(path)
+    assert rows == old
+    # The same figures again, other ones, and a method that stands before it.
+    again, other = old[0] | {"commit": "new"}, old[1] | {"auc_roc": 0.75, "commit": "new"}
+    more = [one | {"method": "DevNet"} for one in (again, other)]
+    found = merged(rows, [again, other, *more], table)
+    assert found == [*more, old[0], other]
+    text = markdown(table, [], found, "command")
+    assert "Commits, row by row in the CSV: new, old" in text
+    assert "rows of earlier runs: DevNet, DRA" in text
+    path.write_bytes(b"\xff\xfe no table")
+    with pytest.raises(UserError, match="is no table of earlier runs"):
+        read_rows(path)
 
 
 def test_a_table_has_no_rows_of_other_weights(weave: Path, tmp_path: Path) -> None:
