@@ -192,6 +192,7 @@ def test_a_stopped_sweep_goes_on_without_repeating_or_recompiling(
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_seeds_and_the_base_detector(config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(
         config,

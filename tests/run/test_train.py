@@ -118,6 +118,7 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_result(
     assert whole | {"seconds": 0} == parts | {"seconds": 0}
 
 
+@pytest.mark.slow
 def test_all_programs_are_compiled_before_the_epochs_whose_seconds_count(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,7 +190,8 @@ def test_train_takes_its_features_from_the_trained_trunk(config: Config, tmp_pat
     assert train(config, tmp_path / "run", progress=False) == metrics
 
 
-@pytest.mark.parametrize("detector", ["devnet", pytest.param("dra", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["devnet", "dra"])
 def test_the_detector_trained_from_images_is_tested_as_it_is(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
 ) -> None:
