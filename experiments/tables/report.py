@@ -57,10 +57,13 @@ def read_rows(path: Path) -> list[Row]:
     kinds |= dict.fromkeys(("auc_roc", "auc_pr", "seconds"), float)
     try:
         with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if missing := {*_KEYS, *kinds} - {*(reader.fieldnames or ())}:
+                raise ValueError(f"it has no column '{min(missing)}'")
             return [
                 {name: kinds.get(name, str)(value) for name, value in row.items()}
                 | {"commit": row.get("commit", "unknown")}
-                for row in csv.DictReader(file)
+                for row in reader
             ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(

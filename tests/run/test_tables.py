@@ -286,9 +286,15 @@ def test_a_method_can_be_added_to_a_table_that_is_there(tmp_path: Path) -> None:
     text = markdown(table, [], found, "command")
     assert "Commits, row by row in the CSV: new, old" in text
     assert "rows of earlier runs: DevNet, DRA" in text
-    path.write_bytes(b"\xff\xfe no table")
-    with pytest.raises(UserError, match="is no table of earlier runs"):
-        read_rows(path)
+    for broken in (
+        b"\xff\xfe no table",
+        b"garbage,1\n",
+        b"",
+        path.read_bytes().replace(b"0.5", b"x"),
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="is no table of earlier runs"):
+            read_rows(path)
 
 
 def test_a_table_has_no_rows_of_other_weights(weave: Path, tmp_path: Path) -> None:
