@@ -6,6 +6,7 @@ positives, whatever the detector.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ahl_jax.errors import UserError
+from ahl_jax.metrics import counted
+
+log = logging.getLogger(__name__)
 
 FPR = 0.01
 """The rate of false positives that a threshold is set for, unless the user names another."""
@@ -50,6 +54,16 @@ class Calibration:
     def promised(self, fpr: float = FPR) -> float:
         """``fpr``, or what n held-out normals suffice for: no less than 1 / (n + 1)."""
         return max(fpr, 1 / (len(self.scores) + 1))
+
+    def warn_of(self, fpr: float = FPR) -> None:
+        """Say so where the held-out normals are too few for ``fpr``."""
+        if self.promised(fpr) > fpr:
+            log.warning(
+                "%s can promise no less than %.2g %% of false positives, where %.2g %% are asked "
+                "for; that takes %d (--held-out)",
+                counted(len(self.scores), "held-out normal"),
+                100 * self.promised(fpr), 100 * fpr, math.ceil(1 / fpr - 1e-9) - 1,
+            )  # fmt: skip
 
     def probability(self, scores: Float[Any, " m"], xp: Any = np) -> Float[Any, " m"]:
         """The share of normal images that score lower, as estimated from the held-out ones.

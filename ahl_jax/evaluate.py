@@ -171,7 +171,10 @@ def calibrate(
         return
     maps = held_out_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
     found = predictor.scorer.outcome(maps)
-    Workdir(workdir).write_calibration(calibration_of(found.scores, found.heat))
+    calibration = calibration_of(found.scores, found.heat)
+    if progress:
+        calibration.warn_of()
+    Workdir(workdir).write_calibration(calibration)
 
 
 def _masks(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:

@@ -89,12 +89,8 @@ def run(command: Predict) -> None:
             predictor.calibrated()
         except UserError as error:
             log.warning("scores alone, no decisions: %s", error)
-    elif (promised := predictor.calibration.promised(command.fpr)) > command.fpr:
-        log.warning(
-            "%s can promise no less than %.2g %% of false positives; you asked for %.2g %%",
-            counted(len(predictor.calibration.scores), "held-out normal"),
-            100 * promised, 100 * command.fpr,
-        )  # fmt: skip
+    else:
+        predictor.calibration.warn_of(command.fpr)
     try:
         with alone(command.out, lambda: _in_use(command.out)):
             results = Results(

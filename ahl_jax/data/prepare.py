@@ -36,7 +36,10 @@ def prepare(name: str, manual_dir: Path | None = None, category: str | None = No
             nothing can be written.
     """
     if name not in NAMES:
-        raise UserError(f"there is no builder for {name!r}; there are: {', '.join(NAMES)}")
+        raise UserError(
+            f"there is no builder for {name!r}; there are: {', '.join(NAMES)}. Folders in MVTec or "
+            "VisA layout and CSV files need none: give ahl train their path"
+        )
     builder = builder_class(name)
     known = [config.name for config in builder.BUILDER_CONFIGS]
     if category is not None and not known:

@@ -56,6 +56,8 @@ def load(config: DataConfig) -> Dataset:
             if kind not in _NORMAL_CLASSES:
                 raise UserError(f"{where} has a normal of class {kind!r}; leave the class empty")
             normals[split].append(path)
+    if not seen:
+        raise UserError(f"{file} lists no images; write a line for each below its first one")
     return Dataset(
         name=file.stem,
         train_normals=tuple(normals["train"]),
@@ -77,7 +79,7 @@ def rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, 
             if absent := [name for name in columns if name not in header]:
                 raise UserError(
                     f"{file} has no column {absent[0]!r}; its first line must name the columns "
-                    f"{','.join(columns)}"
+                    f"{','.join(columns)}, with commas in between"
                 )
             reader.fieldnames = header
             for row in reader:

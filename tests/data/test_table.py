@@ -73,6 +73,7 @@ BAD = {
     "inner up": ("x/../../out.png,normal,,train", "write one inside"),
     "absolute": ("/etc/hostname.png,normal,,train", "write one inside"),
     "link": ("link.png,normal,,train", "a link out of"),
+    "nothing": ("", "lists no images"),
     "quote": ('"a.png,normal,,train', "cannot be read as a CSV file"),
 }
 
