@@ -294,7 +294,9 @@ def test_a_trunks_products_are_in_bfloat16_where_the_device_has_them():
     )
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("efficientnet_lite0", marks=pytest.mark.slow), "resnet18"]
+)
 def test_features_in_bfloat16_are_near_those_in_float32(name, tmp_path):
     weights = None
     if name == "resnet18":

@@ -135,7 +135,12 @@ def test_mleps_scores_do_not_depend_on_the_units_of_the_features():
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "base") for name in NAMES), ("flos", "ahl"), ("mlep", "ahl")]
+    ("name", "method"),
+    [
+        *((name, "base") for name in NAMES),
+        ("flos", "ahl"),
+        pytest.param("mlep", "ahl", marks=pytest.mark.slow),
+    ],
 )
 def test_it_learns_alone_and_within_ahl(name, method):
     settings = {"steps": 4, "batch": 12, "lr": 0.05, "lr_base": 0.02, "decay_every": 100}

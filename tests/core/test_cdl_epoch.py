@@ -68,7 +68,7 @@ def gradient_of(before, after) -> np.ndarray:
     return np.asarray(ravel_pytree(new.mu)[0] - 0.9 * ravel_pytree(old.mu)[0]) / 0.1
 
 
-@detectors
+@pytest.mark.parametrize("detector", ["devnet", pytest.param("dra", marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(detector):
     case = run(detector)
     state, _ = case.epochs(2)

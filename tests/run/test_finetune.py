@@ -135,6 +135,7 @@ def test_a_stopped_fine_tuning_needs_the_same_run_and_a_finished_one_does_not(
         finetune(*command, epochs=EPOCHS, progress=False, overwrite=True)
 
 
+@pytest.mark.slow
 def test_labelled_anomalies_of_the_target_train_too(
     tuned: FinishedRun, target: DataConfig, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def test_a_seeds_folder_is_a_run_like_any_other(folder: Path) -> None:
     assert evaluate(folder / "seed-1", progress=False)["seed"] == 1
 
 
+@pytest.mark.slow
 def test_stopped_seeds_go_on_from_their_last_common_epoch(
     config: Config, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,9 @@ def test_a_finished_run_is_not_run_again(
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
 
 
-@pytest.mark.parametrize("method", ["ahl", "base", "ensemble"])
+@pytest.mark.parametrize(
+    "method", ["ahl", "base", pytest.param("ensemble", marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_to_the_bit_identical_result(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -157,7 +159,14 @@ def test_all_programs_are_compiled_before_the_epochs_whose_seconds_count(
     assert lines[-1].endswith(" 0:00 left")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_process_leaves_a_run_that_can_go_on(
     finished: FinishedRun, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -186,6 +195,7 @@ def test_a_killed_process_leaves_a_run_that_can_go_on(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_devnet_and_the_hard_setting_run(config: Config, tmp_path: Path) -> None:
     data = dataclasses.replace(config.data, setting="hard", seen_class="spot")
     detector = dataclasses.replace(config.detector, detector="devnet")
@@ -209,6 +219,7 @@ def test_the_baselines_learn_alone(config: Config, tmp_path: Path, name: str) ->
     assert evaluate(tmp_path, progress=False) == metrics
 
 
+@pytest.mark.slow
 def test_the_full_setting_labels_anomalies_of_every_class(config: Config, tmp_path: Path) -> None:
     full = dataclasses.replace(
         config,

@@ -81,7 +81,8 @@ def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("method", ["base", pytest.param("ahl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["base", "ahl"])
 def test_killed_and_resumed_it_ends_where_one_process_does(
     weave: Path, tmp_path: Path, method: str
 ) -> None:

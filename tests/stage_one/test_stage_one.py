@@ -123,6 +123,7 @@ def test_recomputing_activations_changes_nothing(config: Config) -> None:
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_train_parameters_in_float32(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +154,7 @@ def test_it_learns_to_tell_anomalies_from_normals(config: Config, tmp_path: Path
     assert roc_auc_score([s.anomaly_class is not None for s in split.test], scores) > 0.95
 
 
-@pytest.mark.parametrize("batch_norm", ["frozen", "trained"])
+@pytest.mark.parametrize("batch_norm", ["frozen", pytest.param("trained", marks=pytest.mark.slow)])
 def test_stopped_and_resumed_it_ends_at_the_same_bits(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_norm: str
 ) -> None:
