@@ -1,11 +1,12 @@
-"""The density detector's head factors and groups, compared on training data alone.
+"""The density detector's trunk, head factors and groups, compared on training data alone.
 
-    python -m experiments.cross_validate --data elpv
+    python -m experiments.cross_validate --data elpv [--trunk efficientnet_lite2]
 
 For every seed, the training normals and the labelled anomalies are divided into folds. A detector
 is calibrated on all folds but one, and scores that one; its AUC-ROC says how well it tells labelled
 anomalies that it has not seen from normals that it has not seen. No test image is read. Writes
-experiments/results/cross_validate_DATA.md: the mean over seeds and folds.
+experiments/results/cross_validate_DATA.md (_TRUNK too where it is named): the mean over seeds and
+folds.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
 
 from ahl_jax import preset
 from ahl_jax.backbones import Trunk, load_trunk
@@ -53,6 +55,9 @@ class Options:
     seeds: tuple[int, ...] = tuple(range(10))
     """Seeds."""
 
+    trunk: str | None = None
+    """Another trunk than the preset's."""
+
     folds: int = 5
     """Folds, at most M."""
 
@@ -69,19 +74,24 @@ class Options:
 def main() -> None:
     """Score every fold, then write the table."""
     options = tyro.cli(Options, description=__doc__)
-    trunk, store = load_trunk("efficientnet_lite0"), Store()
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {} if options.trunk is None else {"trunk": options.trunk}
+    start = preset("density", options.data, shots=options.shots, held_out=0.0)
+    start = with_settings(start, settings)
+    trunk, store = load_trunk(start.features.trunk), Store()
     pairs = list(itertools.product(options.factors, options.factors))
-    found: dict[int, dict[Factors, float]] = {}
-    for groups in options.groups:
-        aucs = []
-        for seed in options.seeds:
-            config = preset("density", options.data, shots=options.shots, held_out=0.0)
-            config = with_settings(dataclasses.replace(config, seed=seed), {"groups": groups})
-            for heads, labels in _folds(config, trunk, store, options.folds):
-                aucs.append([roc_auc_score(labels, heads @ [1.0, *pair]) for pair in pairs])
-        found[groups] = dict(zip(pairs, np.mean(aucs, axis=0), strict=True))
+    aucs: dict[int, list[list[float]]] = {groups: [] for groups in options.groups}
+    for groups, seed in tqdm(list(itertools.product(options.groups, options.seeds)), unit="seed"):
+        config = with_settings(dataclasses.replace(start, seed=seed), {"groups": groups})
+        for heads, labels in _folds(config, trunk, store, options.folds):
+            aucs[groups].append([roc_auc_score(labels, heads @ [1.0, *pair]) for pair in pairs])
+    found = {
+        groups: dict(zip(pairs, np.mean(each, axis=0), strict=True))
+        for groups, each in aucs.items()
+    }
     text = _table(options, found)
-    path = options.out / f"cross_validate_{Path(options.data).name}.md"
+    names = ["cross_validate", Path(options.data).name, *filter(None, [options.trunk])]
+    path = options.out / f"{'_'.join(names)}.md"
     replace_file(path, text)
     print(text)
 
@@ -129,7 +139,8 @@ def _table(options: Options, found: dict[int, dict[Factors, float]]) -> str:
         "",
         f"AUC-ROC of held-out labelled anomalies against held-out training normals, mean over "
         f"{len(options.seeds)} seeds and {options.folds} folds, {options.shots} labelled "
-        "anomalies; no training beyond the closed form. The detector has the factors "
+        f"anomalies, features of {options.trunk or 'the default trunk'}; no training beyond the "
+        "closed form. The detector has the factors "
         f"{used[0]} and {used[1]}.",
         "",
         f"Command: `{shlex.join(['python', '-m', 'experiments.cross_validate', *sys.argv[1:]])}`",
