@@ -56,8 +56,8 @@ class FeatureConfig:
     """How an image becomes feature maps."""
 
     trunk: str = "efficientnet_lite0"
-    """The network whose last feature map is used: efficientnet_lite0, resnet18,
-    resnet34, resnet50 or wide_resnet50_2."""
+    """The network whose last feature map is used: efficientnet_lite0, efficientnet_lite1,
+    efficientnet_lite2, resnet18, resnet34, resnet50 or wide_resnet50_2."""
 
     trunk_weights: Path | None = None
     """A torchvision state dict (.pth, .safetensors); by default what `ahl weights import` kept."""
@@ -157,7 +157,9 @@ class DetectorConfig:
     """The base detector."""
 
     detector: str = "dra"
-    """The base detector: density (with --whiten), devnet, dra, flos, mlep or saoe."""
+    """The base detector: density (with --whiten), devnet, dra, flos, mlep or saoe; or, with
+    --method fit, one that trains nothing and sees no anomaly: gaussian (with --whiten), patchcore.
+    """
 
     top_k: float = 0.1
     """The fraction of locations, at least one, whose scores a head averages."""
@@ -173,6 +175,9 @@ class DetectorConfig:
 
     groups: int = 1
     """k-means groups of similar normals; density compares an image with those of its group."""
+
+    coreset: int = 5000
+    """Locations of normal images that patchcore compares with."""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ def check(config: "Config") -> None:
     """
     d, s, det = config.data, config.subsets, config.detector
     lrn, imp, one = config.learning, config.importance, config.stage_one
-    fewest = 0 if config.source else 1  # Fine-tuning may have normals alone.
+    # Fine-tuning and what trains nothing may have normals alone.
+    fewest = 0 if config.source or lrn.method == "fit" else 1
     at_least = [
         ("shots", d.shots, fewest), ("subsets", s.subsets, 1), ("clusters", s.clusters, 2),
         ("image-size", config.features.image_size, 192),
         ("image-batch", config.features.image_batch, 1),
         ("pseudo-per-generator", config.pseudo.pseudo_per_generator, fewest),
         ("references", det.references, 1), ("hidden", det.hidden, 1),
-        ("groups", det.groups, 1),
+        ("groups", det.groups, 1), ("coreset", det.coreset, 1),
         ("epochs", lrn.epochs, 1), ("steps", lrn.steps, 1), ("batch", lrn.batch, 3),
         ("passes", lrn.passes, 1), ("decay-every", lrn.decay_every, 1),
         ("history", imp.history, 1), ("psi-passes", imp.psi_passes, 1),

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Unpack
 import tyro
 
 from ahl_jax.config import Config, DataConfig, PseudoConfig
+from ahl_jax.detectors import DETECTORS
 from ahl_jax.errors import UserError
 from ahl_jax.source import load_source
 from ahl_jax.train import Options, train
@@ -139,7 +140,7 @@ def _config(
     """The settings of a fine-tuned run; the same when they are made from themselves."""
     made = start.pseudo.pseudo_per_generator or PseudoConfig.pseudo_per_generator
     learning = dataclasses.replace(start.learning, epochs=epochs)
-    if learning.method != "ensemble":
+    if DETECTORS[start.detector.detector].trained and learning.method != "ensemble":
         learning = dataclasses.replace(learning, method="base")
     return dataclasses.replace(
         start,

@@ -1,5 +1,6 @@
 """From a config to the feature maps of its training and test images."""
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
@@ -147,9 +148,12 @@ def training_features(
         normals, averages = shared.normals, shared.averages
     seen = [sample.path for sample in split.seen]
     anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
+    made = config.pseudo
+    if config.learning.method == "fit":
+        made = dataclasses.replace(made, pseudo_per_generator=0)  # Nobody would look at them.
     with together():
         pseudo = extract_pseudo(
-            normals.paths, trunk, config.features, config.pseudo, config.seed, store, part,
+            normals.paths, trunk, config.features, made, config.seed, store, part,
             progress=progress,
         )  # fmt: skip
     counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.source))]).T

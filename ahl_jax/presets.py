@@ -40,7 +40,7 @@ def _debug(data: str) -> Config:
         stage_one=StageOneConfig(stage_one_epochs=2, stage_one_steps=2, stage_one_batch=6),
         pseudo=PseudoConfig(pseudo_per_generator=16),
         subsets=SubsetConfig(subsets=2, clusters=2),
-        detector=DetectorConfig(references=3),
+        detector=DetectorConfig(references=3, coreset=200),
         learning=LearningConfig(epochs=4, steps=4, batch=12, passes=2),
         importance=ImportanceConfig(history=2),
     )

@@ -63,8 +63,11 @@ def check_names(config: Config) -> None:
                 raise UserError(
                     f"--{option} has no '{name}'; choose from {', '.join(sorted(known))}"
                 )
-    if DETECTORS[config.detector.detector].whitened and not config.features.whiten:
-        raise UserError(f"the detector {config.detector.detector} needs --whiten; turn it on")
+    name = config.detector.detector
+    if DETECTORS[name].whitened and not config.features.whiten:
+        raise UserError(f"the detector {name} needs --whiten; turn it on")
+    if not DETECTORS[name].trained and config.learning.method != "fit":
+        raise UserError(f"the detector {name} has nothing to train; add --method fit")
 
 
 LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {

@@ -3,9 +3,9 @@
     python -m experiments.table4_supervision --data elpv
 
 writes experiments/results/table4_supervision.csv (a row per run) and .md. PatchCore and the
-Gaussian see no anomaly, the rows with AHL and the closed form M labelled anomalies, and the fully
-supervised ones, FS-DRA and FS-Density, M of every class. Those are left out of their tests, so
-these two rows have slightly fewer test images.
+Gaussian look at no anomaly, the rows with AHL and the closed form at M labelled anomalies, and the
+fully supervised ones, FS-DRA and FS-Density, at M of every class. Those are left out of their
+tests, so these two rows have slightly fewer test images.
 """
 
 from ahl_jax.runtime import run_command

@@ -9,8 +9,10 @@ from ahl_jax.detectors.density import Density
 from ahl_jax.detectors.devnet import DevNet
 from ahl_jax.detectors.dra import DRA
 from ahl_jax.detectors.flos import FLOS
+from ahl_jax.detectors.gaussian import Gaussian
 from ahl_jax.detectors.inputs import Inputs, make_inputs
 from ahl_jax.detectors.mlep import MLEP
+from ahl_jax.detectors.patchcore import PatchCore
 from ahl_jax.detectors.protocol import Detector, Functional, Model, functional
 from ahl_jax.detectors.saoe import SAOE
 from ahl_jax.errors import UserError
@@ -20,7 +22,9 @@ DETECTORS: dict[str, type[Detector]] = {
     "devnet": DevNet,
     "dra": DRA,
     "flos": FLOS,
+    "gaussian": Gaussian,
     "mlep": MLEP,
+    "patchcore": PatchCore,
     "saoe": SAOE,
 }
 

@@ -37,6 +37,9 @@ class Detector(nnx.Module):
     whitened: ClassVar[bool] = False
     """Whether it needs whitened features, see ``ahl_jax.whitening``."""
 
+    trained: ClassVar[bool] = True
+    """Whether there is anything to train after ``calibrate``; otherwise only ``fit`` takes it."""
+
     @abstractmethod
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         raise NotImplementedError
@@ -169,13 +172,13 @@ class Model(NamedTuple):
     """Running statistics."""
 
     def arrays(self) -> dict[str, Params]:
-        """Both by name, for a checkpoint; without statistics where the detector has none."""
+        """Both by name, for a checkpoint; only those that the detector has."""
         return {name: values for name, values in self._asdict().items() if values}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any]) -> "Model":
         """The inverse of ``arrays``."""
-        return cls(arrays["params"], arrays.get("stats", {}))
+        return cls(arrays.get("params", {}), arrays.get("stats", {}))
 
 
 @dataclass(frozen=True)

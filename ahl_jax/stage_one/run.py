@@ -50,12 +50,12 @@ def check_stage_one(config: Config) -> None:
     """Find out before any work whether the detector can be trained from images.
 
     Raises:
-        UserError: if there is none of that name, it needs whitened features, or it cannot be the
-            start of what follows.
+        UserError: if there is none of that name that trains on features as they are, or it cannot
+            be the start of what follows.
     """
     one = config.stage_one
     name = one.stage_one_detector
-    fit = [known for known, kind in DETECTORS.items() if not kind.whitened]
+    fit = [known for known, kind in DETECTORS.items() if kind.trained and not kind.whitened]
     if one.stage_one and name not in fit:
         raise UserError(
             f"--stage-one-detector has no '{name}'; choose from {', '.join(sorted(fit))}"

@@ -1,4 +1,4 @@
-"""What ``peers`` compares: our detectors, our references, and those of anomalib and PyOD.
+"""What ``peers`` compares: our detectors and those of anomalib and PyOD.
 
 The other packages are imported where they are used, so that each process has only its own.
 """
@@ -31,10 +31,10 @@ from ahl_jax.predictor import Predictor
 from ahl_jax.presets import with_settings
 from ahl_jax.whitening import fit_whitening
 from experiments.tables.methods import METHODS as ROWS
-from experiments.tables.references import REFERENCES, Score
 
 Images = UInt8[np.ndarray, "n size size 3"]
 Scores = Float[np.ndarray, " n"]
+Score = Callable[[FeatureMaps], Scores]
 
 
 @dataclass(frozen=True)
@@ -171,16 +171,6 @@ def _ours(row: str, case: Case) -> Detector:
         return Ours(config, load(folder), seconds)
 
 
-def _reference(row: str, case: Case) -> Detector:
-    config = case.config(row)
-    normals = _stored(
-        load_split(config).train_normals, _trunk(config.features.trunk), config.features
-    )
-    start = time.perf_counter()
-    score = REFERENCES[ROWS[row].reference or row](normals)
-    return OnOurFeatures(config, score, time.perf_counter() - start)
-
-
 def _pyod(name: str, whitened: bool, labels: bool, case: Case) -> Detector:
     """PyOD's ``models.MODULE.CLASS`` on the features that Density reads, pooled."""
     module, kind = name.split(".")
@@ -239,13 +229,13 @@ version 3.6.7 it passes the arguments of its loss in the wrong order, and learns
 
 
 def _methods() -> dict[str, Method]:
+    rows = "Density, closed form, groups", "Density, groups", "AHL(Density)", "Gaussian"
     found = {
-        row: Method("ahl_jax", functools.partial(_ours, row), labels=True)
-        for row in ("Density, closed form", "Density", "AHL(Density)")
+        row: Method("ahl_jax", functools.partial(_ours, row), labels=ROWS[row].trained)
+        for row in rows
     }
-    for row in ("Gaussian", "PatchCore"):
-        name = f"{row} (reference)"
-        found[name] = Method("scikit-learn", functools.partial(_reference, row))
+    ours = functools.partial(_ours, "PatchCore")
+    found["PatchCore, eight views"] = Method("ahl_jax", ours)
     for model, coreset in (("patchcore", "greedy"), ("patchcore", "random"), ("padim", "")):
         name = {"greedy": "PatchCore", "random": "PatchCore, random subset", "": "PaDiM"}[coreset]
         fit = functools.partial(_anomalib, model, coreset)

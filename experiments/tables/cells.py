@@ -60,7 +60,7 @@ class Options:
     published one, 448."""
 
     stage_one: bool = False
-    """Train the trunk on the data first, for every row but the references: with the row's own
+    """Train the trunk on the data first, for every row that trains: with the row's own
     detector on top, or DRA where that needs whitened features."""
 
     quick: bool = False
@@ -118,7 +118,6 @@ class Cell:
     shots: int
     seen_class: str | None
     method: str
-    reference: str | None
     config: Config
     folder: Path
     """Where its runs are; cells with the same settings have the same one."""
@@ -204,10 +203,10 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     start = preset("debug" if options.quick else "paper", data.data, **own)
     method = table.methods[name]
     features = options.features()
-    if method.reference:
-        features.pop("stage_one", None)  # It would train on anomalies.
     settings = dict(method.settings)
     own_detector = settings.get("detector", start.detector.detector)
+    if not method.trained:
+        features.pop("stage_one", None)  # It would train on anomalies.
     if features.get("stage_one") and not DETECTORS[own_detector].whitened:
         features["stage_one_detector"] = own_detector
         if settings.get("method") == "base":
@@ -227,11 +226,10 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
         shots=data.shots,
         seen_class=data.seen_class,
         method=name,
-        reference=method.reference,
         config=config,
         folder=options.workdir / f"{'quick' if options.quick else 'paper'}{options.variant}"
         / quote(dataset, safe="")
-        / part / "_".join(filter(None, [method.reference, _difference(start, config)])),
+        / part / _difference(start, config),
     )  # fmt: skip
 
 

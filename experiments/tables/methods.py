@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ahl_jax import preset
-from ahl_jax.config import LearningConfig
+from ahl_jax.config import DetectorConfig, LearningConfig
+from ahl_jax.detectors import DETECTORS
 from ahl_jax.presets import differing_settings
 
 
@@ -19,8 +20,10 @@ class Method:
     against: tuple[str, ...] = ()
     """The rows that this one is compared with, seed by seed."""
 
-    reference: str | None = None
-    """A key of ``REFERENCES``, which is scored in place of a training."""
+    @property
+    def trained(self) -> bool:
+        """Whether its detector trains; one that does not is fitted to the normals."""
+        return DETECTORS[self.settings.get("detector", DetectorConfig.detector)].trained
 
 
 _AHL_DENSITY = differing_settings(preset("paper", ""), preset("density", "", held_out=0.0))
@@ -30,8 +33,8 @@ _RATE = {"lr_base": LearningConfig().lr}
 """The published learning rate of a detector alone is a tenth of that of AHL's unified one."""
 
 METHODS = {
-    "Gaussian": Method({"views": _DENSITY["views"]}, reference="gaussian"),
-    "PatchCore": Method({"views": _DENSITY["views"]}, reference="patchcore"),
+    "Gaussian": Method({**_DENSITY, "detector": "gaussian", "method": "fit"}),
+    "PatchCore": Method({"detector": "patchcore", "views": _DENSITY["views"], "method": "fit"}),
     "SAOE": Method({"detector": "saoe", "method": "base"}),
     "MLEP": Method({"detector": "mlep", "method": "base"}),
     "FLOS": Method({"detector": "flos", "method": "base"}),

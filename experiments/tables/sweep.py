@@ -24,7 +24,6 @@ from ahl_jax.runtime import commit, keep_compiled_programs
 from ahl_jax.workdir import Workdir, csv_text, replace_file
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS, varied
-from experiments.tables.references import reference_metrics
 from experiments.tables.report import Row, markdown, merged, per_seed, read_rows, sections
 
 PUBLISHED = "AHL(DRA)"
@@ -88,9 +87,7 @@ def run(
 
 
 def _made(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The metrics of all seeds, which are scored or trained."""
-    if cell.reference:
-        return reference_metrics(cell.reference, cell.config, cell.folder, seeds)
+    """The metrics of all seeds, which are trained."""
     if cell.start is None:
         return train_seeds(cell.config, cell.folder, seeds)
     if not _finished(cell.start, seeds):

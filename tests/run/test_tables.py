@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib
+import json
 import math
 import shutil
 import statistics
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ahl_jax import UserError, preset
+from ahl_jax.detectors import DETECTORS
 from ahl_jax.presets import with_settings
 from ahl_jax.workdir import Workdir, csv_text
 from experiments.tables.cells import Options, Table, plan
@@ -129,6 +131,30 @@ def test_every_component_of_table_5_trains_in_its_own_way(script: Script) -> Non
     # One seed has no deviation and no interval.
     assert "±" not in text
     assert "nan" not in text
+
+
+def test_what_trains_nothing_is_a_row_like_any_other(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--methods", "PatchCore", "Gaussian")
+    rows, text = script("table4_supervision", *arguments)
+    assert [row["method"] for row in rows] == ["PatchCore"] * 2 + ["Gaussian"] * 2
+    assert all(float(row["auc_roc"]) > 0.6 for row in rows)
+    assert "## weave: general setting" in text
+    monkeypatch.setattr("experiments.tables.sweep.train_seeds", None)
+    assert script("table4_supervision", *arguments) == (rows, text)
+
+
+def test_the_fully_supervised_rows_see_every_class(script: Script) -> None:
+    rows, _ = script("table4_supervision", "--methods", "FS-DRA", "--seeds", "0")
+    (run,) = (script.tmp_path / "runs").rglob("metrics.json")
+    metrics = json.loads(run.read_text())
+    assert metrics["n_seen"] == 8
+    assert {name: one["n"] for name, one in metrics["per_class"].items()} == {
+        "scratch": 3,
+        "spot": 3,
+    }
+    assert [row["setting"] for row in rows] == ["general"]
 
 
 def test_a_sweep_is_drawn_beside_its_base_detector(script: Script) -> None:
@@ -321,12 +347,14 @@ def test_other_features_have_folders_and_files_of_their_own(weave: Path, tmp_pat
         assert one.folder != two.folder
         features = two.config.features
         assert (features.trunk, features.image_size) == ("resnet18", 448)
-        # References see no anomaly, so not in their trunk's training either.
-        assert two.config.stage_one.stage_one == (two.reference is None)
+        # What sees no anomaly has none in its trunk's training either.
+        assert two.config.stage_one.stage_one == DETECTORS[two.config.detector.detector].trained
         own = two.config.detector.detector
-        assert two.config.stage_one.stage_one_detector == ("dra" if own == "density" else own)
+        assert two.config.stage_one.stage_one_detector == (
+            own if DETECTORS[own].trained and not DETECTORS[own].whitened else "dra"
+        )
         # A detector alone is the one that has been trained from images.
-        alone = one.config.learning.method == "base" and own != "density" and not one.reference
+        alone = one.config.learning.method == "base" and own != "density"
         assert two.config.stage_one.stage_one_heads == alone
         assert two.config.learning.method == ("fit" if alone else one.config.learning.method)
     assert len({two.folder for two in after}) == len({one.folder for one in before})
