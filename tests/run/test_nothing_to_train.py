@@ -1,0 +1,62 @@
+"""A detector that trains nothing, on normal images alone: a run like any other."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from ahl_jax import Config, DataConfig, evaluate, export_model, finetune, load, preset, train
+from ahl_jax.data.images import read_image
+from ahl_jax.presets import with_settings
+from ahl_jax.report import report
+from ahl_jax.workdir import Workdir
+from tests.run.conftest import FinishedRun
+
+
+@pytest.fixture(scope="module")
+def memory(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    config = preset("debug", str(textures), category="carpet")
+    config = with_settings(config, {"detector": "patchcore", "method": "fit", "shots": 0})
+    workdir = tmp_path_factory.mktemp("runs") / "memory"
+    return FinishedRun(config, workdir, train(config, workdir, progress=False))
+
+
+def memory_of(workdir: Path) -> np.ndarray:
+    return np.asarray(load(workdir).scorer.model.stats["memory"])
+
+
+def test_it_sees_no_anomaly_and_finds_them(memory: FinishedRun) -> None:
+    metrics = memory.metrics
+    assert (metrics["n_seen"], metrics["n_test"], metrics["epochs"]) == (0, 23, 1)
+    assert metrics["auc_roc"] > 0.9
+    assert evaluate(memory.workdir, progress=False) == metrics == Workdir(memory.workdir).metrics()
+    # All normal locations fit in, each once.
+    assert len(np.unique(memory_of(memory.workdir), axis=0)) > 150
+
+
+@pytest.mark.slow
+def test_heat_maps_and_the_exported_file_say_the_same(memory: FinishedRun, tmp_path: Path) -> None:
+    predictor = load(memory.workdir)
+    images = sorted((Path(memory.config.data.data) / "carpet/test/spot").iterdir())[:3]
+    found = predictor.outcome(images)
+    np.testing.assert_allclose(found.heat.max((1, 2)), found.scores, rtol=0.2)
+    export_model(memory.workdir, tmp_path / "model.bin")
+    model = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
+    pixels = np.stack([read_image(path, 192) for path in images])
+    np.testing.assert_allclose(jax.jit(model.call)(pixels)["score"], found.scores, rtol=1e-4)
+
+
+def test_a_report_has_what_there_is(memory: FinishedRun) -> None:
+    text = report(memory.workdir).read_text(encoding="utf-8")
+    assert "PatchCore" in text
+
+
+def test_fine_tuning_fits_it_to_the_target(memory: FinishedRun, tmp_path: Path) -> None:
+    target = DataConfig(memory.config.data.data, "grid", shots=0, held_out=0.1)
+    metrics = finetune(memory.workdir, target, tmp_path / "grid", progress=False)
+    config: Config = Workdir(tmp_path / "grid").config()
+    assert config.learning.method == "fit"
+    assert metrics["auc_roc"] > 0.9
+    assert np.abs(memory_of(tmp_path / "grid") - memory_of(memory.workdir)).max() > 0.1
