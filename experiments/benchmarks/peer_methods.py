@@ -162,8 +162,8 @@ def _stored(paths: Sequence[ImageSource], trunk: Trunk, options: Any) -> Feature
     return extract(paths, trunk, options, Store(), progress=False)[0]
 
 
-def _ours(row: str, case: Case) -> Detector:
-    config = case.config(row)
+def _ours(row: str, more: Mapping[str, Any], case: Case) -> Detector:
+    config = with_settings(case.config(row), more)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train(config, folder, progress=False)
@@ -229,13 +229,13 @@ version 3.6.7 it passes the arguments of its loss in the wrong order, and learns
 
 
 def _methods() -> dict[str, Method]:
-    rows = "Density, closed form, groups", "Density, groups", "AHL(Density)", "Gaussian"
-    found = {
-        row: Method("ahl_jax", functools.partial(_ours, row), labels=ROWS[row].trained)
-        for row in rows
-    }
-    ours = functools.partial(_ours, "PatchCore")
-    found["PatchCore, eight views"] = Method("ahl_jax", ours)
+    found = {}
+    for views, name in ((8, ""), (1, ", one view")):
+        for row in ("AHL(Density)", "Density, closed form, groups", "Gaussian", "PatchCore"):
+            # anomalib's PatchCore has the name alone.
+            own = ", eight views" if (row, views) == ("PatchCore", 8) else name
+            ours = functools.partial(_ours, row, {"views": views})
+            found[f"{row}{own}"] = Method("ahl_jax", ours, labels=ROWS[row].trained)
     for model, coreset in (("patchcore", "greedy"), ("patchcore", "random"), ("padim", "")):
         name = {"greedy": "PatchCore", "random": "PatchCore, random subset", "": "PaDiM"}[coreset]
         fit = functools.partial(_anomalib, model, coreset)

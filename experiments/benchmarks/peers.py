@@ -17,7 +17,7 @@ that takes none is fitted once, with the first seed; its deviation is that of th
 
 Each method runs in a process of its own, on ``--threads`` cores. PatchCore and PaDiM read one view
 of an image, their maps of strides 8 and 16, and 4 to 16; the others read our features: two scales,
-eight views, stride 32.
+stride 32, and eight views unless the name says one.
 """
 
 import dataclasses

@@ -100,7 +100,7 @@ def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             {"methods": ("SVDD",)},
-            "--methods has no 'SVDD'; choose from 'Density, closed form, groups'",
+            "--methods has no 'SVDD'; choose from 'AHL(Density)'",
         ),
         ({"seeds": ()}, "--seeds must be 1 or more"),
         ({"timed_images": 0}, "--timed-images must be 1 or more"),
