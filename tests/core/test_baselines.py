@@ -165,7 +165,7 @@ def test_it_learns_alone_and_within_ahl(name, method):
         assert float(logs[-1].weights.sum()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", ["flos", "mlep"])
+@pytest.mark.parametrize("name", [pytest.param("flos", marks=pytest.mark.slow), "mlep"])
 def test_the_exact_gradient_is_the_slope_of_the_query_loss_through_training(name):
     with jax.enable_x64(True):
         settings = {"gradient": "exact", "inner_optimizer": "sgd", "lr_base": 0.1, "clip": 1e6}

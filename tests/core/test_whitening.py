@@ -52,7 +52,7 @@ def test_whitened_averages_of_the_normals_are_uncorrelated() -> None:
     np.testing.assert_allclose(covariance, np.eye(len(covariance)), atol=0.1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 30))
 def test_numpy_and_jax_whiten_alike_and_few_or_equal_images_stay_finite(
     seed: int, images: int

@@ -125,6 +125,7 @@ def test_a_run_without_a_threshold_gives_scores_alone(
     np.testing.assert_allclose(found["score"], predictor.score(images), atol=SAME)
 
 
+@pytest.mark.slow
 def test_products_are_of_float32_on_a_cpu_and_of_the_precision_elsewhere(
     predictor: Predictor, tmp_path: Path
 ) -> None:

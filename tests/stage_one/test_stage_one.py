@@ -134,6 +134,7 @@ def test_products_in_bfloat16_train_parameters_in_float32(
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trunk)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_anomalies_from_normals(config: Config, tmp_path: Path) -> None:
     split = load_split(config)
     changed = {"stage_one_epochs": 6, "stage_one_steps": 10}
