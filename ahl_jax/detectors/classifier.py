@@ -47,5 +47,4 @@ class Classifier(Detector):
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """The log odds of every location, taken for a whole image."""
         del reference
-        logits = inputs.at_locations(self._logit)
-        return tuple(grid.to_map(x[..., 0]) for grid, x in zip(inputs.grids, logits, strict=True))
+        return inputs.maps_of(lambda x: self._logit(x)[..., 0])

@@ -37,5 +37,4 @@ class DevNet(DeviationDetector):
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """|1x1 convolution| of every location."""
         del reference
-        scores = inputs.at_locations(self._score)
-        return tuple(grid.to_map(x) for grid, x in zip(inputs.grids, scores, strict=True))
+        return inputs.maps_of(self._score)

@@ -32,12 +32,10 @@ class Gaussian(DeviationDetector):
     ) -> Float[Array, "b 1"]:
         """The length of the whitened averages of all scales, one beside the other."""
         del reference, weights
-        return jnp.sqrt(jnp.square(inputs.pooled).sum((-2, -1)))[:, None]
+        return jnp.linalg.norm(inputs.pooled, axis=(-2, -1))[:, None]
 
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """The length of every location's whitened features."""
         del reference
-        lengths = inputs.at_locations(
-            lambda x: jnp.sqrt(jnp.square(x.astype(inputs.pooled.dtype)).sum(-1))
-        )
-        return tuple(grid.to_map(x) for grid, x in zip(inputs.grids, lengths, strict=True))
+        precise = inputs.pooled.dtype
+        return inputs.maps_of(lambda x: jnp.linalg.norm(x.astype(precise), axis=-1))

@@ -128,6 +128,13 @@ class Inputs:
         outside = self._by_scale(function(self.rest), [g.uncovered for g in self.grids])
         return tuple(jnp.concatenate(parts, axis) for parts in zip(inside, outside, strict=True))
 
+    def maps_of(
+        self, function: Callable[[Float[Array, "*n l c"]], Float[Array, "*n l"]]
+    ) -> tuple[Float[Array, "*n h w"], ...]:
+        """``function`` of every location's feature vector: one map per scale."""
+        values = self.at_locations(function)
+        return tuple(grid.to_map(x) for grid, x in zip(self.grids, values, strict=True))
+
     def _by_scale(self, values: Array, counts: Sequence[int]) -> tuple[Array, ...]:
         """Values along the axis of patches or locations, cut into the scales."""
         return tuple(jnp.split(values, np.cumsum(counts)[:-1], self.patches.ndim - 2))

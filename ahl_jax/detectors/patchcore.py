@@ -102,12 +102,13 @@ def greedy_coreset(points: Float[Array, "n d"], count: int) -> Int[Array, " coun
 
 def _locations(inputs: Inputs) -> Float[Array, "b h w d"]:
     """Neighbourhood means of all scales on the grid of the finest, one beside the other."""
+    finest = inputs.grids[0]
     scales: list[Array] = []
     for maps in to_maps(inputs):
         precise = maps.astype(inputs.pooled.dtype)
         padded = jnp.pad(precise, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
         h, w, channels = maps.shape[1:]
         around = sum(padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
-        shape = (inputs.images, *scales[0].shape[1:3], channels) if scales else maps.shape
+        shape = inputs.images, finest.height, finest.width, channels
         scales.append(jax.image.resize(around, shape, "bilinear"))
     return jnp.concatenate(scales, axis=-1)

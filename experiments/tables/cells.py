@@ -204,11 +204,10 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     method = table.methods[name]
     features = options.features()
     settings = dict(method.settings)
-    own_detector = settings.get("detector", start.detector.detector)
     if not method.trained:
         features.pop("stage_one", None)  # It would train on anomalies.
-    if features.get("stage_one") and not DETECTORS[own_detector].whitened:
-        features["stage_one_detector"] = own_detector
+    if features.get("stage_one") and not DETECTORS[method.detector].whitened:
+        features["stage_one_detector"] = method.detector
         if settings.get("method") == "base":
             # In the paper a detector alone is trained from images, heads and all.
             settings |= {"method": "fit", "stage_one_heads": True}

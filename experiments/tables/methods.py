@@ -21,9 +21,14 @@ class Method:
     """The rows that this one is compared with, seed by seed."""
 
     @property
+    def detector(self) -> str:
+        """The name of its detector."""
+        return self.settings.get("detector", DetectorConfig.detector)
+
+    @property
     def trained(self) -> bool:
         """Whether its detector trains; one that does not is fitted to the normals."""
-        return DETECTORS[self.settings.get("detector", DetectorConfig.detector)].trained
+        return DETECTORS[self.detector].trained
 
 
 _AHL_DENSITY = differing_settings(preset("paper", ""), preset("density", "", held_out=0.0))

@@ -29,7 +29,7 @@ def fitted(**settings):
     reference = data.inference_reference()
 
     def outcome(maps):
-        inputs = data.images(jnp.arange(NORMALS)) if maps is None else make_inputs(maps)
+        inputs = make_inputs(maps)
         score = learner.functional.score(model, inputs, reference)
         return score, learner.functional.location_maps(model, inputs, reference)
 
