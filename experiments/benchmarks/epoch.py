@@ -33,7 +33,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ahl_jax.batches import thirds
+from ahl_jax.batches import equal_parts
 from ahl_jax.config import Precision
 from ahl_jax.runtime import run_command
 from experiments.benchmarks import common
@@ -99,7 +99,7 @@ def epoch_flops(detector: str, problem: common.Problem, shapes: tuple[common.Sha
     def slots(pools: Any) -> int:
         return sum(
             min(size, pool.members.shape[-1])
-            for size, pool in zip(thirds(learning.batch), pools, strict=True)
+            for size, pool in zip(equal_parts(learning.batch, pools), pools, strict=True)
         )
 
     support = learning.passes * learning.steps * slots(problem.data.support)
