@@ -15,7 +15,7 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
-from ahl_jax.errors import BadImageError, UserError
+from ahl_jax.errors import BadImageError, UserError, said_in_python
 from ahl_jax.estimator import AHLDetector
 from ahl_jax.evaluate import evaluate
 from ahl_jax.export import export_model
@@ -24,6 +24,18 @@ from ahl_jax.predictor import Predictor, load
 from ahl_jax.presets import preset
 from ahl_jax.report import compare, report
 from ahl_jax.train import train, train_seeds
+
+# The command line has the same functions from where they are defined, with options in errors.
+_said = said_in_python()
+compare = _said(compare)
+evaluate = _said(evaluate)
+export_model = _said(export_model)
+finetune = _said(finetune)
+load = _said(load)
+preset = _said(preset)
+report = _said(report)
+train = _said(train)
+train_seeds = _said(train_seeds)
 
 __all__ = [
     "AHLDetector",

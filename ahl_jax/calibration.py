@@ -55,15 +55,20 @@ class Calibration:
         """``fpr``, or what n held-out normals suffice for: no less than 1 / (n + 1)."""
         return max(fpr, 1 / (len(self.scores) + 1))
 
+    def shortfall(self, fpr: float = FPR) -> str | None:
+        """A sentence where the held-out normals are too few for ``fpr``."""
+        if self.promised(fpr) <= fpr:
+            return None
+        return (
+            f"{counted(len(self.scores), 'held-out normal')} can promise no less than "
+            f"{100 * self.promised(fpr):.2g} % of false positives, where {100 * fpr:.2g} % are "
+            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} (--held-out)"
+        )
+
     def warn_of(self, fpr: float = FPR) -> None:
         """Say so where the held-out normals are too few for ``fpr``."""
-        if self.promised(fpr) > fpr:
-            log.warning(
-                "%s can promise no less than %.2g %% of false positives, where %.2g %% are asked "
-                "for; that takes %d (--held-out)",
-                counted(len(self.scores), "held-out normal"),
-                100 * self.promised(fpr), 100 * fpr, math.ceil(1 / fpr - 1e-9) - 1,
-            )  # fmt: skip
+        if shortfall := self.shortfall(fpr):
+            log.warning("%s", shortfall)
 
     def probability(self, scores: Float[Any, " m"], xp: Any = np) -> Float[Any, " m"]:
         """The share of normal images that score lower, as estimated from the held-out ones.

@@ -245,22 +245,30 @@ def _train(command: Train) -> None:
     if not command.seeds:
         metrics = train(command.config, command.workdir, **options)
         if is_primary():
-            print(in_words(method_name(command.config), metrics, command.workdir))
+            print(_outcome(command.config, metrics, command.workdir))
         return
     results = train_seeds(command.config, command.workdir, command.seeds, **options)
     if not is_primary():
         return
     for metrics in results:
         folder = command.workdir / f"seed-{metrics['seed']}"
-        print(f"Seed {metrics['seed']}:", in_words(method_name(command.config), metrics, folder))
+        print(f"Seed {metrics['seed']}:", _outcome(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
     print(f"AUC-ROC over {counted(len(values), 'seed')}: {mean_std(values, 4)}.")
 
 
+def _outcome(config: Config, metrics: dict[str, Any], folder: Path) -> str:
+    """What a run came to, in a sentence."""
+    epochs, one = metrics["epochs"], config.stage_one
+    if config.learning.method == "fit":
+        # Its one epoch changes nothing.
+        epochs = one.stage_one_epochs if one.stage_one and one.stage_one_heads else 0
+    return in_words(method_name(config), metrics, folder, epochs)
+
+
 def _finetune(command: Finetune) -> None:
     metrics = finetune(command)
-    method = method_name(Workdir(command.workdir).config())
-    print(in_words(method, metrics, command.workdir))
+    print(_outcome(Workdir(command.workdir).config(), metrics, command.workdir))
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -289,6 +297,8 @@ def _evaluate(command: Evaluate) -> None:
             f"at most {at['promised_fpr']:.1%} false positives: {at['fpr']:.1%} of the test "
             f"normals are above it, and {at['tpr']:.1%} of the anomalies."
         )
+    else:
+        print("There is no threshold, as no normals were held out of training (--held-out).")
 
 
 if __name__ == "__main__":

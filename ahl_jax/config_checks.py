@@ -36,7 +36,10 @@ def check(config: "Config") -> None:
         at_least.append(("limit", d.limit, 3))
     for name, value, low in at_least:
         if value < low:
-            raise UserError(f"--{name} is {value}; it must be {low} or more")
+            message = f"--{name} is {value}; it must be {low} or more"
+            if (name, value) == ("shots", 0):
+                message += ", or add --method fit, which trains nothing and needs no anomaly"
+            raise UserError(message)
     above_zero = [
         ("lr", lrn.lr),
         ("lr-base", lrn.lr_base),

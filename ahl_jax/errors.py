@@ -3,9 +3,10 @@
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
-_OPTION = re.compile(r"(?<![^\s(])--([a-z][a-z-]*[a-z])")
-"""An option in a sentence; not what a path may hold."""
+_OPTION = re.compile(r"`[^`]*`|(?<![^\s(])--([a-z][a-z-]*[a-z])")
+"""An option in a sentence, not what a path may hold; or a whole command."""
 
 
 class UserError(Exception):
@@ -24,12 +25,27 @@ class BadImageError(UserError):
     """An image file that cannot be decoded; ``--skip-bad-images`` leaves it out."""
 
 
-@contextlib.contextmanager
-def said_in_python(others: Mapping[str, str]) -> Iterator[None]:
-    """Errors from within name parameters (``held_out``) instead of options (``--held-out``).
+def in_python(message: str, others: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A message with parameters (``held_out``) for options (``--held-out``).
 
     Args:
+        message: for the command line.
         others: what to say for options that are no parameters, by the option's name.
+    """
+
+    def parameter(found: re.Match[str]) -> str:
+        option = found[1]
+        return others.get(option, option.replace("-", "_")) if option else found[0]
+
+    return _OPTION.sub(parameter, message)
+
+
+@contextlib.contextmanager
+def said_in_python(others: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Errors from within, see ``in_python``.
+
+    Args:
+        others: see ``in_python``.
 
     Raises:
         UserError: those from within, with another message.
@@ -37,6 +53,5 @@ def said_in_python(others: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = _OPTION.sub(lambda m: others.get(m[1], m[1].replace("-", "_")), str(error))
-        error.args = (message,)
+        error.args = (in_python(str(error), others),)
         raise

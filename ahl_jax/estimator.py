@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,9 +24,9 @@ from ahl_jax.calibration import FPR, check_fpr
 from ahl_jax.config import Config, DataConfig
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
-from ahl_jax.errors import InputError, UserError, said_in_python
+from ahl_jax.errors import InputError, UserError, in_python, said_in_python
 from ahl_jax.predictor import load
-from ahl_jax.presets import PRESETS, preset, with_settings
+from ahl_jax.presets import preset
 from ahl_jax.train import train
 
 NORMAL_LABELS = (0, "good", "normal")
@@ -37,12 +38,14 @@ ANOMALY = "anomaly"
 _in_python = said_in_python({"overwrite": "an emptied workdir"})
 
 _BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images"}
+_BY_FIT |= {"seed", "source"}
 
 
 class AHLDetector(ClassifierMixin, BaseEstimator):
     """Anomaly detection from normal images and a few labelled anomalies, as a classifier of two.
 
-    All anomalies that ``fit`` is given are trained on. A share ``held_out`` of the normals is not:
+    All anomalies that ``fit`` is given are trained on; with ``settings={"method": "fit"}``, which
+    trains nothing, there may be none. A share ``held_out`` of the normals is not:
     their scores set the threshold, so that about ``fpr`` of normal images are called anomalies.
     There is no ``predict_proba``, as a detector of anomalies of any kind has no probability that
     an image is one; ``predictor_.probability`` has the share of normal images that score lower.
@@ -144,7 +147,10 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             predictor = load(folder)
         self.classes_, self._normal = classes, normal
         self.predictor_ = predictor
-        self.threshold_ = predictor.calibrated().threshold(self.fpr)
+        calibration = predictor.calibrated()
+        self.threshold_ = calibration.threshold(self.fpr)
+        if shortfall := calibration.shortfall(self.fpr):
+            warnings.warn(in_python(shortfall), stacklevel=3)
         return self
 
     @_in_python
@@ -237,15 +243,27 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
                 f"{kind}; give normal images one label and anomalies another."
             )
         classes = np.unique(labels)
-        if len(classes) < 2:
+        if len(classes) == 2:
+            return classes, self._normal_label(classes)
+        (only,) = classes.tolist()
+        if only not in self._normal_labels() or not self._takes_normals_alone():
             raise InputError(
-                f"y has one class, {classes[0]!r}; give normal images and at least one anomaly"
+                f"y has one class, {only!r}; give normal images and at least one anomaly, or "
+                "normal images alone with settings={'method': 'fit'}"
             )
-        return classes, self._normal_label(classes)
+        if isinstance(only, str):
+            return np.unique([only, ANOMALY]), only
+        other = type(only)(not only)
+        return np.unique([only, other]), only
+
+    def _takes_normals_alone(self) -> bool:
+        return (self.settings or {}).get("method") == "fit"
+
+    def _normal_labels(self) -> tuple[Any, ...]:
+        return NORMAL_LABELS if self.normal_label is None else (self.normal_label,)
 
     def _normal_label(self, classes: Shaped[np.ndarray, "2"]) -> Any:
-        wanted = NORMAL_LABELS if self.normal_label is None else (self.normal_label,)
-        found = [label for label in classes.tolist() if label in wanted]
+        found = [label for label in classes.tolist() if label in self._normal_labels()]
         if len(found) != 1:
             raise InputError(
                 f"y has the labels {classes.tolist()}, and which of them is normal is not clear; "
@@ -254,8 +272,6 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         return found[0]
 
     def _config(self, shots: int) -> Config:
-        if self.preset not in PRESETS:
-            raise UserError(f"preset is {self.preset!r}; choose from {', '.join(PRESETS)}")
         check_fpr(self.fpr)
         if not self.held_out > 0:
             raise UserError(
@@ -278,11 +294,5 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
                 f"settings has {min(twice)!r}, which an argument of its own or fit decides; "
                 "leave it out"
             )
-        config = preset(
-            self.preset, "the images given to fit", shots=shots, held_out=self.held_out, limit=None
-        )
-        try:
-            config = with_settings(config, settings | others)
-        except KeyError as error:
-            raise UserError(f"settings: {error.args[0]}; see ahl_jax.Config") from error
-        return dataclasses.replace(config, seed=int(seed))
+        given = {"shots": shots, "held_out": self.held_out, "limit": None, "seed": int(seed)}
+        return preset(self.preset, "the images given to fit", **given, **settings, **others)

@@ -99,7 +99,7 @@ def run_epochs(
         _announce(data, data_shards, runs, done)
         if mesh.size > 1:
             log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
-        log.info("compiling the training step, which takes a while the first time")
+        log.info("compiling, which takes a while the first time")
     states, data = spread(states, data, mesh)
     if not done:
         states = seeds.calibrated(learner, states, data, runs[0].normals, mesh)

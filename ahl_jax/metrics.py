@@ -16,23 +16,28 @@ def mean_std(values: Sequence[float], digits: int) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: int, what: str, one: str = "", more: str = "s") -> str:
     """A number of things, in words."""
-    return f"{number} {what}{'s' if number > 1 else ''}"
+    return f"{number} {what}{one if number == 1 else more}"
 
 
-def in_words(method: str, metrics: Mapping[str, Any], workdir: Path) -> str:
+def in_words(method: str, metrics: Mapping[str, Any], workdir: Path, epochs: int) -> str:
     """What a run came to, in a sentence.
 
     Args:
         method: what it trained.
         metrics: what ``metrics.json`` holds.
         workdir: its folder.
+        epochs: how many it was trained for; 0 for a closed form.
     """
+    images = f"{metrics['n_train_normal']} normals"
+    if metrics["n_seen"]:
+        images += f" and {counted(metrics['n_seen'], 'labelled anomal', 'y', 'ies')}"
+    made = (
+        f"trained on {images} for {counted(epochs, 'epoch')}" if epochs else f"fitted to {images}"
+    )
     return (
-        f"{method}, trained on {metrics['n_train_normal']} normals and "
-        f"{metrics['n_seen']} labelled anomalies for {counted(metrics['epochs'], 'epoch')}, "
-        f"reaches an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of "
+        f"{method}, {made}, reaches an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of "
         f"{metrics['auc_pr']:.4f} on {metrics['n_test']} test images; everything is in {workdir}."
     )
 

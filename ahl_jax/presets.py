@@ -15,6 +15,7 @@ from ahl_jax.config import (
     StageOneConfig,
     SubsetConfig,
 )
+from ahl_jax.errors import UserError
 
 
 def _paper(data: str) -> Config:
@@ -49,16 +50,21 @@ def _debug(data: str) -> Config:
 PRESETS = {"density": _density, "paper": _paper, "debug": _debug}
 
 
-def preset(name: str, data: str, **data_options: Any) -> Config:
+def preset(name: str, data: str, **settings: Any) -> Config:
     """A preset's config for a data set.
 
     Args:
         name: ``density``, ``paper`` or ``debug``.
         data: the data set's name or folder.
-        data_options: other fields of ``DataConfig``, such as ``category``.
+        settings: other settings than the preset's, each by the name of its field in ``Config`` or
+            one of its parts, such as ``shots=5`` or ``detector="devnet"``.
+
+    Raises:
+        UserError: if there is no such preset or setting, or a value is out of range.
     """
-    config = PRESETS[name](data)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data_options))
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
+    return with_settings(PRESETS[name](data), settings)
 
 
 def differing_settings(config: Config, other: Config) -> dict[str, Any]:
@@ -75,20 +81,22 @@ def differing_settings(config: Config, other: Config) -> dict[str, Any]:
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The config with these fields replaced, each in the room that has it.
+    """The config with these settings replaced, each in the part that has it.
 
     Raises:
-        KeyError: if no room has such a field.
+        UserError: if there is no such setting, or a value is out of range.
     """
     values = dict(settings)
-    rooms: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for room in dataclasses.fields(config):
         part = getattr(config, room.name)
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             mine = {f.name for f in dataclasses.fields(part)} & values.keys()
-            rooms[room.name] = dataclasses.replace(
+            changed[room.name] = dataclasses.replace(
                 part, **{name: values.pop(name) for name in mine}
             )
+        elif room.name in values:
+            changed[room.name] = values.pop(room.name)
     if values:
-        raise KeyError(f"no such settings: {', '.join(values)}")
-    return dataclasses.replace(config, **rooms)
+        raise UserError(f"no such settings: {', '.join(values)}; see ahl_jax.Config for all")
+    return dataclasses.replace(config, **changed)

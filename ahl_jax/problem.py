@@ -63,11 +63,18 @@ def check_names(config: Config) -> None:
                 raise UserError(
                     f"--{option} has no '{name}'; choose from {', '.join(sorted(known))}"
                 )
-    name = config.detector.detector
-    if DETECTORS[name].whitened and not config.features.whiten:
+    name, method = config.detector.detector, config.learning.method
+    kind = DETECTORS[name]
+    if kind.whitened and not config.features.whiten:
         raise UserError(f"the detector {name} needs --whiten; turn it on")
-    if not DETECTORS[name].trained and config.learning.method != "fit":
+    if not kind.trained and method != "fit":
         raise UserError(f"the detector {name} has nothing to train; add --method fit")
+    begun = config.source or (config.stage_one.stage_one and config.stage_one.stage_one_heads)
+    if method == "fit" and kind.trained and not kind.calibrates() and not begun:
+        raise UserError(
+            f"the detector {name} has no closed form, so --method fit would leave its random "
+            "weights; choose another --method, or train it with --stage-one --stage-one-heads"
+        )
 
 
 LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {

@@ -40,6 +40,11 @@ class Detector(nnx.Module):
     trained: ClassVar[bool] = True
     """Whether there is anything to train after ``calibrate``; otherwise only ``fit`` takes it."""
 
+    @classmethod
+    def calibrates(cls) -> bool:
+        """Whether ``calibrate`` sets anything."""
+        return cls.calibrate is not Detector.calibrate
+
     @abstractmethod
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         raise NotImplementedError

@@ -14,6 +14,7 @@ from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.patchcore import greedy_coreset
 from ahl_jax.errors import UserError
 from ahl_jax.learning import calibrated
+from ahl_jax.presets import with_settings
 from ahl_jax.problem import check_names
 from tests.core.setting import SIDES, make_config, make_setting, setting_maps
 
@@ -141,3 +142,11 @@ def test_there_is_nothing_to_train(name, method):
         check_names(make_config(detector=name, whiten=True, method=method))
     assert str(error.value) == f"the detector {name} has nothing to train; add --method fit"
     check_names(make_config(detector=name, whiten=True, method="fit"))
+
+
+def test_what_has_no_closed_form_is_not_left_untrained():
+    with pytest.raises(UserError, match="the detector dra has no closed form"):
+        check_names(make_config(detector="dra", method="fit"))
+    check_names(make_config(detector="density", whiten=True, method="fit"))
+    from_images = {"stage_one": True, "stage_one_heads": True}
+    check_names(with_settings(make_config(detector="dra", method="fit"), from_images))

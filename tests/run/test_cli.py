@@ -56,6 +56,15 @@ def test_evaluate_prints_the_metrics_alone_as_json(finished: FinishedRun, capsys
     assert f"{finished.metrics['auc_roc']:.4f}" in capsys.readouterr().out
 
 
+def test_evaluate_says_so_where_there_is_no_threshold(
+    finished: FinishedRun, capsys: Capture, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    next(workdir.rglob("calibration.json")).unlink()
+    main(["evaluate", str(workdir)])
+    assert "no threshold, as no normals were held out" in capsys.readouterr().out
+
+
 def test_an_option_overrides_the_preset_and_a_different_run_is_never_overwritten(
     finished: FinishedRun, capsys: Capture, tmp_path: Path
 ) -> None:
@@ -114,7 +123,7 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--subsets", "0"], "--subsets is 0; it must be 1 or more"),
         (["--clusters", "1"], "--clusters is 1; it must be 2 or more"),
         (["--history", "0"], "--history is 0; it must be 1 or more"),
-        (["--shots", "0"], "--shots is 0; it must be 1 or more"),
+        (["--shots", "0"], "--shots is 0; it must be 1 or more, or add --method fit"),
         (["--shots", "15"], "14"),
         (["--preset", "debug", "--clusters", "21", "--shots", "4"], "only 18 training normals"),
         (["--setting", "hard"], "needs --seen-class"),

@@ -8,17 +8,19 @@ import pytest
 from jax import export as jax_export
 
 from ahl_jax import Config, DataConfig, evaluate, export_model, finetune, load, preset, train
+from ahl_jax.cli import main
 from ahl_jax.data.images import read_image
-from ahl_jax.presets import with_settings
 from ahl_jax.report import report
 from ahl_jax.workdir import Workdir
 from tests.run.conftest import FinishedRun
 
+Capture = pytest.CaptureFixture[str]
+
 
 @pytest.fixture(scope="module")
 def memory(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    config = preset("debug", str(textures), category="carpet")
-    config = with_settings(config, {"detector": "patchcore", "method": "fit", "shots": 0})
+    kind = {"detector": "patchcore", "method": "fit", "shots": 0}
+    config = preset("debug", str(textures), category="carpet", **kind)
     workdir = tmp_path_factory.mktemp("runs") / "memory"
     return FinishedRun(config, workdir, train(config, workdir, progress=False))
 
@@ -46,6 +48,14 @@ def test_heat_maps_and_the_exported_file_say_the_same(memory: FinishedRun, tmp_p
     model = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
     pixels = np.stack([read_image(path, 192) for path in images])
     np.testing.assert_allclose(jax.jit(model.call)(pixels)["score"], found.scores, rtol=1e-4)
+
+
+def test_its_command_says_that_it_was_fitted(memory: FinishedRun, capsys: Capture) -> None:
+    data = [memory.config.data.data, "--category", "carpet", "--preset", "debug"]
+    kind = ["--detector", "patchcore", "--method", "fit", "--shots", "0"]
+    main(["train", *data, *kind, "--workdir", str(memory.workdir)])
+    said = capsys.readouterr().out
+    assert said.startswith("PatchCore, fitted to 18 normals, reaches an AUC-ROC of ")
 
 
 def test_a_report_has_what_there_is(memory: FinishedRun) -> None:

@@ -133,6 +133,7 @@ def test_every_component_of_table_5_trains_in_its_own_way(script: Script) -> Non
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_what_trains_nothing_is_a_row_like_any_other(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_what_trains_nothing_is_a_row_like_any_other(
     assert script("table4_supervision", *arguments) == (rows, text)
 
 
+@pytest.mark.slow
 def test_the_fully_supervised_rows_see_every_class(script: Script) -> None:
     rows, _ = script("table4_supervision", "--methods", "FS-DRA", "--seeds", "0")
     (run,) = (script.tmp_path / "runs").rglob("metrics.json")
@@ -221,7 +223,7 @@ def test_settings_reach_every_room_of_the_config() -> None:
         flat = {k: v for room in config.values() if isinstance(room, dict) for k, v in room.items()}
         assert {name: flat[name] for name in method.settings} == dict(method.settings)
     assert with_settings(paper, {"setting": "hard", "seen_class": "mono"}).data.setting == "hard"
-    with pytest.raises(KeyError, match="colour"):
+    with pytest.raises(UserError, match="colour"):
         with_settings(paper, {"colour": 1})
 
 
