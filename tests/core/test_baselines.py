@@ -138,8 +138,7 @@ def test_mleps_scores_do_not_depend_on_the_units_of_the_features():
     ("name", "method"),
     [
         *((name, "base") for name in NAMES),
-        ("flos", "ahl"),
-        pytest.param("mlep", "ahl", marks=pytest.mark.slow),
+        *(pytest.param(name, "ahl", marks=pytest.mark.slow) for name in ("flos", "mlep")),
     ],
 )
 def test_it_learns_alone_and_within_ahl(name, method):
@@ -165,7 +164,8 @@ def test_it_learns_alone_and_within_ahl(name, method):
         assert float(logs[-1].weights.sum()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", [pytest.param("flos", marks=pytest.mark.slow), "mlep"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flos", "mlep"])
 def test_the_exact_gradient_is_the_slope_of_the_query_loss_through_training(name):
     with jax.enable_x64(True):
         settings = {"gradient": "exact", "inner_optimizer": "sgd", "lr_base": 0.1, "clip": 1e6}

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -23,8 +24,8 @@ from tests.core.setting import as_float64, make_config, make_setting
 
 # In float32 Adam makes steps of the rounding of a gradient that is next to nothing.
 jax.config.update("jax_enable_x64", True)
-seeds, shards = int(sys.argv[1]), int(sys.argv[2])
-config = make_config(detector="dra", subsets=4, history=1, batch=24)
+seeds, shards, detector = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+config = make_config(detector=detector, subsets=4, history=1, batch=24)
 problems = [make_setting(dataclasses.replace(config, seed=seed)) for seed in range(seeds)]
 learner = problems[0].learner
 states, data = as_float64(stack_problems(problems))
@@ -103,11 +104,17 @@ print(json.dumps({
 
 
 def on_devices(
-    count: int, *, seeds: int, shards: int = 1, program: bool = False, script: str = _SCRIPT
+    count: int,
+    detector: str = "dra",
+    *,
+    seeds: int,
+    shards: int = 1,
+    program: bool = False,
+    script: str = _SCRIPT,
 ) -> dict:
     flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(seeds), str(shards), *["-p"] * program],
+        [sys.executable, "-c", script, str(seeds), str(shards), detector, *["-p"] * program],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -118,25 +125,29 @@ def on_devices(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def on_one() -> dict:
+@functools.cache
+def on_one(detector: str) -> dict:
     """Two seeds on one device; each comes out as it does alone."""
-    one = on_devices(1, seeds=2)
+    one = on_devices(1, detector, seeds=2)
     assert one["mesh"] == [1, 1, 1]
     assert one["retraced"] == 0
     return one
 
 
 @pytest.mark.parametrize(
-    ("shards", "mesh"),
-    [pytest.param(1, [2, 4, 1], marks=pytest.mark.slow), (2, [2, 2, 2])],
+    ("detector", "shards", "mesh"),
+    [
+        pytest.param("dra", 1, [2, 4, 1], marks=pytest.mark.slow),
+        pytest.param("dra", 2, [2, 2, 2], marks=pytest.mark.slow),
+        ("devnet", 2, [2, 2, 2]),
+    ],
 )
-def test_eight_devices_give_the_result_of_one(on_one: dict, shards: int, mesh: list[int]) -> None:
-    eight = on_devices(8, seeds=2, shards=shards)
+def test_eight_devices_give_the_result_of_one(detector: str, shards: int, mesh: list[int]) -> None:
+    eight, one = on_devices(8, detector, seeds=2, shards=shards), on_one(detector)
     assert eight["mesh"] == mesh
     # Sums over subsets and images add up in another order.
-    np.testing.assert_allclose(eight["weights"], on_one["weights"], rtol=1e-6)
-    np.testing.assert_allclose(eight["params"], on_one["params"], rtol=1e-6)
+    np.testing.assert_allclose(eight["weights"], one["weights"], rtol=1e-6)
+    np.testing.assert_allclose(eight["params"], one["params"], rtol=1e-6)
     assert eight["retraced"] == 0
     rows, own = eight["rows"]
     assert own * shards == rows
@@ -156,10 +167,10 @@ def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
 
 
 @pytest.mark.slow
-def test_along_the_data_axis_the_images_are_really_divided(on_one: dict) -> None:
+def test_along_the_data_axis_the_images_are_really_divided() -> None:
     found = on_devices(8, seeds=1, shards=4, program=True)
     assert found["mesh"] == [1, 2, 4]
-    first_seed = [[weights[0]] for weights in on_one["weights"][-2:]]
+    first_seed = [[weights[0]] for weights in on_one("dra")["weights"][-2:]]
     np.testing.assert_allclose(found["weights"], first_seed, rtol=1e-6)
     assert found["bank"] == 0
     # 15 normals, 5 anomalies, 18 pseudo-anomalies, and padding.

@@ -1,6 +1,7 @@
 import pickle
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,13 @@ def test_paths_arrays_and_rows_of_the_same_images_give_the_same_detector(
     np.testing.assert_allclose(fitted.decision_function(list(arrays[some])), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("labels", "sign"), [(("good", "scratch"), 1), (("normal", "crack"), -1)])
+@pytest.mark.parametrize(
+    ("labels", "sign"),
+    [
+        pytest.param(("good", "scratch"), 1, marks=pytest.mark.slow),
+        (("normal", "crack"), -1),
+    ],
+)
 def test_labels_may_be_words(
     fitted: AHLDetector,
     paths: list[Path],
@@ -170,6 +177,30 @@ def test_its_parameters_are_those_of_the_constructor() -> None:
     assert seeds[0] == seeds[1]
 
 
+@pytest.mark.parametrize(("normal", "anomaly"), [(0, 1), ("good", "anomaly")])
+def test_what_trains_nothing_takes_normals_alone(
+    paths: list[Path], new: tuple[list[Path], np.ndarray], normal: Any, anomaly: Any
+) -> None:
+    images, truth = new
+    settings = {"method": "fit", "coreset": 200}
+    detector = AHLDetector("debug", detector="patchcore", settings=settings, held_out=0.2, fpr=0.2)
+    detector.fit(paths[:20], [normal] * 20)
+    assert detector.classes_.tolist() == sorted([normal, anomaly])
+    found = detector.predict(images)
+    assert set(found) <= {normal, anomaly}
+    assert (found[truth == 1] == anomaly).mean() > 0.8
+    with pytest.raises(ValueError, match="one class"):
+        AHLDetector(detector="patchcore").fit(paths[:20], [normal] * 20)
+
+
+def test_it_warns_where_too_few_are_held_out(
+    fitted: AHLDetector, paths: list[Path], y: np.ndarray
+) -> None:
+    message = r"2 held-out normals can promise no less than 33 % .* 5 % .* takes 19 \(held_out\)"
+    with pytest.warns(UserWarning, match=message):
+        clone(fitted).set_params(fpr=0.05).fit(paths[:27], y[:27])
+
+
 def test_the_run_is_kept_only_where_a_folder_is_named(
     fitted: AHLDetector,
     paths: list[Path],
@@ -198,7 +229,8 @@ def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "best"}, "choose from density"),
+        ({"preset": "best"}, "no preset 'best'; choose from density"),
+        ({"settings": {"seed": 3}}, "'seed'"),
         ({"settings": {"shots": 3}}, "'shots'"),
         ({"settings": {"views": 3}, "views": 1}, "'views'"),
         ({"settings": {"depth": 3}}, "no such settings: depth"),
@@ -245,7 +277,7 @@ def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray
         (-1.0 * rows, two, "Negative values"),
         (paths, two[:-1], "inconsistent numbers"),
         (paths, None, "requires y"),
-        (paths, [0] * 34, "one class"),
+        (paths, [1] * 34, "one class, 1;"),
         (paths, [0, 1, 2] * 11 + [0], "binary"),
         (paths[:2], [0, 1], "one normal image"),
         ([*paths[:-1], 3], two, "array"),

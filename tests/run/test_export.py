@@ -115,6 +115,7 @@ def test_the_weights_are_in_the_file_once(file: Path, predictor: Predictor) -> N
     assert file.stat().st_size < 1.2 * weights + 2**20
 
 
+@pytest.mark.slow
 def test_a_run_without_a_threshold_gives_scores_alone(
     predictor: Predictor, images: np.ndarray, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_stopped_seeds_go_on_from_their_last_common_epoch(
         assert rows == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_a_seed_added_later_leaves_the_finished_ones_alone(config: Config, folder: Path) -> None:
     before = inference(folder / "seed-0")
     metrics = train_seeds(config, folder, (0, 2), progress=False)

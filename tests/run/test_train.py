@@ -92,7 +92,8 @@ def test_a_finished_run_is_not_run_again(
 
 
 @pytest.mark.parametrize(
-    "method", ["ahl", "base", pytest.param("ensemble", marks=pytest.mark.slow)]
+    "method",
+    ["ahl", *(pytest.param(method, marks=pytest.mark.slow) for method in ("base", "ensemble"))],
 )
 def test_a_stopped_run_goes_on_to_the_bit_identical_result(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -309,5 +310,5 @@ def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -
 
 def test_density_without_whitened_features_is_refused(config: Config, tmp_path: Path) -> None:
     detector = dataclasses.replace(config.detector, detector="density")
-    with pytest.raises(UserError, match="density needs --whiten"):
+    with pytest.raises(UserError, match="density needs whiten"):
         train(dataclasses.replace(config, detector=detector), tmp_path / "run")

@@ -136,6 +136,7 @@ def test_a_run_does_not_go_on_with_other_weights(
     np.testing.assert_array_equal(trunk_of(tmp_path / "run"), kernel)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_trunk_where_the_cache_is_gone(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
