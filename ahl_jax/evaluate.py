@@ -82,6 +82,7 @@ def evaluate(
     workdir: Path | str,
     *,
     data: str | None = None,
+    split: Split | None = None,
     fpr: float = FPR,
     cache_dir: Path | None = None,
     progress: bool = True,
@@ -91,6 +92,7 @@ def evaluate(
     Args:
         workdir: the folder that ``train`` was given.
         data: where the data is now, if not where it was in training.
+        split: the images that ``train`` was given, if it was.
         fpr: the rate of false positives that the threshold is set for.
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         progress: whether to show progress on stderr.
@@ -105,7 +107,7 @@ def evaluate(
         UserError: if the folder holds no checkpoint, or the data cannot be read.
     """
     check_fpr(fpr)
-    found = load_tested(workdir, data=data, cache_dir=cache_dir, progress=progress)
+    found = load_tested(workdir, data=data, split=split, cache_dir=cache_dir, progress=progress)
     if not found.masks:
         return found.metrics(found.predictor.scorer.score(found.test.maps), None, fpr)
     outcome = found.predictor.scorer.outcome(found.test.maps)
@@ -116,6 +118,7 @@ def load_tested(
     workdir: Path | str,
     *,
     data: str | None = None,
+    split: Split | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Tested:
@@ -124,6 +127,7 @@ def load_tested(
     Args:
         workdir: the folder that ``train`` was given.
         data: as for ``evaluate``.
+        split: as for ``evaluate``.
         cache_dir: as for ``evaluate``.
         progress: whether to show progress on stderr.
 
@@ -133,7 +137,7 @@ def load_tested(
     predictor = load(workdir)
     config = _moved(predictor.config, data)
     try:
-        split = load_split(config)
+        split = split or load_split(config)
     except UserError as error:
         if data is not None:
             raise

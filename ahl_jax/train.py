@@ -207,7 +207,8 @@ def _train(
         for folder, split in zip(folders, splits, strict=True):
             calibrate(folder.path, split, cache_dir=cache_dir, progress=progress)
             if split.test:
-                results.append(evaluate(folder.path, cache_dir=cache_dir, progress=progress))
+                found = evaluate(folder.path, split=split, cache_dir=cache_dir, progress=progress)
+                results.append(found)
                 folder.write_metrics(results[-1])
         return results
 

@@ -1,5 +1,6 @@
 """A detector that trains nothing, on normal images alone: a run like any other."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from jax import export as jax_export
 from ahl_jax import Config, DataConfig, evaluate, export_model, finetune, load, preset, train
 from ahl_jax.cli import main
 from ahl_jax.data.images import read_image
+from ahl_jax.gather import load_split
 from ahl_jax.report import report
 from ahl_jax.workdir import Workdir
 from tests.run.conftest import FinishedRun
@@ -48,6 +50,15 @@ def test_heat_maps_and_the_exported_file_say_the_same(memory: FinishedRun, tmp_p
     model = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
     pixels = np.stack([read_image(path, 192) for path in images])
     np.testing.assert_allclose(jax.jit(model.call)(pixels)["score"], found.scores, rtol=1e-4)
+
+
+def test_images_that_are_given_are_those_of_the_test(memory: FinishedRun, tmp_path: Path) -> None:
+    split = load_split(memory.config)
+    fewer = dataclasses.replace(split, test=split.test[1::2])
+    metrics = train(memory.config, tmp_path / "run", fewer, progress=False)
+    assert metrics["n_test"] == len(fewer.test) < memory.metrics["n_test"]
+    again = evaluate(tmp_path / "run", split=fewer, progress=False)
+    assert again == metrics == Workdir(tmp_path / "run").metrics()
 
 
 def test_its_command_says_that_it_was_fitted(memory: FinishedRun, capsys: Capture) -> None:
