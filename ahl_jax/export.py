@@ -108,7 +108,7 @@ def export_model(
     arrays = jax.tree.map(np.asarray, predictor.arrays)
 
     def model(images: UInt8[Array, "n size size 3"]) -> dict[str, Any]:
-        scores, heads, heat = predictor.apply(arrays, images)
+        scores, heads, heat = predictor.apply(jax.tree.map(jnp.asarray, arrays), images)
         found: dict[str, Any] = {"score": scores, "heads": heads, "heat": heat}
         calibration = predictor.calibration
         if calibration is not None:

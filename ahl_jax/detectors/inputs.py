@@ -168,7 +168,8 @@ def make_inputs(
         pooled.append(features.mean(axis=(1, 2), dtype=precise))
     averages = xp.stack(pooled, 1)
     if whitening is not None:
-        flat = (averages - whitening.mean).reshape(len(averages), -1) @ whitening.averages
+        # Exported programs take any number of images, of which len() cannot speak.
+        flat = (averages - whitening.mean).reshape(averages.shape[0], -1) @ whitening.averages
         averages = flat.reshape(averages.shape)
     return Inputs(xp.concatenate(patches, axis=1), xp.concatenate(rest, axis=1), averages, grids)
 

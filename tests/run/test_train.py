@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export as jax_export
 
-from ahl_jax import Config, UserError, evaluate, load, seeds, train
+from ahl_jax import Config, UserError, evaluate, export_model, load, seeds, train
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.detectors import make_inputs
 from ahl_jax.features import Store, extract
@@ -315,6 +316,17 @@ def test_scores_are_standardised_by_the_normals_scores_of_the_detector_as_traine
     heads = np.asarray(detector.head_scores(inputs, scorer.reference, jnp.ones(len(normals))))
     np.testing.assert_allclose(heads.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(heads[:, [0, 2]].std(0), 1, rtol=1e-3)
+
+
+def test_exported_with_its_whitening_it_scores_the_same(
+    density: FinishedRun, tmp_path: Path
+) -> None:
+    export_model(density.workdir, tmp_path / "model.bin")
+    model = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
+    for count in (1, 3):
+        images = np.random.default_rng(count).integers(0, 256, (count, 192, 192, 3), np.uint8)
+        found = np.asarray(model.call(images)["score"])
+        np.testing.assert_allclose(found, load(density.workdir).score(images), rtol=1e-4)
 
 
 def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -> None:
