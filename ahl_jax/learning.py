@@ -90,11 +90,11 @@ NO_BANK: Any = ()
 
 
 def calibrated(functional: Functional, model: Model, data: TrainingData, normals: int) -> Model:
-    """The model that training starts from, or that inference uses; see ``Detector.calibrate``.
+    """The model that training starts from, see ``Detector.calibrate``.
 
     Args:
         functional: the detector.
-        model: the detector as it is.
+        model: the detector as it is made.
         data: the training images; ``followed`` begins with the normals.
         normals: how many normals there are.
     """

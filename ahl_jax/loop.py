@@ -15,6 +15,7 @@ from ahl_jax.bank import Streamed
 from ahl_jax.budget import give_back_memory
 from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
+from ahl_jax.detectors import Inputs
 from ahl_jax.devices import mesh_for, on_this_process, spread
 from ahl_jax.errors import UserError
 from ahl_jax.inference import Scorer
@@ -100,9 +101,8 @@ def run_epochs(
             log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
         log.info("compiling, which takes a while the first time")
     states, data = spread(states, data, mesh)
-    calibrate = seeds.compile_calibration(learner, runs[0].normals, mesh)
     if not done:
-        states = learner.with_model(states, calibrate(states, data))
+        states = seeds.calibrated(learner, states, data, runs[0].normals, mesh)
     # Constant over the run, and read back by nothing but the checkpoints.
     references = on_this_process(seeds.inference_references(data, mesh), mesh)
     step = seeds.compile_epochs(mesh)
@@ -123,10 +123,7 @@ def run_epochs(
         logs = jax.device_get(logs)
         seconds = (time.perf_counter() - start) / len(numbers) / len(runs)
         done = int(numbers[-1]) + 1
-        # Scores are standardised by those of the detector as it is now, not as it was at first.
-        fitted = runs[0].config.learning.method == "fit"
-        models = learner.model(states) if fitted else calibrate(states, data)
-        readable = on_this_process((states, models), mesh)
+        readable = on_this_process(states, mesh)
         with together():
             if is_primary():
                 for i, (run, rows) in enumerate(zip(runs, histories, strict=True)):
@@ -134,9 +131,8 @@ def run_epochs(
                         one = jax.tree.map(lambda x, i=i, k=k: x[k, i], logs)
                         rows.append(_row(int(number) + 1, learner, one, seconds))
                     run.workdir.write_history(rows)
-                    state, model, reference = seeds.one_seed((*readable, references), i)
-                    scorer = Scorer(learner.functional, model, reference, run.whitening)
-                    _save(run, scorer, state, rows)
+                    state, reference = seeds.one_seed((readable, references), i)
+                    _save(run, learner, state, reference, rows)
         if progress:
             log.info("%s", _progress(logs, done, epochs, seconds * len(runs)))
 
@@ -173,7 +169,10 @@ def _announce_memory(compiled: jax.stages.Compiled) -> None:
         )
 
 
-def _save(run: Run, scorer: Scorer, state: Any, rows: list[dict[str, Any]]) -> None:
+def _save(
+    run: Run, learner: Learner, state: Any, reference: Inputs, rows: list[dict[str, Any]]
+) -> None:
+    scorer = Scorer(learner.functional, learner.model(state), reference, run.whitening)
     run.writer.save(
         len(rows),
         inference=scorer.arrays(),

@@ -4,7 +4,7 @@ A seed's result is the one that it has alone, up to the rounding of differently 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from ahl_jax import learning
-from ahl_jax.detectors import Inputs, Model
+from ahl_jax.detectors import Detector, Inputs
 from ahl_jax.devices import everywhere, seeds_apart
 from ahl_jax.errors import UserError
 from ahl_jax.learning import NO_BANK, EpochLog, Learner, TrainingData
@@ -110,26 +110,26 @@ def inference_references(data: TrainingData, mesh: Mesh) -> Inputs:
     return jax.jit(every_seed, out_shardings=everywhere(mesh))(data)
 
 
-def compile_calibration(
-    learner: Learner, normals: int, mesh: Mesh
-) -> Callable[[Any, TrainingData], Model]:
-    """A function of states and data on the mesh: each seed's detector, calibrated as it is then.
+def calibrated(learner: Learner, states: Any, data: TrainingData, normals: int, mesh: Mesh) -> Any:
+    """The states with each seed's detector calibrated, see ``Detector.calibrate``.
 
-    See ``Detector.calibrate``.
+    States and data are on the mesh.
     """
-    if not learner.functional.kind.calibrates():
-        return lambda states, _: learner.model(states)
+    if learner.functional.kind.calibrate is Detector.calibrate:
+        return states
 
-    def every_seed(states: Any, data: TrainingData) -> Model:
-        def one(seed: tuple[Model, TrainingData]) -> Model:
+    def every_seed(states: Any, data: TrainingData) -> Any:
+        def one(seed: tuple[Any, TrainingData]) -> Any:
             own = dataclasses.replace(seed[1], inputs=data.inputs)
-            return learning.calibrated(learner.functional, seed[0], own, normals)
+            model = learner.model(seed[0])
+            return learner.with_model(
+                seed[0], learning.calibrated(learner.functional, model, own, normals)
+            )
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            rest = dataclasses.replace(data, inputs=NO_BANK)
-            return jax.lax.map(one, (learner.model(states), rest))
+            return jax.lax.map(one, (states, dataclasses.replace(data, inputs=NO_BANK)))
 
-    return jax.jit(every_seed, out_shardings=seeds_apart(mesh))
+    return jax.jit(every_seed, out_shardings=seeds_apart(mesh))(states, data)
 
 
 def one_seed(tree: Any, seed: int) -> Any:

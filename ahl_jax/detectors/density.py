@@ -38,9 +38,7 @@ class Density(DeviationDetector):
 
     Training normals lie closer than others do, because they took part in the covariance that z is
     whitened by. So there are two sets of moments: those of the training normals as they are, for
-    training, and those that they would have had without their own part, for any other image. The
-    latter are of the detector as trained, whose distances are others, and not by as much in every
-    group.
+    training, and those that they would have had without their own part, for any other image.
     """
 
     whitened = True

@@ -59,10 +59,7 @@ class Detector(nnx.Module):
         anomalies: Float[Array, "m r"],
         groups: Int[Array, " n"],
     ) -> None:
-        """Set, in place, what the training images give without gradients; by default nothing.
-
-        It is called before training and, for the detector that inference uses, with the measures
-        after training.
+        """Set, in place, what training starts from by the training images; by default nothing.
 
         Args:
             normals: what ``measure`` gives of all training normals.
