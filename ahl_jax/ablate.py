@@ -66,6 +66,8 @@ def ablate(
             if options.get("progress", True):
                 log.info("%s = %s (%d of %d)", point.name, point.value, number, len(points))
             metrics = train_seeds(point.config, workdir / point.folder, seeds, **options)
+            if not metrics:
+                raise UserError("a sweep compares tests, and the data has no anomalies for one")
             done[point.folder] = [_row(workdir, point.folder, one) for one in metrics]
         rows += [{"over": point.name, "value": point.value} | row for row in done[point.folder]]
         # After every point, so that a sweep that is stopped has its tables too.

@@ -20,16 +20,16 @@ from ahl_jax.errors import UserError
 from ahl_jax.evaluate import evaluate
 from ahl_jax.finetune import Finetune
 from ahl_jax.finetune import run as finetune
-from ahl_jax.metrics import counted, in_words, mean_std
+from ahl_jax.metrics import counted, mean_std
 from ahl_jax.predict import Predict
 from ahl_jax.predict import run as predict
 from ahl_jax.presets import PRESETS
-from ahl_jax.problem import method_name
 from ahl_jax.processes import initialize, is_primary
 from ahl_jax.report.commands import Compare, Report
 from ahl_jax.report.commands import run as write_report
 from ahl_jax.runtime import keep_compiled_programs, run_command
 from ahl_jax.train import train, train_seeds
+from ahl_jax.words import metrics_in_words, training_in_words
 from ahl_jax.workdir import Workdir
 
 
@@ -245,30 +245,24 @@ def _train(command: Train) -> None:
     if not command.seeds:
         metrics = train(command.config, command.workdir, **options)
         if is_primary():
-            print(_outcome(command.config, metrics, command.workdir))
+            print(training_in_words(command.config, metrics, command.workdir))
         return
     results = train_seeds(command.config, command.workdir, command.seeds, **options)
     if not is_primary():
         return
+    if not results:
+        print(training_in_words(command.config, {}, command.workdir))
+        return
     for metrics in results:
         folder = command.workdir / f"seed-{metrics['seed']}"
-        print(f"Seed {metrics['seed']}:", _outcome(command.config, metrics, folder))
+        print(f"Seed {metrics['seed']}:", training_in_words(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
     print(f"AUC-ROC over {counted(len(values), 'seed')}: {mean_std(values, 4)}.")
 
 
-def _outcome(config: Config, metrics: dict[str, Any], folder: Path) -> str:
-    """What a run came to, in a sentence."""
-    epochs, one = metrics["epochs"], config.stage_one
-    if config.learning.method == "fit":
-        # Its one epoch changes nothing.
-        epochs = one.stage_one_epochs if one.stage_one and one.stage_one_heads else 0
-    return in_words(method_name(config), metrics, folder, epochs)
-
-
 def _finetune(command: Finetune) -> None:
     metrics = finetune(command)
-    print(_outcome(Workdir(command.workdir).config(), metrics, command.workdir))
+    print(training_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -278,27 +272,8 @@ def _evaluate(command: Evaluate) -> None:
     if command.json:
         print(json.dumps(metrics, ensure_ascii=False))
         return
-    print(f"AUC-ROC {metrics['auc_roc']:.4f}  AUC-PR {metrics['auc_pr']:.4f}")
-    print(f"{metrics['n_test']} test images, {metrics['setting']} setting")
-    for name, values in metrics["per_class"].items():
-        print(
-            f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
-            f"({values['n']} anomalies)"
-        )
-    if pixel := metrics.get("pixel"):
-        print(
-            f"Pixels of the {pixel['images']} test images that have masks or are normal: AUROC "
-            f"{pixel['auroc']:.4f}, AUPRO {pixel['aupro']:.4f}."
-        )
-    if at := metrics.get("at_threshold"):
-        print(
-            f"At the threshold {at['threshold']:.4g}, set by "
-            f"{counted(at['held_out'], 'held-out normal')} for "
-            f"at most {at['promised_fpr']:.1%} false positives: {at['fpr']:.1%} of the test "
-            f"normals are above it, and {at['tpr']:.1%} of the anomalies."
-        )
-    else:
-        print("There is no threshold, as no normals were held out of training (--held-out).")
+    for line in metrics_in_words(metrics, command.fpr):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ahl_jax.config_checks import check
+from ahl_jax.config_checks import check, check_types
 from ahl_jax.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
@@ -273,6 +273,7 @@ class Config:
     """What a fine-tuned run starts from, see ``ahl_jax.source.Source.digest``."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check(self)
 
     def to_dict(self) -> dict[str, Any]:

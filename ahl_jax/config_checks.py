@@ -1,11 +1,58 @@
 """Which settings a run may have."""
 
-from typing import TYPE_CHECKING
+import dataclasses
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from tyro import MISSING
 
 from ahl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ahl_jax.config import Config
+
+
+def check_types(config: "Config") -> None:
+    """Refuse values of another type or choice than a setting's, as Python code may give them.
+
+    Raises:
+        UserError: for the first one, by the name of its option.
+    """
+    for part in vars(config).values():
+        if not dataclasses.is_dataclass(part):
+            continue
+        for name, hint in get_type_hints(type(part)).items():
+            value, option = getattr(part, name), f"--{name.replace('_', '-')}"
+            kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            if (value is None and NoneType in kinds) or value is MISSING:
+                continue
+            kind = next(k for k in kinds if k is not NoneType)
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind) or isinstance(value, bool):
+                    choices = ", ".join(map(str, get_args(kind)))
+                    raise UserError(f"{option} is {value!r}; choose from {choices}")
+            elif not _is(value, kind):
+                raise UserError(f"{option} is {value!r}; it must be {_IN_WORDS[kind]}")
+
+
+_IN_WORDS: dict[Any, str] = {
+    bool: "a bool",
+    int: "an int",
+    float: "a float",
+    str: "a str",
+    Path: "a pathlib.Path",
+    tuple[str, ...]: "a tuple of str",
+}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether the value is of a setting's type, which is one that JSON keeps."""
+    if kind == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def check(config: "Config") -> None:
@@ -38,7 +85,7 @@ def check(config: "Config") -> None:
         if value < low:
             message = f"--{name} is {value}; it must be {low} or more"
             if (name, value) == ("shots", 0):
-                message += ", or add --method fit, which trains nothing and needs no anomaly"
+                message += ", unless --method fit with --detector density or patchcore, for example"
             raise UserError(message)
     above_zero = [
         ("lr", lrn.lr),

@@ -120,15 +120,18 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     @_in_python
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train on images and their labels.
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train on images and their labels, which are always needed.
 
         Raises:
             ValueError: if ``X`` or ``y`` is not as above.
             UserError: if the settings do not fit, or an image is bad.
         """
         if y is None:
-            raise InputError("fit requires y to be passed, but the target y is None")
+            raise InputError(
+                "fit requires y to be passed, but the target y is None; for normal images alone, "
+                "give zeros"
+            )
         labels = self._two(column_or_1d(y, warn=True))
         classes, normal = self._classes(labels)
         images = self._images(X, reset=True)
@@ -196,6 +199,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
 
     def _images(self, X: Any, *, reset: bool) -> Sequence[Path | np.ndarray]:
         """The images of ``X``, in a form that ``Predictor.score`` takes too."""
+        if isinstance(X, str | Path):
+            raise InputError(f"X is {str(X)!r}; put one image in a list, as in [X]")
         if isinstance(X, list | tuple) or getattr(X, "ndim", None) == 1:
             items = list(X)
             paths = [Path(item) for item in items if isinstance(item, str | Path)]
@@ -203,6 +208,11 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             for images in (paths, arrays):
                 if images and len(images) == len(items):
                     return images
+            if paths:
+                other = next(item for item in items if not isinstance(item, str | Path))
+                raise InputError(
+                    f"X has {type(other).__name__} values among paths; give paths alone, or arrays"
+                )
         if getattr(X, "ndim", None) in (3, 4):
             return list(np.asarray(X))
         rows = validate_data(self, X, reset=reset)
@@ -227,6 +237,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
 
     def _two(self, labels: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
         """The labels, where they name several classes of anomalies with one for all of those."""
+        if any(label is None for label in labels.tolist()):
+            raise InputError("y has None among its labels; give every image one")
         kinds = np.unique(labels) if labels.dtype.kind in "OU" else labels[:0]
         if len(kinds) <= 2 or not all(isinstance(kind, str) for kind in kinds.tolist()):
             return labels
@@ -245,6 +257,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         classes = np.unique(labels)
         if len(classes) == 2:
             return classes, self._normal_label(classes)
+        if not len(classes):
+            raise InputError("y is empty; give normal images and at least one anomaly")
         (only,) = classes.tolist()
         if only not in self._normal_labels() or not self._takes_normals_alone():
             raise InputError(

@@ -144,6 +144,8 @@ def load_tested(
         raise UserError(
             f"the data of {workdir} is not where it was ({error}); say where with --data"
         ) from error
+    if not split.test:
+        raise UserError(f"{config.data.data} has no anomalies to test on; add images of them")
     same = Workdir(Path(workdir)).data_digest() == split_digest(split)
     if not same:
         log.warning(

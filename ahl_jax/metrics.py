@@ -1,8 +1,7 @@
 """Test metrics from scores."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,27 +18,6 @@ def mean_std(values: Sequence[float], digits: int) -> str:
 def counted(number: int, what: str, one: str = "", more: str = "s") -> str:
     """A number of things, in words."""
     return f"{number} {what}{one if number == 1 else more}"
-
-
-def in_words(method: str, metrics: Mapping[str, Any], workdir: Path, epochs: int) -> str:
-    """What a run came to, in a sentence.
-
-    Args:
-        method: what it trained.
-        metrics: what ``metrics.json`` holds.
-        workdir: its folder.
-        epochs: how many it was trained for; 0 for a closed form.
-    """
-    images = f"{metrics['n_train_normal']} normals"
-    if metrics["n_seen"]:
-        images += f" and {counted(metrics['n_seen'], 'labelled anomal', 'y', 'ies')}"
-    made = (
-        f"trained on {images} for {counted(epochs, 'epoch')}" if epochs else f"fitted to {images}"
-    )
-    return (
-        f"{method}, {made}, reaches an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of "
-        f"{metrics['auc_pr']:.4f} on {metrics['n_test']} test images; everything is in {workdir}."
-    )
 
 
 def image_metrics(scores: Float[np.ndarray, " n"], classes: Sequence[str | None]) -> dict[str, Any]:

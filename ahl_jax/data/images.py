@@ -80,7 +80,11 @@ def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "
         BadImageError: as by ``read_image``.
     """
     if isinstance(picture, Path | str):
-        return read_image(Path(picture), size)
+        try:
+            return read_image(Path(picture), size)
+        except BadImageError as error:
+            # Without the advice for data sets.
+            raise BadImageError(str(error).split(", or leave such files")[0]) from error
     return _from_memory(picture, lambda width, height: (size, size), name)
 
 

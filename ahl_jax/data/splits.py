@@ -29,6 +29,8 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     which anomalies a seed draws. Of the training normals left, the share ``config.held_out``, at
     least one, is held out; the same ones for every seed, so that seeds can share their features.
 
+    Where there are no anomalies, and none are to be seen, there is no test.
+
     Test images that are byte for byte in the training set too are left out with a warning (see
     ``shared_images`` for the cost).
 
@@ -52,6 +54,8 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     normals, held_out = hold_out(_thinned(dataset.train_normals, config.limit), config.held_out)
     if not normals:
         raise UserError(f"{where} has one training normal; add images, or give --held-out 0")
+    if not config.shots and not any(dataset.anomalies.values()):
+        return Split(train_normals=normals, seen=(), test=(), held_out=held_out)
     split = _without_shared(
         Split(
             train_normals=normals,
@@ -117,6 +121,11 @@ def _draw(
     seen: list[Sample] = []
     rng = np.random.default_rng(seed)
     for source, pool in pools.items():
+        if not pool and config.shots:
+            raise UserError(
+                f"{where} has no {source} to train on; add images of them, or train on normals "
+                "alone: --shots 0 --method fit --detector density or patchcore"
+            )
         if len(pool) < config.shots:
             raise UserError(
                 f"{where} has {len(pool)} {source}, fewer than the {config.shots} that training is "

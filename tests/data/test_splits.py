@@ -127,6 +127,16 @@ def test_a_class_may_be_spelled_in_either_unicode_form():
     assert {sample.anomaly_class for sample in split.seen} == {"fissuré"}
 
 
+def test_where_there_are_no_anomalies_and_none_are_asked_for_there_is_no_test():
+    parts = dataclasses.replace(dataset(test=0), anomalies={})
+    split = make_split(parts, config(shots=0, held_out=0.1), 0)
+    assert split.test == split.seen == ()
+    assert {*split.train_normals, *split.held_out} == {*parts.train_normals}
+    # Anomalies that nobody can be told from are a mistake.
+    with pytest.raises(UserError, match="no test normals"):
+        make_split(dataset(test=0), config(shots=0), 0)
+
+
 @pytest.mark.parametrize(
     ("parts", "settings_", "words"),
     [
@@ -137,11 +147,11 @@ def test_a_class_may_be_spelled_in_either_unicode_form():
         (dataset(cut=20), {"setting": "hard", "seen_class": "cut"}, ["--setting general"]),
         (dataset(), {"setting": "full", "shots": 6}, ["5", "class hole", "6", "--shots"]),
         (dataset(cut=4, dent=4), {"setting": "full", "shots": 4}, ["no anomaly left", "after 8"]),
-        (dataclasses.replace(dataset(), anomalies={}), {"setting": "full"}, ["0 anomalies"]),
+        (dataclasses.replace(dataset(), anomalies={}), {"setting": "full"}, ["no anomalies"]),
         (dataset(train=0), {}, ["train/good", "parts"]),
         (dataset(test=0), {}, ["test/good", "parts"]),
         (dataset(train=0), {"category": "cup"}, ["parts (cup)"]),
-        (dataclasses.replace(dataset(), anomalies={}), {}, ["0 anomalies"]),
+        (dataclasses.replace(dataset(), anomalies={}), {}, ["no anomalies", "--shots 0"]),
     ],
 )
 def test_impossible_splits_are_explained(parts, settings_, words):

@@ -233,6 +233,8 @@ def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) ->
         ({"settings": {"seed": 3}}, "'seed'"),
         ({"settings": {"shots": 3}}, "'shots'"),
         ({"settings": {"views": 3}, "views": 1}, "'views'"),
+        ({"views": 3}, r"^views is 3; choose from 1, 2, 4, 8"),
+        ({"epochs": 2.5}, r"^epochs is 2.5; it must be an int"),
         ({"settings": {"depth": 3}}, "no such settings: depth"),
         ({"held_out": 0}, "above 0"),
         ({"held_out": 0.9}, "0 to 0.5"),
@@ -257,15 +259,15 @@ def test_a_file_that_cannot_be_read_keeps_its_name_in_the_message(
     bad = tmp_path / "a--skip-bad-images" / "--out.png"
     bad.parent.mkdir()
     bad.write_bytes(b"no image")
-    for call in (
-        lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]),
-        lambda: fitted.score_samples([bad]),
-        lambda: fitted.predict([bad]),
+    for call, advice in (
+        (lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]), "with skip_bad_images"),
+        (lambda: fitted.score_samples([bad]), "replace the file"),
+        (lambda: fitted.predict([bad]), "replace the file"),
     ):
         with pytest.raises(BadImageError) as refused:
             call()
         assert str(refused.value).startswith(f"{bad} cannot be read as an image")
-        assert str(refused.value).endswith("with skip_bad_images")
+        assert str(refused.value).endswith(advice)
 
 
 def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray) -> None:
@@ -277,10 +279,14 @@ def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray
         (-1.0 * rows, two, "Negative values"),
         (paths, two[:-1], "inconsistent numbers"),
         (paths, None, "requires y"),
+        ([], [], "empty"),
+        (paths, [None] * 34, "None among its labels"),
+        ([*paths[:-1], None], two, "NoneType values among paths"),
+        (paths[0], [0], "put one image in a list"),
         (paths, [1] * 34, "one class, 1;"),
         (paths, [0, 1, 2] * 11 + [0], "binary"),
         (paths[:2], [0, 1], "one normal image"),
-        ([*paths[:-1], 3], two, "array"),
+        ([*paths[:-1], 3], two, "int values among paths"),
     ]
     for X, labels, message in bad:
         with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """A detector that trains nothing, on normal images alone: a run like any other."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -67,6 +68,23 @@ def test_its_command_says_that_it_was_fitted(memory: FinishedRun, capsys: Captur
     main(["train", *data, *kind, "--workdir", str(memory.workdir)])
     said = capsys.readouterr().out
     assert said.startswith("PatchCore, fitted to 18 normals, reaches an AUC-ROC of ")
+
+
+def test_a_folder_of_normals_alone_is_enough(weave: Path, capsys: Capture, tmp_path: Path) -> None:
+    shutil.copytree(weave / "train/good", tmp_path / "weave/train/good")
+    data, run = str(tmp_path / "weave"), str(tmp_path / "run")
+    options = ["--preset", "debug", "--detector", "patchcore"]
+    with pytest.raises(SystemExit):
+        main(["train", data, "--workdir", run, "--preset", "debug"])
+    assert "--shots 0 --method fit" in capsys.readouterr().err
+    main(["train", data, "--workdir", run, *options, "--shots", "0", "--method", "fit"])
+    assert "it is not tested, as the data has no anomalies" in capsys.readouterr().out
+    images = sorted((weave / "test/spot").iterdir())
+    assert load(run).predict(images, fpr=0.3).all()
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", run])
+    assert stopped.value.code == 2
+    assert "no anomalies to test on" in capsys.readouterr().err
 
 
 def test_a_report_has_what_there_is(memory: FinishedRun) -> None:
