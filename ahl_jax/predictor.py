@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ahl_jax.checkpoints import Checkpoints
 from ahl_jax.config import Config
 from ahl_jax.data.images import Picture, as_image
 from ahl_jax.detectors import make_inputs
-from ahl_jax.errors import UserError
+from ahl_jax.errors import UserError, in_python, said_in_python
 from ahl_jax.features.images import padded, trunk_dtype, two_scales
 from ahl_jax.inference import Outcome, Scorer, outcome, scorer_from_arrays
 from ahl_jax.workdir import Workdir
@@ -66,6 +67,7 @@ class Predictor:
         """
         return self.outcome(images).scores
 
+    @said_in_python()
     def probability(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
         """The share of normal images that score lower than each of n images.
 
@@ -75,8 +77,11 @@ class Predictor:
         """
         return self.calibrated().probability(self.score(images))
 
+    @said_in_python()
     def predict(self, images: Sequence[Picture], *, fpr: float = FPR) -> np.ndarray:
         """Whether each of n images is an anomaly, bool [n].
+
+        Warns where the held-out normals are too few for ``fpr``.
 
         Args:
             images: as for ``score``.
@@ -87,7 +92,10 @@ class Predictor:
             UserError: if no normals were held out, or the rate is none.
         """
         check_fpr(fpr)
-        return self.score(images) > self.calibrated().threshold(fpr)
+        calibration = self.calibrated()
+        if shortfall := calibration.shortfall(fpr):
+            warnings.warn(in_python(shortfall), stacklevel=3)
+        return self.score(images) > calibration.threshold(fpr)
 
     def outcome(self, images: Sequence[Picture]) -> Outcome:
         """Scores, head scores and heat maps of n images.

@@ -95,6 +95,8 @@ def train(
         UserError: if the settings do not fit the data, an image is bad, or ``workdir`` holds
             another run.
     """
+    if not isinstance(config, Config):
+        raise UserError(f"config is {config!r}; make one, as by preset('density', DATA)")
     found = _train([config], [Path(workdir)], [split] if split else (), **options)
     return found[0] if found else {}
 

@@ -32,11 +32,12 @@ def written(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def plain(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base detector alone, without held-out normals, on the same test images."""
+    """One that is not trained, without held-out normals, on the same test images."""
     config = finished.config
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, held_out=0.0),
+        detector=dataclasses.replace(config.detector, detector="patchcore"),
         learning=dataclasses.replace(config.learning, method="fit"),
     )
     workdir = tmp_path_factory.mktemp("runs") / "plain"
@@ -228,6 +229,7 @@ def test_runs_with_other_test_images_have_no_paired_difference(
 ) -> None:
     config = dataclasses.replace(
         finished.config, data=dataclasses.replace(finished.config.data, shots=3),
+        detector=dataclasses.replace(finished.config.detector, detector="patchcore"),
         learning=dataclasses.replace(finished.config.learning, method="fit"),
     )  # fmt: skip
     train(config, tmp_path / "other", progress=False)
@@ -263,5 +265,5 @@ def test_what_cannot_be_done_is_said(finished: FinishedRun, tmp_path: Path) -> N
     with pytest.raises(UserError, match="between 0 and 1"):
         report(finished.workdir, fpr=1.5)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .*--out"):
+    with pytest.raises(UserError, match=r"cannot be written .*with out"):
         report(finished.workdir, tmp_path / "file" / "a.html", progress=False)

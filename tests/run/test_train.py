@@ -85,6 +85,11 @@ def test_evaluate_warns_when_the_images_are_others(
     assert "the images are not the ones" in caplog.text
 
 
+def test_what_is_no_config_is_refused(weave: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make one, as by preset"):
+        train(str(weave), tmp_path / "run")  # type: ignore[arg-type]
+
+
 def test_a_finished_run_is_not_run_again(
     finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
