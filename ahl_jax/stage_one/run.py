@@ -161,7 +161,8 @@ def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
         "skip_bad_images": config.data.skip_bad_images,
         "image_size": config.features.image_size,
         "stage_one": one,
-        "detector": dataclasses.asdict(detector_config(config)),
+        # Those of detectors that are not trained from images do not count.
+        "detector": dataclasses.asdict(detector_config(config)) | {"groups": 0, "coreset": 0},
         "generators": config.pseudo.generators,
         "learning": [learning.clip, learning.decay, learning.decay_every],
     }

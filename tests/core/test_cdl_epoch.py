@@ -54,7 +54,9 @@ class Run:
 
 
 run = functools.cache(Run)
-detectors = pytest.mark.parametrize("detector", ["devnet", "dra"])
+detectors = pytest.mark.parametrize(
+    "detector", ["devnet", pytest.param("dra", marks=pytest.mark.slow)]
+)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def test_the_calibrated_scores_are_the_closed_form(groups):
         np.testing.assert_allclose(total, heads @ [1, 0.2, 0.2], rtol=2e-3, atol=5e-3)
 
 
-@pytest.mark.parametrize("method", ["ahl", "base"])
+@pytest.mark.parametrize("method", [pytest.param("ahl", marks=pytest.mark.slow), "base"])
 def test_training_changes_the_metric_but_not_the_direction_and_lowers_the_loss(method):
     problem, model = setting(
         method=method, subsets=6, steps=4, batch=12, lr=0.01, lr_base=0.005, decay_every=100
@@ -135,6 +135,7 @@ def test_images_that_training_has_not_seen_are_standardised_as_such():
     assert 0.7 < unseen.std() < 1.3
 
 
+@pytest.mark.slow
 def test_groups_without_members_and_of_one_change_nothing_much():
     problem, model = setting(groups=6)
     few = make_setting(make_config(**DENSITY, groups=6, method="base"), normals=4)

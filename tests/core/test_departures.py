@@ -131,6 +131,7 @@ def test_the_references_are_the_same_images_at_both_scales(problem):
         assert loss < 1e-5
 
 
+@pytest.mark.slow
 def test_a_gap_between_the_scales_would_be_seen():
     pure, model = functional(ReferenceGap(4, DetectorConfig(), rngs=nnx.Rngs(0)))
     problem = make_setting(make_config(detector="devnet"))

@@ -15,6 +15,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ahl_jax import AHLDetector, BadImageError, UserError, load
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*held-out normals can promise no less")
+
 SIDE = 96
 
 # The closed form, which takes next to no training and tells the defects of these images.
@@ -104,13 +106,8 @@ def test_paths_arrays_and_rows_of_the_same_images_give_the_same_detector(
     np.testing.assert_allclose(fitted.decision_function(list(arrays[some])), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("labels", "sign"),
-    [
-        pytest.param(("good", "scratch"), 1, marks=pytest.mark.slow),
-        (("normal", "crack"), -1),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("labels", "sign"), [(("good", "scratch"), 1), (("normal", "crack"), -1)])
 def test_labels_may_be_words(
     fitted: AHLDetector,
     paths: list[Path],
@@ -177,7 +174,9 @@ def test_its_parameters_are_those_of_the_constructor() -> None:
     assert seeds[0] == seeds[1]
 
 
-@pytest.mark.parametrize(("normal", "anomaly"), [(0, 1), ("good", "anomaly")])
+@pytest.mark.parametrize(
+    ("normal", "anomaly"), [pytest.param(0, 1, marks=pytest.mark.slow), ("good", "anomaly")]
+)
 def test_what_trains_nothing_takes_normals_alone(
     paths: list[Path], new: tuple[list[Path], np.ndarray], normal: Any, anomaly: Any
 ) -> None:

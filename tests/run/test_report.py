@@ -118,6 +118,7 @@ def test_subsets_are_those_of_the_training(
     assert f"w_1 = {float(row['w_1']):.3f}" in written.text
 
 
+@pytest.mark.slow
 def test_pictured_pseudo_anomalies_are_those_of_the_training(weave: Path, tmp_path: Path) -> None:
     normals = sorted((weave / "train/good").glob("*.png"))
     features, pseudo = FeatureConfig(image_size=192), PseudoConfig(pseudo_per_generator=3)

@@ -159,6 +159,7 @@ def test_the_fully_supervised_rows_see_every_class(script: Script) -> None:
     assert [row["setting"] for row in rows] == ["general"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_drawn_beside_its_base_detector(script: Script) -> None:
     arguments = ("--of", "AHL(DevNet)", "--clusters", "2", "3", "--history", "2")
     rows, text = script("fig3_sensitivity", *arguments, variant="_ahl-devnet")

@@ -56,6 +56,7 @@ def check(workdir: Path, metrics: dict) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_has_every_epoch_once(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_apart_and_folded_weights_give_the_same(resnet: Trunk, name: str) -> Non
     jax.tree.map(np.testing.assert_array_equal, stats, trunk.unfolded.stats)
 
 
+@pytest.mark.slow
 def test_the_moments_follow_both_scales_and_the_references(one_step: Config) -> None:
     learner, state = start(one_step, loaded(one_step))
     normals, anomalies = images(12), images(4, 1)

@@ -46,7 +46,7 @@ def test_the_key_has_all_that_decides_the_trunk_and_nothing_else(config: Config)
     assert len(set(keys)) == len(keys)
     for one in ({"detector": "mlep"}, {"method": "base", "epochs": 7}, {"subsets": 3, "lr": 1.0},
                 {"views": 8, "whiten": True}, {"pseudo_per_generator": 4},
-                {"stage_one_heads": True}):  # fmt: skip
+                {"groups": 4, "coreset": 7}, {"stage_one_heads": True}):  # fmt: skip
         assert key(with_settings(config, one)) == key(config)
 
 
@@ -62,7 +62,7 @@ def test_runs_that_agree_share_a_trunk_and_only_the_trunk_is_kept(
     # What a kill at the very end leaves.
     (folder / "training").mkdir()
     monkeypatch.setattr(run, "start", None)
-    fit = with_settings(base, {"method": "fit"})
+    fit = with_settings(base, {"method": "fit", "detector": "patchcore", "coreset": 20})
     train(fit, tmp_path / "fit", cache_dir=cache, progress=False)
     np.testing.assert_array_equal(trunk_of(tmp_path / "base"), trunk_of(tmp_path / "fit"))
     assert not (folder / "training").exists()

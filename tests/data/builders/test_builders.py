@@ -191,6 +191,7 @@ def test_brainmri_takes_one_of_the_two_copies(source):
     assert len(load("brainmri").train_normals) == 4
 
 
+@pytest.mark.slow
 def test_elpv_prepared_is_elpv_from_the_package():
     pytest.importorskip("elpv_dataset")
     from ahl_jax.data import prepared
