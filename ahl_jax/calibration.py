@@ -62,7 +62,7 @@ class Calibration:
         return (
             f"{counted(len(self.scores), 'held-out normal')} can promise no less than "
             f"{100 * self.promised(fpr):.2g} % of false positives, where {100 * fpr:.2g} % are "
-            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} (--held-out)"
+            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} of them (--held-out)"
         )
 
     def warn_of(self, fpr: float = FPR) -> None:

@@ -85,7 +85,7 @@ def check(config: "Config") -> None:
         if value < low:
             message = f"--{name} is {value}; it must be {low} or more"
             if (name, value) == ("shots", 0):
-                message += ", unless --method fit with --detector density or patchcore, for example"
+                message += ", or train nothing: --method fit --detector patchcore"
             raise UserError(message)
     above_zero = [
         ("lr", lrn.lr),

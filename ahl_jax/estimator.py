@@ -130,7 +130,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         if y is None:
             raise InputError(
                 "fit requires y to be passed, but the target y is None; for normal images alone, "
-                "give zeros"
+                "give zeros and settings={'method': 'fit'}"
             )
         labels = self._two(column_or_1d(y, warn=True))
         classes, normal = self._classes(labels)

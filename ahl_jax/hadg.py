@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from ahl_jax.batches import Pool, PoolSet, pad_pools
 from ahl_jax.config import SubsetConfig
 from ahl_jax.errors import UserError
+from ahl_jax.metrics import counted
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +107,9 @@ def cluster_normals(
     kept = [m for m in members if len(m) >= SMALLEST_CLUSTER]
     if len(kept) < 2:
         raise UserError(
-            f"k-means with --clusters {clusters} left {len(kept)} clusters of {SMALLEST_CLUSTER} "
-            f"or more of the {len(features)} training normals, and AHL needs two; "
-            "use fewer clusters or give more normals"
+            f"k-means with --clusters {clusters} left {counted(len(kept), 'cluster')} of "
+            f"{SMALLEST_CLUSTER} or more of the {len(features)} training normals, and AHL needs "
+            "two; use fewer clusters or give more normals"
         )
     if len(kept) < clusters:
         log.warning(

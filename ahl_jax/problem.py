@@ -71,10 +71,14 @@ def check_names(config: Config) -> None:
         raise UserError(f"the detector {name} has nothing to train; add --method fit")
     begun = config.source or (config.stage_one.stage_one and config.stage_one.stage_one_heads)
     if method == "fit" and kind.trained and not kind.calibrates() and not begun:
-        able = [name for name, one in DETECTORS.items() if one.calibrates() or not one.trained]
+        able = [
+            other + " (with --whiten)" * one.whitened
+            for other, one in sorted(DETECTORS.items())
+            if one.calibrates() or not one.trained
+        ]
         raise UserError(
             f"the detector {name} has no closed form, so --method fit would leave its random "
-            f"weights; choose another --method, or --detector {', '.join(sorted(able))}"
+            f"weights; choose another --method, or --detector {', '.join(able)}"
         )
 
 

@@ -255,7 +255,7 @@ def test_fewer_normals_than_clusters_is_the_users_error():
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_identical_normals_are_the_users_error():
-    with pytest.raises(UserError, match="left 1 clusters"):
+    with pytest.raises(UserError, match="left 1 cluster of 3"):
         cluster_normals(np.ones((9, 4)), 3, seed=0)
 
 
