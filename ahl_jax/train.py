@@ -211,7 +211,7 @@ def _train(
             if split.test:
                 found = evaluate(folder.path, split=split, cache_dir=cache_dir, progress=progress)
                 results.append(found)
-                folder.write_metrics(results[-1])
+                folder.write_metrics(found)
         return results
 
     return on_primary(test)

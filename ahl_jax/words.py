@@ -27,7 +27,7 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     epochs, one = metrics["epochs"], config.stage_one
     if config.learning.method == "fit":
         # Its one epoch changes nothing.
-        epochs = one.stage_one_epochs if one.stage_one and one.stage_one_heads else 0
+        epochs = one.stage_one_epochs if one.stage_one_heads else 0
     made = (
         f"trained on {images} for {counted(epochs, 'epoch')}" if epochs else f"fitted to {images}"
     )

@@ -76,8 +76,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {} if options.trunk is None else {"trunk": options.trunk}
-    start = preset("density", options.data, shots=options.shots, held_out=0.0)
-    start = with_settings(start, settings)
+    start = preset("density", options.data, shots=options.shots, held_out=0.0, **settings)
     trunk, store = load_trunk(start.features.trunk), Store()
     pairs = list(itertools.product(options.factors, options.factors))
     aucs: dict[int, list[list[float]]] = {groups: [] for groups in options.groups}

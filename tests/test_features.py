@@ -445,7 +445,10 @@ def test_an_images_bits_do_not_depend_on_its_batch(tmp_path):
     [
         (1, False),
         (2, True),
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((2, False), (3, False))),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in ((0, False), (2, False), (3, False))
+        ),
         *(pytest.param(quarters, True, marks=pytest.mark.slow) for quarters in (0, 1, 3)),
     ],
 )

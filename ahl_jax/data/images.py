@@ -22,6 +22,7 @@ Picture = Path | str | Image.Image | np.ndarray
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _THREADS = 8
+_SKIPPING = ", or leave such files out with --skip-bad-images"
 
 
 def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -83,8 +84,7 @@ def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "
         try:
             return read_image(Path(picture), size)
         except BadImageError as error:
-            # Without the advice for data sets.
-            raise BadImageError(str(error).split(", or leave such files")[0]) from error
+            raise BadImageError(without_skipping(str(error))) from error
     return _from_memory(picture, lambda width, height: (size, size), name)
 
 
@@ -106,6 +106,11 @@ def image_size(path: ImageSource) -> int:
     return path.stat().st_size if isinstance(path, Path) else path.size
 
 
+def without_skipping(message: str) -> str:
+    """What is said of a bad image, without the advice to skip it that only data sets can take."""
+    return message.removesuffix(_SKIPPING)
+
+
 def image_digest(path: ImageSource) -> str:
     """The SHA-256 of the encoded image's bytes, in hexadecimal.
 
@@ -119,8 +124,7 @@ def image_digest(path: ImageSource) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadImageError(
-            f"{path} cannot be read ({error.strerror}); replace the file, or leave such files out "
-            "with --skip-bad-images"
+            f"{path} cannot be read ({error.strerror}); replace the file{_SKIPPING}"
         ) from error
 
 
@@ -214,8 +218,7 @@ def _bad(path: ImageSource, error: Exception) -> BadImageError:
     elif isinstance(error, UnidentifiedImageError):
         reason = "not a PNG, JPEG, BMP or TIFF file" if image_size(path) else "empty file"
     return BadImageError(
-        f"{path} cannot be read as an image ({reason}); replace the file, or leave such files "
-        "out with --skip-bad-images"
+        f"{path} cannot be read as an image ({reason}); replace the file{_SKIPPING}"
     )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from ahl_jax.backbones import Trunk, products_in
 from ahl_jax.config import SCALES, FeatureConfig
-from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.errors import BadImageError
 from ahl_jax.features.progress import Progress
@@ -293,5 +293,4 @@ def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
 
 def left_out(path: ImageSource, reason: str) -> None:
     """Warns of an image that cannot be read."""
-    # Without the advice to leave it out.
-    _log.warning("left out: %s", reason.split(", or leave such files")[0])
+    _log.warning("left out: %s", without_skipping(reason))

@@ -154,6 +154,24 @@ def test_one_exact_step_on_one_subset_is_the_formula_written_by_hand():
     np.testing.assert_allclose(flat(row(case.result.model.params, 0)), theta, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
+def test_an_epoch_takes_one_adam_step_along_the_exact_gradient():
+    case = setting(gradient="exact", inner_optimizer="sgd", subsets=1, steps=1, passes=1, clip=1e6)
+    expected = flat(row(case.result.gradient, 0))
+    after, log = jax.jit(case.learner.epoch)(case.state, case.data, np.int32(0))
+    np.testing.assert_allclose(log.weights, 1)
+    # Adam's first moment after one update is (1 - 0.9) times the gradient it was given.
+    (adam,) = [s for s in after.optimizer if hasattr(s, "mu")]
+    np.testing.assert_allclose(flat(adam.mu) / 0.1, expected, rtol=1e-7, atol=1e-10)
+    lr = case.learner.config.learning.lr
+    step = expected / (np.sqrt(np.square(expected) + 1e-16) + 1e-8)
+    # A bias before batch norm has no gradient but rounding, so Adam may take any small step there.
+    unclear = np.abs(expected) < 1e-9
+    assert unclear.mean() < 0.05
+    moved = flat(after.model.params) - (case.start - lr * step)
+    assert np.abs(moved[~unclear]).max() < 1e-8
+
+
 def adam_by_hand(vector, gradients, clip: float, rate: float):
     """Clipped gradients and bias-corrected Adam on a vector, one gradient function a step."""
     vector = np.asarray(vector)
