@@ -29,6 +29,12 @@ LABELS = {
     "lr-base": "learning rate of the base models",
     "psi-lr": "learning rate of psi",
     "batch": "images per batch",
+    "passes": "passes of the base models",
+    "updates-per-epoch": "updates of the unified model per epoch",
+    "gradient": "gradient of the query loss",
+    "importance": "importance scores w",
+    "generators": "pseudo-anomalies",
+    "whiten": "whitened features",
 }
 """What is written under a panel, where the option's own name does not say it."""
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilation is most of what the tests take; their arrays are too small to repay LLVM's optimiser.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # The first example compiles, so hypothesis's clock would say nothing about the code.
 settings.register_profile("default", deadline=None)

@@ -62,7 +62,7 @@ METHODS = {
         {**_DENSITY, **_GROUPS, "method": "fit"}, ("Density, closed form",)
     ),
     "Density, groups": Method({**_DENSITY, **_GROUPS, "method": "base"}, ("Density",)),
-    "AHL(Density)": Method(_AHL_DENSITY, ("Density", "Density, groups")),
+    "AHL(Density)": Method(_AHL_DENSITY, ("Density, groups", "Density")),
 }
 """Tables 1 and 2; a detector more is a line more. Names that the paper has are spelt as there."""
 
@@ -89,6 +89,13 @@ COMPONENTS = {
 def varied(start: Method, symbol: str, setting: str, values: Sequence[Any]) -> dict[str, Method]:
     """A row for each value of a setting, named such as ``C = 3``."""
     return {
-        f"{symbol} = {value}": Method({**start.settings, setting: value}, start.against)
+        f"{symbol} = {in_words(value)}": Method({**start.settings, setting: value}, start.against)
         for value in values
     }
+
+
+def in_words(value: Any) -> str:
+    """A setting's value as a table names it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(value) if isinstance(value, tuple) else str(value).replace("_", " ")

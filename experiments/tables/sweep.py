@@ -14,7 +14,7 @@ import tyro
 from ahl_jax import finetune, train_seeds
 from ahl_jax.ablation_plan import Point
 from ahl_jax.ablation_report import draw, png
-from ahl_jax.config import DataConfig
+from ahl_jax.config import Config, DataConfig
 from ahl_jax.data.samples import load_dataset
 from ahl_jax.data.splits import make_split
 from ahl_jax.errors import UserError
@@ -23,7 +23,7 @@ from ahl_jax.metrics import mean_std
 from ahl_jax.runtime import commit, keep_compiled_programs
 from ahl_jax.workdir import Workdir, csv_text, replace_file
 from experiments.tables.cells import Cell, Options, Table, plan
-from experiments.tables.methods import METHODS, varied
+from experiments.tables.methods import METHODS, in_words, varied
 from experiments.tables.report import Row, markdown, merged, per_seed, read_rows, sections
 
 PUBLISHED = "AHL(DRA)"
@@ -107,7 +107,12 @@ def output(options: Options, table: Table, suffix: str, part: str = "") -> Path:
 
 
 def sweep(
-    table: Table, options: Options, of: str, values: Mapping[str, tuple[str, Sequence[int]]]
+    table: Table,
+    options: Options,
+    of: str,
+    values: Mapping[str, tuple[str, Sequence[Any]]],
+    *,
+    default: str = PUBLISHED,
 ) -> None:
     """A table of settings varied one at a time, and a picture of it per data set.
 
@@ -116,6 +121,7 @@ def sweep(
         options: its options.
         of: the row of ``METHODS`` whose settings are varied.
         values: setting -> its symbol and values.
+        default: the row whose files have the table's name alone.
 
     Raises:
         UserError: as ``run`` does, or if AHL does not train the row.
@@ -129,7 +135,7 @@ def sweep(
     for methods in swept.values():
         rows |= methods
     letters = "-".join(re.findall(r"[a-z0-9]+", of.lower()))
-    variant = "" if of == PUBLISHED else f"_{letters}"
+    variant = "" if of == default else f"_{letters}"
     title = f"{table.title}, {of}"
     table = dataclasses.replace(table, title=title, methods=rows, variant=variant)
     cells, results = run(table, options)
@@ -137,7 +143,7 @@ def sweep(
     for section in sections(cells, results):
         points = [
             (
-                Point(name, str(value), float(value), chosen[method], folder=""),
+                _point(name, value, chosen[method]),
                 list(per_seed(section, results, method, "auc_roc").values()),
             )
             for name, methods in swept.items()
@@ -149,6 +155,12 @@ def sweep(
             figure = draw(points, alone or None, title=section.title)
             path = output(options, table, "png", f"_{section.file_name}")
             replace_file(path, png(figure))
+
+
+def _point(setting: str, value: Any, config: Config) -> Point:
+    number = None if isinstance(value, bool | str | tuple) else float(value)
+    shown = in_words(value).replace(", ", "\n")
+    return Point(setting.replace("_", "-"), shown, number, config, folder="")
 
 
 def _finished(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]] | None:

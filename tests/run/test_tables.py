@@ -176,6 +176,28 @@ def test_a_sweep_is_drawn_beside_its_base_detector(script: Script) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_settings_that_are_no_numbers_are_varied_too(script: Script) -> None:
+    arguments = ("--of", "AHL(DevNet)", "--over", "gradient", "generators", "whiten")
+    rows, text = script("ablate_settings", *arguments, variant="_ahl-devnet")
+    assert [row["method"] for row in rows[::2]] == [
+        "DevNet",
+        "gradient = first order", "gradient = exact",
+        "generators = cutmix, cutpaste", "generators = cutmix, draem",
+        "generators = cutpaste, draem", "generators = cutmix, cutpaste, draem",
+        "whiten = off", "whiten = on",
+    ]  # fmt: skip
+    as_given = scores(rows, "gradient = first order")
+    assert scores(rows, "whiten = off") == as_given
+    assert scores(rows, "generators = cutmix, cutpaste, draem") == as_given
+    assert scores(rows, "whiten = on") != as_given
+    assert "| gradient = exact minus DevNet |" in text
+    with pytest.raises(UserError, match="--over has no 'colour'; choose from updates_per_epoch"):
+        script("ablate_settings", "--over", "colour")
+    with pytest.raises(UserError, match="'whiten'"):
+        script("ablate_settings", "--over", "whiten")
+
+
 numbers = st.dictionaries(st.integers(0, 99), st.floats(0, 1), min_size=2, max_size=9)
 
 
