@@ -11,7 +11,7 @@ import tyro
 
 from ahl_jax.calibration import FPR, check_fpr
 from ahl_jax.data.folder import images_below
-from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches
+from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.errors import BadImageError, IncompleteError, UserError
 from ahl_jax.features.progress import Progress
@@ -140,8 +140,7 @@ def _all_of(
 
     def note(path: ImageSource, reason: str) -> None:
         assert isinstance(path, Path)
-        # Without the advice, which is for data sets.
-        bad[path] = reason.rsplit("; ", 1)[0]
+        bad[path] = without_skipping(reason)
         if command.watch:
             log.warning("left out for now: %s", bad[path])
 

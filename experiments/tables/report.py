@@ -75,7 +75,7 @@ def merged(rows: Sequence[Row], new: Sequence[Row], table: Table) -> list[Row]:
     """The rows with new ones in place of those of the same cell and seed.
 
     Where the figures are the same the old row stays, with its commit. Part by part, and in each
-    method by method.
+    method by method; those that the table does not have, as other values of a setting, come last.
     """
     found = {tuple(row[name] for name in _KEYS): row for row in rows}
     for row in new:
@@ -84,9 +84,15 @@ def merged(rows: Sequence[Row], new: Sequence[Row], table: Table) -> list[Row]:
         if old is None or any(old[name] != row[name] for name in ("auc_roc", "auc_pr", "seconds")):
             found[key] = row
     parts = list(dict.fromkeys(_part_of(row) for row in found.values()))
-    methods = list(table.methods)
-    known = [row for row in found.values() if row["method"] in methods]
-    return sorted(known, key=lambda row: (parts.index(_part_of(row)), methods.index(row["method"])))
+    place = {name: i for i, name in enumerate(_methods(table, list(found.values())))}
+    return sorted(
+        found.values(), key=lambda row: (parts.index(_part_of(row)), place[row["method"]])
+    )
+
+
+def _methods(table: Table, rows: Sequence[Row]) -> list[str]:
+    """The methods of the table, then those that only earlier runs have."""
+    return list(dict.fromkeys([*table.methods, *(row["method"] for row in rows)]))
 
 
 def _part_of(row: Row) -> tuple[Any, ...]:
@@ -140,7 +146,8 @@ def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: s
     """What the file begins with; arguments as for ``markdown``."""
     seeds = sorted({row["seed"] for row in rows})
     made = {cell.method for cell in cells}
-    kept = [name for name in table.methods if name in {row["method"] for row in rows} - made]
+    there = {row["method"] for row in rows}
+    kept = [name for name in _methods(table, rows) if name in there - made]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     over = "mean ± standard deviation over them" if len(seeds) > 1 else "one run each"
     return [
@@ -183,7 +190,8 @@ def _title(what: str, setting: str, shots: int) -> str:
 
 
 def _part(table: Table, section: Section, rows: Sequence[Row]) -> list[str]:
-    methods = [name for name in table.methods if per_seed(section, rows, name, "auc_roc")]
+    every = _methods(table, rows)
+    methods = [name for name in every if per_seed(section, rows, name, "auc_roc")]
     if not methods:
         return []
     known = {
@@ -213,7 +221,7 @@ def _pairs(
 ) -> list[str]:
     lines = []
     for name in methods:
-        for other in registry[name].against:
+        for other in registry[name].against if name in registry else ():
             if other not in methods:
                 continue
             ours, theirs = (per_seed(section, rows, one, "auc_roc") for one in (name, other))

@@ -337,6 +337,11 @@ def test_a_method_can_be_added_to_a_table_that_is_there(tmp_path: Path) -> None:
     text = markdown(table, [], found, "command")
     assert "Commits, row by row in the CSV: new, old" in text
     assert "rows of earlier runs: DevNet, DRA" in text
+    # A row that the table no longer has, such as a value that is not asked for again, stays too.
+    gone = old[0] | {"method": "C = 9", "auc_roc": 0.25}
+    rows_with_it = merged([gone], more, table)
+    assert rows_with_it == [*more, gone]
+    assert "| C = 9 | 0.250 |" in markdown(table, [], rows_with_it, "command")
     for broken in (
         b"\xff\xfe no table",
         b"garbage,1\n",
