@@ -5,7 +5,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ahl_jax import UserError
