@@ -181,7 +181,9 @@ def training_split(
     """
     normals, out = hold_out([images[i] for i in np.flatnonzero(~anomalous).tolist()], held_out)
     if not normals:
-        raise InputError("one normal image is too few to train and to set a threshold; give more")
+        raise InputError(
+            "one sample that is normal cannot both train and set a threshold; give more"
+        )
     seen = tuple(Sample(images[i], "anomaly") for i in np.flatnonzero(anomalous).tolist())
     return Split(train_normals=normals, seen=seen, test=(), held_out=out)
 

@@ -3,6 +3,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -311,8 +312,11 @@ class OfRows(AHLDetector):
 ROUNDING = "asks for more digits than float32 has: by its place in a batch, the score of an image "
 CANNOT = {
     "check_methods_sample_order_invariance": f"{ROUNDING} differed by 5e-7 of itself",
-    "check_methods_subset_invariance": f"{ROUNDING} differed by 7e-4 where others are of thousands",
 }
+if not jax.config.read("jax_disable_most_optimizations"):
+    CANNOT["check_methods_subset_invariance"] = (
+        f"{ROUNDING} differed by 7e-4 where others are of thousands"
+    )
 
 
 @pytest.mark.slow

@@ -292,7 +292,8 @@ from pathlib import Path
 
 Tiny.weights = Path(sys.argv[1])
 backbones.TRUNKS["tiny"] = Tiny
-config = with_settings(preset("debug", "x"), json.loads(sys.argv[2]))
+changed = json.loads(sys.argv[2])
+config = with_settings(preset("debug", "x"), changed | {"generators": ("cutmix", "cutpaste")})
 found = []
 for count in (1, 3):
     mesh = mesh_for(1, 1, count, jax.devices()[:count])
@@ -317,7 +318,6 @@ def test_devices_share_a_batch_to_the_result_of_one(tiny: None, batch_norm: str,
         "stage_one_steps": 2,
         "stage_one_batch": 9,
         "stage_one_lr": 0.001,
-        "generators": ("cutmix", "cutpaste"),
     }
     done = subprocess.run(
         [sys.executable, "-c", _ON_DEVICES, str(Tiny.weights), json.dumps(changed), str(each)],
