@@ -44,7 +44,8 @@ class Settings(Options):
     """The row of table 1 whose settings are varied."""
 
     over: tuple[str, ...] = ()
-    """What is varied; by default all that the script knows."""
+    """What is varied, such as gradient and lr; by default all that the script knows. A choice has
+    files of its own."""
 
     settings: tuple[Literal["general", "hard"], ...] = ("general",)
     """Parts of the table."""
@@ -53,7 +54,13 @@ class Settings(Options):
 def main() -> None:
     """Train what is missing, then write the table and draw it."""
     options = parse(Settings, __doc__)
-    table = Table("ablate_settings", "settings", "The settings of AHL", settings=options.settings)
+    table = Table(
+        "ablate_settings",
+        "settings",
+        "The settings of AHL",
+        settings=options.settings,
+        variant="".join(f"_{name.replace('_', '-')}" for name in options.over),
+    )
     names = list(VALUES)
     if options.of in METHODS and DETECTORS[METHODS[options.of].detector].whitened:
         names.remove("whiten")

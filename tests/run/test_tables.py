@@ -161,7 +161,7 @@ def test_the_fully_supervised_rows_see_every_class(script: Script) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_is_drawn_beside_its_base_detector(script: Script) -> None:
-    arguments = ("--of", "AHL(DevNet)", "--clusters", "2", "3", "--history", "2")
+    arguments = ("--of", "AHL(DevNet)", "--clusters", "2", "3", "2", "--history", "2")
     rows, text = script("fig3_sensitivity", *arguments, variant="_ahl-devnet")
     assert [row["method"] for row in rows[::2]] == ["DevNet", "C = 2", "C = 3", "K = 2"]
     # The debug preset has C = 2 and K = 2.
@@ -179,7 +179,8 @@ def test_a_sweep_is_drawn_beside_its_base_detector(script: Script) -> None:
 @pytest.mark.slow
 def test_settings_that_are_no_numbers_are_varied_too(script: Script) -> None:
     arguments = ("--of", "AHL(DevNet)", "--over", "gradient", "generators", "whiten")
-    rows, text = script("ablate_settings", *arguments, variant="_ahl-devnet")
+    variant = "_gradient_generators_whiten_ahl-devnet"
+    rows, text = script("ablate_settings", *arguments, variant=variant)
     assert [row["method"] for row in rows[::2]] == [
         "DevNet",
         "gradient = first order", "gradient = exact",
@@ -196,6 +197,8 @@ def test_settings_that_are_no_numbers_are_varied_too(script: Script) -> None:
         script("ablate_settings", "--over", "colour")
     with pytest.raises(UserError, match="'whiten'"):
         script("ablate_settings", "--over", "whiten")
+    with pytest.raises(UserError, match="--of has no 'Density, groups'"):
+        script("ablate_settings", "--of", "Density, groups", "--over", "gradient")
 
 
 numbers = st.dictionaries(st.integers(0, 99), st.floats(0, 1), min_size=2, max_size=9)
@@ -248,6 +251,17 @@ def test_settings_reach_every_room_of_the_config() -> None:
     assert with_settings(paper, {"setting": "hard", "seen_class": "mono"}).data.setting == "hard"
     with pytest.raises(UserError, match="colour"):
         with_settings(paper, {"colour": 1})
+
+
+def test_updates_that_the_debug_preset_has_no_steps_for_get_them(
+    weave: Path, tmp_path: Path
+) -> None:
+    options = Options(data=(str(weave),), workdir=tmp_path, shots=(4,), quick=True)
+    rows = varied(METHODS["AHL(DevNet)"], "updates", "updates_per_epoch", (1, 2, 20))
+    cells = plan(Table("x", "1", "X", methods=rows), options)
+    found = [(c.config.learning.updates_per_epoch, c.config.learning.steps) for c in cells]
+    assert found == [(1, 4), (2, 4), (20, 20)]
+    assert len({cell.folder for cell in cells}) == 3
 
 
 def test_the_same_settings_have_the_same_folder(weave: Path, tmp_path: Path) -> None:
@@ -336,7 +350,7 @@ def test_a_method_can_be_added_to_a_table_that_is_there(tmp_path: Path) -> None:
     assert found == [*more, old[0], other]
     text = markdown(table, [], found, "command")
     assert "Commits, row by row in the CSV: new, old" in text
-    assert "rows of earlier runs: DevNet, DRA" in text
+    assert ". Rows of earlier runs: DevNet; DRA" in text
     # A row that the table no longer has, such as a value that is not asked for again, stays too.
     gone = old[0] | {"method": "C = 9", "auc_roc": 0.25}
     rows_with_it = merged([gone], more, table)
