@@ -287,7 +287,7 @@ def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray
         (paths[0], [0], "put one image in a list"),
         (paths, [1] * 34, "one class, 1;"),
         (paths, [0, 1, 2] * 11 + [0], "binary"),
-        (paths[:2], [0, 1], "one normal image"),
+        (paths[:2], [0, 1], "one sample that is normal"),
         ([*paths[:-1], 3], two, "int values among paths"),
     ]
     for X, labels, message in bad:
