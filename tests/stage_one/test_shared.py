@@ -50,6 +50,7 @@ def test_the_key_has_all_that_decides_the_trunk_and_nothing_else(config: Config)
         assert key(with_settings(config, one)) == key(config)
 
 
+@pytest.mark.slow
 def test_runs_that_agree_share_a_trunk_and_only_the_trunk_is_kept(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
