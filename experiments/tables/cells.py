@@ -126,6 +126,11 @@ class Cell:
     """The cell whose runs are fine-tuned on the normals of this one's data."""
 
     @property
+    def part(self) -> tuple[str, int, str, str]:
+        """The part of the table: setting, shots, data set and seen class, as its rows have them."""
+        return self.setting, self.shots, self.dataset, self.seen_class or ""
+
+    @property
     def data(self) -> DataConfig:
         """Which images there are."""
         return dataclasses.replace(self.config.data, shots=0) if self.start else self.config.data

@@ -109,7 +109,7 @@ def sections(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Section]:
     """
     found = []
     parts = dict.fromkeys(_part_of(row) for row in rows)
-    parts |= dict.fromkeys((c.setting, c.shots, c.dataset, c.seen_class or "") for c in cells)
+    parts |= dict.fromkeys(cell.part for cell in cells)
     keys = dict.fromkeys(part[:3] for part in parts)
     for setting, shots, dataset in keys:
         classes = tuple(p[3] or None for p in parts if p[:3] == (setting, shots, dataset))
@@ -146,7 +146,7 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
 def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> list[str]:
     """What the file begins with; arguments as for ``markdown``."""
     seeds = sorted({row["seed"] for row in rows})
-    made = {(c.setting, c.shots, c.dataset, c.seen_class or "", c.method) for c in cells}
+    made = {(*cell.part, cell.method) for cell in cells}
     others = {row["method"] for row in rows if (*_part_of(row), row["method"]) not in made}
     kept = [name for name in _methods(table, rows) if name in others]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
