@@ -5,7 +5,9 @@ data, train in one compiled step; a sequence model over their scores says how mu
 unified detector learns from all of them.
 """
 
-from ahl_jax.config import (
+from ahl_jax.common.errors import BadImageError, UserError, said_in_python
+from ahl_jax.config.presets import preset
+from ahl_jax.config.settings import (
     Config,
     DataConfig,
     DetectorConfig,
@@ -15,15 +17,13 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
-from ahl_jax.errors import BadImageError, UserError, said_in_python
 from ahl_jax.estimator import AHLDetector
-from ahl_jax.evaluate import evaluate
-from ahl_jax.export import export_model
-from ahl_jax.finetune import finetune
-from ahl_jax.predictor import Predictor, load
-from ahl_jax.presets import preset
-from ahl_jax.report import compare, report
-from ahl_jax.train import train, train_seeds
+from ahl_jax.inference.export import export_model
+from ahl_jax.inference.predictor import Predictor, load
+from ahl_jax.reports import compare, report
+from ahl_jax.run.evaluate import evaluate
+from ahl_jax.run.finetune import finetune
+from ahl_jax.run.train import train, train_seeds
 
 # The command line has the same functions from where they are defined, with options in errors.
 _said = said_in_python()

@@ -1,5 +1,5 @@
 """``python -m ahl_jax`` is ``ahl``."""
 
-from ahl_jax.cli import main
+from ahl_jax.cli.main import main
 
 main()

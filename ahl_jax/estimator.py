@@ -20,14 +20,14 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from ahl_jax.calibration import FPR, check_fpr
-from ahl_jax.config import Config, DataConfig
+from ahl_jax.common.errors import InputError, UserError, in_python, said_in_python
+from ahl_jax.config.presets import preset
+from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
-from ahl_jax.errors import InputError, UserError, in_python, said_in_python
-from ahl_jax.predictor import load
-from ahl_jax.presets import preset
-from ahl_jax.train import train
+from ahl_jax.inference.predictor import load
+from ahl_jax.inference.threshold import FPR, check_fpr
+from ahl_jax.run.train import train
 
 NORMAL_LABELS = (0, "good", "normal")
 """The labels that stand for normal unless ``normal_label`` names another; False counts as 0."""

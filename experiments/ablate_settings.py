@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ahl_jax import UserError
+from ahl_jax.cli.shell import run_command
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.runtime import run_command
 from experiments.tables.cells import Options, Table
 from experiments.tables.methods import METHODS
 from experiments.tables.sweep import parse, sweep

@@ -7,7 +7,7 @@ writes experiments/results/ablate_subsets.csv (a row per run), .md and, for each
 
 from dataclasses import dataclass
 
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 from experiments.tables.cells import Options, Table
 from experiments.tables.sweep import PUBLISHED, parse, sweep
 

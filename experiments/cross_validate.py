@@ -27,17 +27,18 @@ from tqdm import tqdm
 
 from ahl_jax import preset
 from ahl_jax.backbones import Trunk, load_trunk
-from ahl_jax.bank import global_averages
-from ahl_jax.config import SCALES, Config
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common.commit import commit
+from ahl_jax.common.files import replace_file
+from ahl_jax.config.presets import with_settings
+from ahl_jax.config.settings import SCALES, Config
 from ahl_jax.detectors import make_detector, make_inputs
 from ahl_jax.detectors.density import Density
+from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import FeatureMaps, Store, extract
-from ahl_jax.gather import load_split
-from ahl_jax.hadg import similar_normals
-from ahl_jax.presets import with_settings
-from ahl_jax.runtime import commit, run_command
-from ahl_jax.whitening import fit_whitening
-from ahl_jax.workdir import replace_file
+from ahl_jax.features.images import global_averages
+from ahl_jax.features.split import load_split
+from ahl_jax.learning.hadg import similar_normals
 
 Factors = tuple[float, float]
 

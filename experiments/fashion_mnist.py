@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ahl_jax import UserError
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 
 CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",

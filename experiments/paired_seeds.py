@@ -9,7 +9,7 @@ and 2 that are compared with another, with what they are compared with.
 from dataclasses import dataclass
 from typing import Literal
 
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 from experiments.tables.cells import Options, Table
 from experiments.tables.methods import METHODS
 from experiments.tables.sweep import parse, run

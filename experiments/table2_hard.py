@@ -5,7 +5,7 @@
 writes experiments/results/table2_hard.csv (a row per run) and .md (with the mean over the classes).
 """
 
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 from experiments.tables.cells import Options, Table
 from experiments.tables.sweep import parse, run
 

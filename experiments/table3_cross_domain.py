@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from ahl_jax.data.samples import categories
-from ahl_jax.errors import UserError
-from ahl_jax.finetune import EPOCHS
-from ahl_jax.metrics import mean_std
-from ahl_jax.presets import with_settings
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import mean_std
+from ahl_jax.config.presets import with_settings
+from ahl_jax.data.open import categories
+from ahl_jax.run.finetune import EPOCHS
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS
 from experiments.tables.published import published

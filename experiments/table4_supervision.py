@@ -8,7 +8,7 @@ fully supervised ones, FS-DRA and FS-Density, at M of every class. Those are lef
 tests, so these two rows have slightly fewer test images.
 """
 
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 from experiments.tables.cells import Options, Table
 from experiments.tables.methods import SUPERVISION
 from experiments.tables.sweep import parse, run

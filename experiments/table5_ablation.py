@@ -15,7 +15,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 from experiments.tables.cells import Options, Table
 from experiments.tables.methods import COMPONENTS, Method
 from experiments.tables.sweep import parse, run

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ahl_jax.backbones.layers import Conv, Depthwise, Pointwise, same_padding
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 
 # Stage by stage, as Lite0 has them: blocks, depthwise kernel, stride of the first block, expansion,
 # output channels.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ahl_jax.backbones.batch_norm import WeightedBatchNorm
 from ahl_jax.backbones.convolution import PRECISION, Padding, convolve
-from ahl_jax.batch_norm import WeightedBatchNorm
 
 
 def same_padding(size: int, stride: int) -> Padding:

@@ -13,9 +13,8 @@ from flax import nnx
 from ahl_jax.backbones.folding import fold_batch_norm, layers, names, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
 from ahl_jax.backbones.weights import read_torch_weights
-from ahl_jax.errors import UserError
-from ahl_jax.folders import default_folder
-from ahl_jax.workdir import replace_file
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import default_folder, replace_file
 
 
 def load_trunk(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ahl_jax.backbones.layers import Conv, Pointwise
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 
 _WIDTHS = (64, 128, 256, 512)
 # ImageNet's channel means and standard deviations, of images in 0..1.

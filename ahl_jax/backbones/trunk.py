@@ -21,7 +21,7 @@ from ahl_jax.backbones.efficientnet_lite import (
 from ahl_jax.backbones.folding import Unfolded, fold, layers
 from ahl_jax.backbones.layers import Depthwise
 from ahl_jax.backbones.resnet import ResNet18, ResNet34, ResNet50, Wide_ResNet50_2
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 
 
 class TrunkModule(Protocol):

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 
 from ahl_jax.backbones._pickle_values import FormatError, StorageRef, TensorRef, read_value
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 
 # What torch's original format starts with: pickles of this number and of the format's version.
 _MAGIC = 0x1950A86A20F9469CFC6C

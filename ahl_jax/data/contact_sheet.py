@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.samples import Dataset
-from ahl_jax.errors import BadImageError, UserError
+from ahl_jax.data.types import Dataset
 
 COLUMNS = 6
 

@@ -8,9 +8,10 @@ no split, so its normals are split 75/25 in its own order: 1,131 to train on and
 import importlib.util
 from pathlib import Path
 
-from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import Dataset, split_normals
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.splits import split_normals
+from ahl_jax.data.types import Dataset
 
 
 def load(config: DataConfig) -> Dataset:

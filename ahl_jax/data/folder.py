@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import SUFFIXES
-from ahl_jax.data.samples import Dataset
-from ahl_jax.errors import UserError
+from ahl_jax.data.types import Dataset
 
 
 def load(config: DataConfig) -> Dataset:

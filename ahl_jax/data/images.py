@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.arrays import Fit, as_float, channels_checked, check_pixels, resized
 from ahl_jax.data.records import ImageSource, InMemory
-from ahl_jax.errors import BadImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
 """The extensions of images, in lower case."""

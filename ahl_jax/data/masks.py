@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.arrays import check_pixels
 from ahl_jax.data.records import ImageSource, InMemory, Record
-from ahl_jax.errors import BadImageError
 
 _FOLDERS = {"test": "ground_truth", "Images": "Masks"}
 """The folder with the images -> the one beside it with their masks."""

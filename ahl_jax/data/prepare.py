@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import alone
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.records import data_folder, is_prepared, prepared_folder
-from ahl_jax.errors import UserError
-from ahl_jax.folders import alone
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.records import Record, data_folder, is_prepared, prepared_folder
-from ahl_jax.data.samples import Dataset
-from ahl_jax.errors import UserError
+from ahl_jax.data.types import Dataset
 
 
 def load(config: DataConfig) -> Dataset:

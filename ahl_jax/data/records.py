@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ahl_jax.errors import BadImageError
-from ahl_jax.folders import user_folder
+from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.files import user_folder
 
 VERSION = "1.0.0"
 """Raised when a builder comes to write something else from the same source."""

@@ -10,11 +10,11 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import BadImageError, InputError, UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import image_digest, image_size
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.samples import Dataset, Sample, Split
-from ahl_jax.errors import BadImageError, InputError, UserError
+from ahl_jax.data.types import Dataset, Sample, Split
 
 T = TypeVar("T")
 
@@ -214,3 +214,21 @@ def _digest(path: ImageSource) -> str | None:
         return image_digest(path)
     except BadImageError:
         return None
+
+
+def split_normals(normals: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Training and test normals of a source without a split: 75/25, as in the literature.
+
+    Args:
+        normals: The images of normal parts, in the source's own order.
+
+    Raises:
+        UserError: if there are fewer than two.
+    """
+    if len(normals) < 2:
+        raise UserError("there are fewer than two normal images to split; add images")
+    # Imported late: scikit-learn takes a second, and only data sets without a split need it.
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(list(normals), test_size=0.25, random_state=42)
+    return train, test

@@ -10,10 +10,10 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import SUFFIXES
-from ahl_jax.data.samples import Dataset
-from ahl_jax.errors import UserError
+from ahl_jax.data.types import Dataset
 
 _LABELS = {"normal": False, "0": False, "anomaly": True, "1": True}
 _NORMAL_CLASSES = ("", "normal", "good")

@@ -7,11 +7,12 @@ the normals of a category split 75/25. All anomalies are of the one class ``anom
 from collections.abc import Sequence
 from pathlib import Path
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import SUFFIXES
-from ahl_jax.data.samples import Dataset, split_normals
+from ahl_jax.data.splits import split_normals
 from ahl_jax.data.table import file_in, rows
-from ahl_jax.errors import UserError
+from ahl_jax.data.types import Dataset
 
 _SPLIT = Path("split_csv/1cls.csv")
 _IMAGES = Path("Data/Images")

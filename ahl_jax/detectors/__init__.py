@@ -4,7 +4,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from ahl_jax.config import DetectorConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.detectors.density import Density
 from ahl_jax.detectors.devnet import DevNet
 from ahl_jax.detectors.dra import DRA
@@ -15,7 +16,6 @@ from ahl_jax.detectors.mlep import MLEP
 from ahl_jax.detectors.patchcore import PatchCore
 from ahl_jax.detectors.protocol import Detector, Functional, Model, functional
 from ahl_jax.detectors.saoe import SAOE
-from ahl_jax.errors import UserError
 
 DETECTORS: dict[str, type[Detector]] = {
     "density": Density,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ahl_jax.config import SCALES, DetectorConfig
+from ahl_jax.config.settings import SCALES, DetectorConfig
 from ahl_jax.detectors.heads import top_mean
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head

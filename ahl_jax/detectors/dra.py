@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.batch_norm import WeightedBatchNorm
-from ahl_jax.config import DetectorConfig
+from ahl_jax.backbones.batch_norm import WeightedBatchNorm
+from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.detectors.heads import FeatureLinear, top_mean, top_mean_of
 from ahl_jax.detectors.inputs import PATCH, Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ahl_jax.detectors.classifier import Classifier
+from ahl_jax.detectors.losses import Prior, focal_loss, weighted_mean
 from ahl_jax.detectors.protocol import ANOMALY, NORMAL
-from ahl_jax.losses import Prior, focal_loss, weighted_mean
 
 
 class FLOS(Classifier):

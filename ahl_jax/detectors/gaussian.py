@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.config import DetectorConfig
+from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ahl_jax.whitening import Whitening
+from ahl_jax.detectors.whitening import Whitening
 
 PATCH = 3
 """Side of the residual head's patches, which do not overlap."""

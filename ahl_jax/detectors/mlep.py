@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ahl_jax.config import DetectorConfig
+from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.detectors.heads import FeatureLinear
 from ahl_jax.detectors.inputs import Inputs
+from ahl_jax.detectors.losses import Prior, triplet_loss, weighted_mean
 from ahl_jax.detectors.protocol import ANOMALY, NORMAL, Detector
-from ahl_jax.losses import Prior, triplet_loss, weighted_mean
 
 MARGIN = 1.0
 """Of the triplet loss: how much farther anomalies are to be from the normals' embedding."""

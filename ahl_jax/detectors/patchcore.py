@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ahl_jax.config import SCALES, DetectorConfig
+from ahl_jax.config.settings import SCALES, DetectorConfig
 from ahl_jax.detectors.inputs import Inputs, to_maps
 from ahl_jax.detectors.protocol import DeviationDetector, Head
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ahl_jax.config import DetectorConfig
+from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.detectors.inputs import Inputs
-from ahl_jax.losses import Prior, deviation_loss, weighted_mean
+from ahl_jax.detectors.losses import Prior, deviation_loss, weighted_mean
 
 NORMAL, ANOMALY, PSEUDO = 0, 1, 2
 """Labels of training samples."""
@@ -35,7 +35,7 @@ class Detector(nnx.Module):
     """Names of the heads, in the order of the last axis of ``head_scores``."""
 
     whitened: ClassVar[bool] = False
-    """Whether it needs whitened features, see ``ahl_jax.whitening``."""
+    """Whether it needs whitened features, see ``ahl_jax.detectors.whitening``."""
 
     trained: ClassVar[bool] = True
     """Whether there is anything to train after ``calibrate``; otherwise only ``fit`` takes it."""

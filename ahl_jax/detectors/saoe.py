@@ -4,8 +4,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ahl_jax.detectors.classifier import Classifier
+from ahl_jax.detectors.losses import Prior, weighted_mean
 from ahl_jax.detectors.protocol import NORMAL
-from ahl_jax.losses import Prior, weighted_mean
 
 
 class SAOE(Classifier):

@@ -4,10 +4,10 @@
 on where it was, and runs that differ in what comes after the trunk share their features.
 """
 
+from ahl_jax.common.files import default_folder
 from ahl_jax.features.images import FeatureMaps, extract
 from ahl_jax.features.pseudo import PseudoFeatures, extract_pseudo
 from ahl_jax.features.store import Store
-from ahl_jax.folders import default_folder
 
 __all__ = [
     "FeatureMaps",

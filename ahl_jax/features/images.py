@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from ahl_jax.backbones import Trunk, products_in
-from ahl_jax.config import SCALES, FeatureConfig
+from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.progress import Progress
+from ahl_jax.config.settings import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
-from ahl_jax.errors import BadImageError
-from ahl_jax.features.progress import Progress
 from ahl_jax.features.store import Store, entry_key
 
 FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
@@ -294,3 +294,12 @@ def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
 def left_out(path: ImageSource, reason: str) -> None:
     """Warns of an image that cannot be read."""
     _log.warning("left out: %s", without_skipping(reason))
+
+
+Maps = Sequence[Float[np.ndarray, "n h w c"]]
+"""Feature maps of n images, one array per scale."""
+
+
+def global_averages(maps: Maps) -> Float[np.ndarray, "n d"]:
+    """The averages over the locations of each image, scale beside scale, in float64."""
+    return np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in maps], axis=1)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from ahl_jax.backbones import Trunk
-from ahl_jax.bank import WHOLE, Part
-from ahl_jax.config import FeatureConfig, PseudoConfig
+from ahl_jax.config.settings import FeatureConfig, PseudoConfig
 from ahl_jax.data.images import image_digest, iter_batches, read_image
 from ahl_jax.data.records import ImageSource
+from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.features.images import (
     FeatureMaps,
     cached,

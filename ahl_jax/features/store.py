@@ -15,8 +15,8 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 
-from ahl_jax.errors import UserError
-from ahl_jax.folders import default_folder
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import default_folder
 
 
 class Store:

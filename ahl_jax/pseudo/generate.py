@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 from ahl_jax.pseudo.cutmix import cutmix
 from ahl_jax.pseudo.cutpaste import cutpaste
 from ahl_jax.pseudo.draem import draem

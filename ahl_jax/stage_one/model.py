@@ -18,15 +18,21 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from ahl_jax.backbones import Trunk, Unfolded, folded_trunk, products_in, trunk_from_params
-from ahl_jax.config import Config, DetectorConfig
+from ahl_jax.backbones import (
+    Trunk,
+    Unfolded,
+    folded_trunk,
+    products_in,
+    trunk_from_params,
+)
+from ahl_jax.config.settings import Config, DetectorConfig
 from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
 from ahl_jax.detectors.inputs import mean_of
+from ahl_jax.detectors.losses import Prior, draw_prior
 from ahl_jax.detectors.protocol import ANOMALY, NORMAL, PSEUDO, Params
-from ahl_jax.devices import data_shards, split_images
+from ahl_jax.distributed.mesh import data_shards, split_images
 from ahl_jax.features.images import half_size, trunk_dtype
-from ahl_jax.learning import apply_step, learning_rate
-from ahl_jax.losses import Prior, draw_prior
+from ahl_jax.learning.learner import apply_step, learning_rate
 from ahl_jax.pseudo import GENERATORS
 
 P = ParamSpec("P")

@@ -22,20 +22,20 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from ahl_jax.backbones import Trunk, trunk_from_params
-from ahl_jax.checkpoints import Checkpoints
-from ahl_jax.config import Config
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import alone
+from ahl_jax.common.text import pace
+from ahl_jax.config.settings import Config
 from ahl_jax.data.images import iter_batches
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.samples import Split
+from ahl_jax.data.types import Split
 from ahl_jax.detectors import DETECTORS, Model, make_detector
-from ahl_jax.devices import everywhere, mesh_for, on_this_process, put_everywhere
-from ahl_jax.errors import UserError
+from ahl_jax.distributed.mesh import everywhere, mesh_for, on_this_process, put_everywhere
+from ahl_jax.distributed.processes import arrays_of_primary, is_primary, on_primary, together
 from ahl_jax.features.images import VERSION, left_out, trunk_dtype
 from ahl_jax.features.store import entry_key
-from ahl_jax.folders import alone
-from ahl_jax.loop import pace
-from ahl_jax.processes import arrays_of_primary, is_primary, on_primary, together
 from ahl_jax.stage_one.model import StageOne, State, detector_config, start
+from ahl_jax.storage.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def trained_trunk(
     Args:
         config: the run's settings.
         split: its images; those that cannot be read are left out or refused as elsewhere.
-        digest: the split's, see ``ahl_jax.gather.split_digest``.
+        digest: the split's, see ``ahl_jax.features.split.split_digest``.
         trunk: the one to start from.
         cache_dir: the folder that keeps features too; here its subfolder ``stage_one``.
         own: the run's checkpoints, on process 0; if they have a trunk already, it is that one.

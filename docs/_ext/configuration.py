@@ -9,8 +9,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from ahl_jax import config
-from ahl_jax.presets import PRESETS, differing_settings
+from ahl_jax.config import settings as config
+from ahl_jax.config.presets import PRESETS, differing_settings
 
 _HEAD = """# Configuration
 

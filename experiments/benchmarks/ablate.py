@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
 from experiments.benchmarks import common
 
 

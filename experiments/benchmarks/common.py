@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from ahl_jax.bank import FeatureBank, SharedBank, global_averages
-from ahl_jax.budget import give_back_memory
-from ahl_jax.config import (
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import (
     Config,
     DataConfig,
     DetectorConfig,
@@ -26,11 +25,13 @@ from ahl_jax.config import (
     PseudoConfig,
     SubsetConfig,
 )
-from ahl_jax.devices import mesh_for, spread
-from ahl_jax.errors import UserError
-from ahl_jax.learning import TrainingData
-from ahl_jax.problem import Problem, make_problem, problem_on
-from ahl_jax.seeds import compile_epochs, stack_problems
+from ahl_jax.distributed.memory import give_back_memory
+from ahl_jax.distributed.mesh import mesh_for
+from ahl_jax.features.images import global_averages
+from ahl_jax.learning.bank import FeatureBank, SharedBank
+from ahl_jax.learning.learner import TrainingData
+from ahl_jax.learning.problem import Problem, make_problem, problem_on
+from ahl_jax.learning.seeds import compile_epochs, spread, stack_problems
 
 Shape = tuple[int, int, int]
 """Height, width and channels of a feature map."""

@@ -33,9 +33,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ahl_jax.batches import equal_parts
-from ahl_jax.config import Precision
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
+from ahl_jax.config.settings import Precision
+from ahl_jax.learning.batches import equal_parts
 from experiments.benchmarks import common
 
 

@@ -24,13 +24,13 @@ from flax import nnx
 
 from ahl_jax.backbones import TRUNKS, Trunk, load_trunk
 from ahl_jax.backbones.layers import Layer
-from ahl_jax.config import DataConfig, FeatureConfig, Precision
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig, FeatureConfig, Precision
 from ahl_jax.data.images import image_digest, iter_batches
-from ahl_jax.data.samples import load_dataset
-from ahl_jax.errors import UserError
+from ahl_jax.data.open import load_dataset
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import trunk_dtype, trunk_maps
-from ahl_jax.runtime import run_command
 from experiments.benchmarks import common
 
 

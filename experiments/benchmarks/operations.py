@@ -22,8 +22,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ahl_jax.errors import UserError
-from ahl_jax.runtime import run_command
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common.errors import UserError
 from experiments.benchmarks import common
 
 

@@ -14,7 +14,7 @@ from ahl_jax import Config
 from ahl_jax.backbones import TRUNKS, read_torch_weights
 from ahl_jax.data.images import iter_batches
 from ahl_jax.data.records import ImageSource
-from ahl_jax.gather import load_split
+from ahl_jax.features.split import load_split
 
 BACKBONE = "tf_efficientnet_lite0"
 """timm's name of EfficientNet-Lite0."""

@@ -20,16 +20,15 @@ from sklearn.preprocessing import StandardScaler
 
 from ahl_jax import Config, load, preset, train
 from ahl_jax.backbones import Trunk, load_trunk
-from ahl_jax.bank import global_averages
-from ahl_jax.config import SCALES
+from ahl_jax.config.presets import with_settings
+from ahl_jax.config.settings import SCALES
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import FeatureMaps, Store, extract
-from ahl_jax.features.images import trunk_dtype, trunk_maps
-from ahl_jax.gather import load_split
-from ahl_jax.predictor import Predictor
-from ahl_jax.presets import with_settings
-from ahl_jax.whitening import fit_whitening
+from ahl_jax.features.images import global_averages, trunk_dtype, trunk_maps
+from ahl_jax.features.split import load_split
+from ahl_jax.inference.predictor import Predictor
 from experiments.tables.methods import METHODS as ROWS
 
 Images = UInt8[np.ndarray, "n size size 3"]

@@ -38,12 +38,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ahl_jax.cli.shell import keep_compiled_programs, run_command
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
-from ahl_jax.errors import UserError
-from ahl_jax.gather import load_split
-from ahl_jax.metrics import image_metrics
-from ahl_jax.runtime import keep_compiled_programs, run_command
+from ahl_jax.features.split import load_split
+from ahl_jax.run.metrics import image_metrics
 from experiments.benchmarks import common
 from experiments.benchmarks.peer_methods import METHODS, Case, Detector, Method
 from experiments.benchmarks.vs_loop import usable_cores

@@ -21,10 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ahl_jax.backbones import Trunk
-from ahl_jax.config import Config, DataConfig, FeatureConfig, Precision, StageOneConfig
-from ahl_jax.devices import put_everywhere
+from ahl_jax.cli.shell import run_command
+from ahl_jax.config.settings import (
+    Config,
+    DataConfig,
+    FeatureConfig,
+    Precision,
+    StageOneConfig,
+)
+from ahl_jax.distributed.mesh import put_everywhere
 from ahl_jax.features.images import trunk_dtype, trunk_maps
-from ahl_jax.runtime import run_command
 from ahl_jax.stage_one.model import start
 from ahl_jax.stage_one.run import compile_epoch, mesh_of
 from experiments.benchmarks import common

@@ -36,11 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ahl_jax.batches import Batch, PoolSet, draw_batches
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common.errors import UserError
 from ahl_jax.detectors.inputs import to_maps
-from ahl_jax.errors import UserError
-from ahl_jax.problem import Problem
-from ahl_jax.runtime import run_command
+from ahl_jax.learning.batches import Batch, PoolSet, draw_batches
+from ahl_jax.learning.problem import Problem
 from experiments.benchmarks import common
 
 WITHIN = 1e-5

@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 from ahl_jax import Config, UserError, preset
 from ahl_jax.backbones import load_trunk
-from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import categories, load_dataset
+from ahl_jax.config.presets import differing_settings, with_settings
+from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.open import categories, load_dataset
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.gather import load_split
-from ahl_jax.hadg import check_clusters
-from ahl_jax.presets import differing_settings, with_settings
-from ahl_jax.problem import check_names
-from ahl_jax.workdir import Workdir
+from ahl_jax.features.split import load_split
+from ahl_jax.learning.hadg import check_clusters
+from ahl_jax.run.checks import check_names
+from ahl_jax.storage.workdir import Workdir
 from experiments.tables.methods import METHODS, Method
 
 log = logging.getLogger("ahl_jax")

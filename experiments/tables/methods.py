@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ahl_jax import preset
-from ahl_jax.config import DetectorConfig, LearningConfig
+from ahl_jax.config.presets import differing_settings
+from ahl_jax.config.settings import DetectorConfig, LearningConfig
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.presets import differing_settings
 
 
 @dataclass(frozen=True)

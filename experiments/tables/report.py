@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ahl_jax.errors import UserError
-from ahl_jax.metrics import mean_std
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import mean_std
 from experiments.tables.cells import Cell, Table
 from experiments.tables.methods import Method
 from experiments.tables.pairs import paired

@@ -12,16 +12,18 @@ from typing import Any, TypeVar
 import tyro
 
 from ahl_jax import finetune, train_seeds
-from ahl_jax.ablation_plan import Point
-from ahl_jax.ablation_report import draw, png
-from ahl_jax.config import Config, DataConfig
-from ahl_jax.data.samples import load_dataset
+from ahl_jax.cli.shell import keep_compiled_programs
+from ahl_jax.common.commit import commit
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import csv_text, replace_file
+from ahl_jax.common.text import mean_std
+from ahl_jax.config.settings import Config, DataConfig
+from ahl_jax.data.open import load_dataset
 from ahl_jax.data.splits import make_split
-from ahl_jax.errors import UserError
-from ahl_jax.gather import split_digest
-from ahl_jax.metrics import mean_std
-from ahl_jax.runtime import commit, keep_compiled_programs
-from ahl_jax.workdir import Workdir, csv_text, replace_file
+from ahl_jax.features.split import split_digest
+from ahl_jax.storage.workdir import Workdir
+from ahl_jax.sweeps.figure import draw, png
+from ahl_jax.sweeps.points import Point
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS, in_words, varied
 from experiments.tables.report import Row, markdown, merged, per_seed, read_rows, sections

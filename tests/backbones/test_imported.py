@@ -7,8 +7,8 @@ import pytest
 import safetensors.numpy
 
 from ahl_jax.backbones import import_weights, imported_file, load_trunk
-from ahl_jax.cli import main
-from ahl_jax.errors import UserError
+from ahl_jax.cli.main import main
+from ahl_jax.common.errors import UserError
 from tests.goldens.inputs import GOLDENS, resnet_state_dict
 from tests.goldens.torch_zip import torch_zip
 

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ahl_jax.backbones import TRUNKS, Trunk, load_trunk, read_torch_weights, trunk_from_params
-from ahl_jax.errors import UserError
+from ahl_jax.backbones import (
+    TRUNKS,
+    Trunk,
+    load_trunk,
+    read_torch_weights,
+    trunk_from_params,
+)
+from ahl_jax.common.errors import UserError
 from tests.goldens.inputs import (
     CELLS,
     GOLDENS,

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahl_jax.backbones import read_torch_weights
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 from tests.goldens.inputs import GOLDENS
 from tests.goldens.torch_zip import number, numbers, text
 

@@ -3,15 +3,15 @@ from collections import Counter
 
 import pytest
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data import prepared
 from ahl_jax.data.builders import builder_class
 from ahl_jax.data.images import read_image
+from ahl_jax.data.open import load_dataset
 from ahl_jax.data.prepare import prepare
 from ahl_jax.data.prepared import read_manifest
-from ahl_jax.data.samples import load_dataset
 from ahl_jax.data.splits import make_split
-from ahl_jax.errors import UserError
 from tests.data.builders.miniatures import put
 
 needs_elpv = pytest.mark.skipif(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data import folder as folder_module
-from ahl_jax.data.samples import load_dataset
-from ahl_jax.errors import UserError
+from ahl_jax.data.open import load_dataset
 
 
 def put(root, *names):

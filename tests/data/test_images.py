@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ahl_jax.common.errors import BadImageError
 from ahl_jax.data import images as images_module
 from ahl_jax.data.images import image_digest, iter_batches, read_image
-from ahl_jax.errors import BadImageError
 
 
 def gradient(height=40, width=60):

@@ -1,9 +1,15 @@
 import numpy as np
 import pytest
 
-from ahl_jax.data.images import as_image, image_digest, image_size, iter_batches, read_image
+from ahl_jax.common.errors import BadImageError
+from ahl_jax.data.images import (
+    as_image,
+    image_digest,
+    image_size,
+    iter_batches,
+    read_image,
+)
 from ahl_jax.data.records import InMemory
-from ahl_jax.errors import BadImageError
 
 ARRAY = np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.masks import read_mask
-from ahl_jax.errors import BadImageError
 
 
 def _put(path: Path, values: np.ndarray) -> Path:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import Dataset, Sample, Split
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.splits import make_split, shared_images
-from ahl_jax.errors import UserError
+from ahl_jax.data.types import Dataset, Sample, Split
 
 
 def dataset(train=20, test=10, **classes):

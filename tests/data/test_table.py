@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import load_dataset
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.open import load_dataset
 
 HEADER = "path,label,class,split\n"
 

@@ -1,9 +1,9 @@
 import pytest
 from sklearn.model_selection import train_test_split
 
-from ahl_jax.config import DataConfig
-from ahl_jax.data.samples import load_dataset
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.open import load_dataset
 
 
 def put(path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahl_jax.errors import UserError
+from ahl_jax.common.errors import UserError
 from ahl_jax.pseudo import GENERATORS, make_pseudo
 from ahl_jax.pseudo.common import MAX_SHIFT, MIN_SHIFT
 

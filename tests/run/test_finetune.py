@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from ahl_jax import Config, DataConfig, UserError, evaluate, finetune, train
-from ahl_jax.checkpoints import Checkpoints
-from ahl_jax.cli import main
-from ahl_jax.presets import with_settings
-from ahl_jax.workdir import Workdir
-from tests.core.setting import assert_trees_equal
-from tests.run.conftest import FinishedRun
-from tests.run.test_train import history, inference
+from ahl_jax.cli.main import main
+from ahl_jax.config.presets import with_settings
+from ahl_jax.storage.checkpoints import Checkpoints
+from ahl_jax.storage.workdir import Workdir
+from tests.problems import assert_trees_equal
+from tests.runs import FinishedRun, history, inference
 
 EPOCHS = 3
 
@@ -126,7 +125,7 @@ def test_a_stopped_fine_tuning_needs_the_same_run_and_a_finished_one_does_not(
     for one, other in zip(inference(tmp_path / "grid"), inference(tuned.workdir), strict=True):
         np.testing.assert_array_equal(one, other)
     shutil.rmtree(run)
-    monkeypatch.setattr("ahl_jax.loop.mesh_for", None)
+    monkeypatch.setattr("ahl_jax.run.epochs.mesh_for", None)
     assert finetune(*command, epochs=EPOCHS, progress=False) == metrics
     assert evaluate(tmp_path / "grid", progress=False) == metrics
     with pytest.raises(UserError, match="epochs is 3 there and 5 here"):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ahl_jax.cli import main
+from ahl_jax.cli.main import main
 from ahl_jax.data.builders import builder_class
-from tests.run.conftest import FinishedRun
+from tests.runs import FinishedRun
 
 
 @pytest.fixture

@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-from ahl_jax import Config, DataConfig, evaluate, export_model, finetune, load, preset, train
-from ahl_jax.cli import main
+from ahl_jax import (
+    Config,
+    DataConfig,
+    evaluate,
+    export_model,
+    finetune,
+    load,
+    preset,
+    train,
+)
+from ahl_jax.cli.main import main
 from ahl_jax.data.images import read_image
-from ahl_jax.gather import load_split
-from ahl_jax.report import report
-from ahl_jax.workdir import Workdir
-from tests.run.conftest import FinishedRun
+from ahl_jax.features.split import load_split
+from ahl_jax.reports import report
+from ahl_jax.storage.workdir import Workdir
+from tests.runs import FinishedRun
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from ahl_jax import Config, evaluate, train_seeds
-from ahl_jax.seeds import run_epochs, stack_problems
-from ahl_jax.workdir import Workdir
-from tests.core.setting import make_config, make_setting
-from tests.run.conftest import FinishedRun
-from tests.run.test_train import history, inference
+from ahl_jax.learning.seeds import run_epochs, stack_problems
+from ahl_jax.storage.workdir import Workdir
+from tests.problems import make_config, make_setting
+from tests.runs import FinishedRun, history, inference
 
 
 @pytest.fixture(scope="module")

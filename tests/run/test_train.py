@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import json
 import os
@@ -14,23 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from ahl_jax import Config, UserError, evaluate, export_model, load, seeds, train
-from ahl_jax.checkpoints import Checkpoints
-from ahl_jax.workdir import Workdir
-from tests.run.conftest import FinishedRun
-
-
-def inference(workdir: Path, epoch: int | None = None) -> list[np.ndarray]:
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return jax.tree.leaves(checkpoints.restore_inference(epoch)[0])
-
-
-def history(workdir: Path) -> list[dict[str, str]]:
-    with (workdir / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row.pop("seconds")
-    return rows
+from ahl_jax import Config, UserError, evaluate, export_model, load, train
+from ahl_jax.learning import seeds
+from ahl_jax.storage.checkpoints import Checkpoints
+from ahl_jax.storage.workdir import Workdir
+from tests.runs import FinishedRun, history, inference
 
 
 def test_a_run_leaves_metrics_history_and_a_checkpoint(finished: FinishedRun) -> None:
@@ -92,7 +79,7 @@ def test_what_is_no_config_is_refused(weave: Path, tmp_path: Path) -> None:
 def test_a_finished_run_is_not_run_again(
     finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ahl_jax.loop.mesh_for", None)
+    monkeypatch.setattr("ahl_jax.run.epochs.mesh_for", None)
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
 
 
@@ -154,9 +141,11 @@ def test_all_programs_are_compiled_before_the_epochs_whose_seconds_count(
             return run
 
     monkeypatch.setattr(seeds, "compile_epochs", Watched)
-    monkeypatch.setattr("ahl_jax.loop._announce_memory", lambda program: None)
+    monkeypatch.setattr("ahl_jax.run.epochs._announce_memory", lambda program: None)
     said: list[str] = []
-    monkeypatch.setattr("ahl_jax.loop.log.info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(
+        "ahl_jax.run.epochs.log.info", lambda text, *values: said.append(text % values)
+    )
     train(config, tmp_path, checkpoint_every=3)
     assert order == [("compiled", 3), ("compiled", 1), ("run", 3), ("run", 1)]
     lines = [line for line in said if line.startswith("epoch ")]

@@ -8,8 +8,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from ahl_jax import Config, backbones, preset
-from ahl_jax.presets import with_settings
-from tests.run.conftest import compiled_programs  # noqa: F401 (a fixture)
+from ahl_jax.config.presets import with_settings
 from tests.stage_one.tiny import SIZE, Tiny
 
 

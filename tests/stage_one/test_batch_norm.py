@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from ahl_jax import Config
 from ahl_jax.backbones import Trunk, Unfolded, folded_trunk, load_trunk
-from ahl_jax.presets import with_settings
+from ahl_jax.config.presets import with_settings
 from ahl_jax.stage_one.model import half_size, start
 from tests.goldens.inputs import GOLDENS, TRAINING_NORMS, random_images, resnet_state_dict
 from tests.stage_one.tiny import images, loaded

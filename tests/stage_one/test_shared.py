@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from ahl_jax import Config, UserError, evaluate, train
 from ahl_jax.backbones import load_trunk
-from ahl_jax.checkpoints import Checkpoints
-from ahl_jax.gather import load_split
-from ahl_jax.presets import with_settings
+from ahl_jax.config.presets import with_settings
+from ahl_jax.features.split import load_split
 from ahl_jax.stage_one import run
-from ahl_jax.workdir import Workdir
+from ahl_jax.storage.checkpoints import Checkpoints
+from ahl_jax.storage.workdir import Workdir
 from tests.stage_one.tiny import Tiny, loaded, run_stage_one
 
 QUICK = {"method": "base", "detector": "devnet", "stage_one_epochs": 1}

@@ -18,14 +18,14 @@ from sklearn.metrics import roc_auc_score
 
 from ahl_jax import Config, UserError, evaluate, load, train, train_seeds
 from ahl_jax.backbones import load_trunk
-from ahl_jax.checkpoints import Checkpoints
-from ahl_jax.data.samples import Split
+from ahl_jax.common.files import default_folder
+from ahl_jax.config.presets import with_settings
+from ahl_jax.data.types import Split
 from ahl_jax.detectors import Model
-from ahl_jax.folders import default_folder
-from ahl_jax.gather import load_split
-from ahl_jax.presets import with_settings
+from ahl_jax.features.split import load_split
 from ahl_jax.stage_one.model import StageOne, State, augmented, half_size, start
 from ahl_jax.stage_one.run import compile_epoch, mesh_of
+from ahl_jax.storage.checkpoints import Checkpoints
 from tests.stage_one.tiny import SIZE, Tiny, images, run_stage_one
 
 

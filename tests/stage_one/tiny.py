@@ -10,8 +10,8 @@ from flax import nnx
 from ahl_jax import Config
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.backbones.layers import Conv
-from ahl_jax.data.samples import Split
-from ahl_jax.gather import load_split, split_digest
+from ahl_jax.data.types import Split
+from ahl_jax.features.split import load_split, split_digest
 from ahl_jax.stage_one import trained_trunk
 
 SIZE = 192

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.sources import regular_file
-from ahl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.records import VERSION
-from ahl_jax.errors import UserError
 
 NORMAL = ""
 """The anomaly class of a normal image."""

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.data.images import SUFFIXES, check_image
-from ahl_jax.errors import BadImageError, UserError
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""

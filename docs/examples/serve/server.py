@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ahl_jax import BadImageError, Predictor, load
+from ahl_jax.cli.shell import keep_compiled_programs
 from ahl_jax.data.images import as_image
-from ahl_jax.runtime import keep_compiled_programs
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 

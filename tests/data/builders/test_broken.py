@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders import builder_class
 from ahl_jax.data.prepare import prepare
 from ahl_jax.data.records import data_folder
-from ahl_jax.errors import UserError
 from tests.data.builders.miniatures import ALL, mask, put
 
 

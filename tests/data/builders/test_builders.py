@@ -7,13 +7,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from ahl_jax.config import DataConfig
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.images import read_image
 from ahl_jax.data.masks import read_mask
+from ahl_jax.data.open import load_dataset
 from ahl_jax.data.prepare import prepare
 from ahl_jax.data.prepared import read_manifest
-from ahl_jax.data.samples import load_dataset
 from tests.data.builders.miniatures import ALL, EXPECTED, decoded, put
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import ahl_jax
-from ahl_jax.config import DataConfig
+from ahl_jax.common.errors import BadImageError, UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import image_digest, image_size, iter_batches, read_image
+from ahl_jax.data.open import load_dataset
 from ahl_jax.data.prepare import prepare
 from ahl_jax.data.prepared import read_manifest
-from ahl_jax.data.samples import load_dataset
 from ahl_jax.data.splits import make_split
-from ahl_jax.errors import BadImageError, UserError
 from tests.data.builders.miniatures import put, tree
 
 

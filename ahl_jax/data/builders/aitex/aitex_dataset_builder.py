@@ -6,18 +6,10 @@ A square of a faulty strip is an anomaly where its mask is not empty, and left o
 import re
 from pathlib import Path
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
-from ahl_jax.data.builders.sources import (
-    find,
-    images,
-    mask_part,
-    part,
-    size,
-    subfolders,
-    union,
-)
-from ahl_jax.data.samples import split_normals
-from ahl_jax.errors import UserError
+from ahl_jax.data.builders.sources import find, images, mask_part, part, size, subfolders, union
+from ahl_jax.data.splits import split_normals
 
 _SIDE = 256
 _PARTS = 16

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import find, images, whole
-from ahl_jax.data.samples import split_normals
+from ahl_jax.data.splits import split_normals
 
 
 class Builder(AnomalyBuilder):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from ahl_jax.config import DataConfig
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data import elpv
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import whole

@@ -4,10 +4,10 @@ import csv
 from pathlib import Path
 from typing import ClassVar
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import find, images, text_lines, whole
-from ahl_jax.data.samples import split_normals
-from ahl_jax.errors import UserError
+from ahl_jax.data.splits import split_normals
 
 
 class Builder(AnomalyBuilder):

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import find, images, subfolders, whole
-from ahl_jax.errors import UserError
 
 _SHAPE = (64, 64, 6)
 

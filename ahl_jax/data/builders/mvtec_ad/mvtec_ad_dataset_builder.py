@@ -5,16 +5,9 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
-from ahl_jax.data.builders.sources import (
-    find,
-    images,
-    mask_of,
-    regular_file,
-    subfolders,
-    whole,
-)
-from ahl_jax.errors import UserError
+from ahl_jax.data.builders.sources import find, images, mask_of, regular_file, subfolders, whole
 
 _COUNTS = {
     "bottle": (209, 20, {"broken_large": 20, "broken_small": 22, "contamination": 21}),

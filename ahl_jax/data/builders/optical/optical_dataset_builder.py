@@ -6,17 +6,10 @@ The normals of all classes are pooled; a defect's class is the class of its text
 from pathlib import Path
 from typing import ClassVar
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
-from ahl_jax.data.builders.sources import (
-    find,
-    images,
-    mask_of,
-    regular_file,
-    text_lines,
-    whole,
-)
-from ahl_jax.data.samples import split_normals
-from ahl_jax.errors import UserError
+from ahl_jax.data.builders.sources import find, images, mask_of, regular_file, text_lines, whole
+from ahl_jax.data.splits import split_normals
 
 _CLASSES = tuple(f"Class{number}" for number in range(1, 11))
 

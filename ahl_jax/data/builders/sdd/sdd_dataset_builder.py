@@ -7,6 +7,7 @@ import itertools
 import re
 from pathlib import Path
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.data.builders.base import NORMAL, AnomalyBuilder, Contents, Example
 from ahl_jax.data.builders.sources import (
     Box,
@@ -19,8 +20,7 @@ from ahl_jax.data.builders.sources import (
     subfolders,
     union,
 )
-from ahl_jax.data.samples import split_normals
-from ahl_jax.errors import UserError
+from ahl_jax.data.splits import split_normals
 
 
 class Builder(AnomalyBuilder):

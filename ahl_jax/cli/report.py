@@ -1,0 +1,64 @@
+"""`ahl report` and `ahl compare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ahl_jax.inference.threshold import FPR
+from ahl_jax.reports.build import compare, report
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write what a run came to as one HTML file that opens without a network."""
+
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    """The folder that was given to the training."""
+
+    out: Path | None = None
+    """The file; by default WORKDIR/report.html."""
+
+    fpr: float = FPR
+    """The rate of false positives among normal images that the threshold is set for."""
+
+    data: str | None = None
+    """Where the data is now, if it moved since the training."""
+
+    cache_dir: Path | None = None
+    """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Write several runs side by side as one HTML file that opens without a network."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
+    """Their folders. Differences are to the first one."""
+
+    out: Path = Path("compare.html")
+    """The file."""
+
+    fpr: float = FPR
+    """The rate of false positives among normal images that the thresholds are set for."""
+
+    data: str | None = None
+    """Where the data of all these runs is now, if it moved since the training."""
+
+    cache_dir: Path | None = None
+    """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+def run(command: Report | Compare) -> None:
+    """Run either.
+
+    Raises:
+        UserError: as ``report`` and ``compare`` do.
+    """
+    fpr, data, cache_dir = command.fpr, command.data, command.cache_dir
+    if isinstance(command, Report):
+        out = report(command.workdir, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
+    else:
+        out = compare(command.runs, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
+    print(f"The {'report' if isinstance(command, Report) else 'comparison'} is {out}.")

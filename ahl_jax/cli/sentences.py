@@ -1,0 +1,70 @@
+"""What runs and tests came to, in sentences for the command line."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ahl_jax.common.text import counted
+from ahl_jax.config.settings import Config
+from ahl_jax.detectors import DETECTORS
+from ahl_jax.detectors.names import method_name
+
+
+def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path) -> str:
+    """What a run came to.
+
+    Args:
+        config: its settings.
+        metrics: what ``metrics.json`` holds; empty where nothing was tested.
+        workdir: its folder.
+    """
+    method = method_name(config)
+    if not metrics:
+        return f"{method} is in {workdir}; it is not tested, as the data has no anomalies for that."
+    images = f"{metrics['n_train_normal']} normals"
+    if metrics["n_seen"] and DETECTORS[config.detector.detector].trained:
+        images += f" and {counted(metrics['n_seen'], 'labelled anomal', 'y', 'ies')}"
+    epochs, one = metrics["epochs"], config.stage_one
+    if config.learning.method == "fit":
+        # Its one epoch changes nothing.
+        epochs = one.stage_one_epochs if one.stage_one_heads else 0
+    made = (
+        f"trained on {images} for {counted(epochs, 'epoch')}" if epochs else f"fitted to {images}"
+    )
+    return (
+        f"{method}, {made}, reaches an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of "
+        f"{metrics['auc_pr']:.4f} on {metrics['n_test']} test images; everything is in {workdir}."
+    )
+
+
+def metrics_in_words(metrics: Mapping[str, Any], fpr: float) -> Iterator[str]:
+    """What a test came to, line by line.
+
+    Args:
+        metrics: what ``ahl_jax.evaluate`` returns.
+        fpr: the rate of false positives that was asked for.
+    """
+    yield f"AUC-ROC {metrics['auc_roc']:.4f}  AUC-PR {metrics['auc_pr']:.4f}"
+    yield f"{metrics['n_test']} test images, {metrics['setting']} setting"
+    for name, values in metrics["per_class"].items():
+        yield (
+            f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
+            f"({counted(values['n'], 'anomal', 'y', 'ies')})"
+        )
+    if pixel := metrics.get("pixel"):
+        yield (
+            f"Pixels of the {pixel['images']} test images that have masks or are normal: AUROC "
+            f"{pixel['auroc']:.4f}, AUPRO {pixel['aupro']:.4f}."
+        )
+    at = metrics.get("at_threshold")
+    if at is None:
+        yield "There is no threshold, as no normals were held out of training (--held-out)."
+        return
+    promised = f"at most {at['promised_fpr']:.1%} false positives"
+    if at["promised_fpr"] > fpr:
+        promised += f" (too few for {fpr:.1%})"
+    yield (
+        f"At the threshold {at['threshold']:.4g}, set by "
+        f"{counted(at['held_out'], 'held-out normal')} for {promised}: {at['fpr']:.1%} of the test "
+        f"normals are above it, and {at['tpr']:.1%} of the anomalies."
+    )

@@ -1,0 +1,74 @@
+"""What every command of this project does at its edge: logging, compiled programs, exit codes."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from ahl_jax.common.errors import IncompleteError, UserError
+from ahl_jax.common.files import default_folder
+
+log = logging.getLogger("ahl_jax")
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; say what goes wrong in one sentence, and exit with a code that tells.
+
+    2 for bad input, 3 for input that is bad in part, 130 for Ctrl-C, 141 for a closed pipe, 143 for
+    SIGTERM.
+
+    Progress and warnings of the package go to stderr.
+    """
+    _set_up_logging()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command()
+    except UserError as error:
+        print(f"ahl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except IncompleteError as error:
+        print(f"ahl: {error}", file=sys.stderr)
+        sys.exit(3)
+    except KeyboardInterrupt as stop:
+        # We are about to end; a second signal would only break the sentence.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print("\nahl: stopped; the same command goes on from where it was", file=sys.stderr)
+        sys.exit(128 + number)
+    except BrokenPipeError:
+        # Who read our output has enough of it; Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def keep_compiled_programs(cache_dir: Path | None = None) -> None:
+    """Let later processes skip compilation, unless the user has set JAX's own cache.
+
+    Args:
+        cache_dir: the folder that keeps features too; see ``ahl_jax.features.default_folder``.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = (cache_dir or default_folder()) / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Stop as Ctrl-C does: what is being written is finished first."""
+    raise KeyboardInterrupt(number)

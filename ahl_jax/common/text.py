@@ -1,0 +1,21 @@
+"""Numbers and names in words."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def mean_std(values: Sequence[float], digits: int) -> str:
+    """``mean ± standard deviation`` in words; one value has no deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def counted(number: int, what: str, one: str = "", more: str = "s") -> str:
+    """A number of things, in words."""
+    return f"{number} {what}{one if number == 1 else more}"
+
+
+def pace(seconds: float, epochs: int) -> str:
+    """In words: what an epoch takes, and how long so many more will."""
+    left = round(seconds * epochs)
+    return f"{seconds:.1f} s  {left // 60}:{left % 60:02d} left"

@@ -1,0 +1,102 @@
+"""Named settings for ``--preset``; single options override a preset's."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import (
+    Config,
+    DataConfig,
+    DetectorConfig,
+    FeatureConfig,
+    ImportanceConfig,
+    LearningConfig,
+    PseudoConfig,
+    StageOneConfig,
+    SubsetConfig,
+)
+
+
+def _paper(data: str) -> Config:
+    """The published hyper-parameters: the defaults of every field."""
+    return Config(DataConfig(data))
+
+
+def _density(data: str) -> Config:
+    """The most accurate: the density detector on whitened features, averaged over eight views."""
+    return Config(
+        DataConfig(data, held_out=0.1),
+        features=FeatureConfig(views=8, whiten=True),
+        detector=DetectorConfig(detector="density", groups=3),
+        learning=LearningConfig(updates_per_epoch=20, lr=0.0005),
+    )
+
+
+def _debug(data: str) -> Config:
+    """A slice of the data and a few short epochs: shows in under a minute that all parts work."""
+    return Config(
+        DataConfig(data, limit=24, shots=3, held_out=0.1),
+        features=FeatureConfig(image_size=192),
+        stage_one=StageOneConfig(stage_one_epochs=2, stage_one_steps=2, stage_one_batch=6),
+        pseudo=PseudoConfig(pseudo_per_generator=16),
+        subsets=SubsetConfig(subsets=2, clusters=2),
+        detector=DetectorConfig(references=3, coreset=200),
+        learning=LearningConfig(epochs=4, steps=4, batch=12, passes=2),
+        importance=ImportanceConfig(history=2),
+    )
+
+
+PRESETS = {"density": _density, "paper": _paper, "debug": _debug}
+
+
+def preset(name: str, data: str, **settings: Any) -> Config:
+    """A preset's config for a data set.
+
+    Args:
+        name: ``density``, ``paper`` or ``debug``.
+        data: the data set's name or folder.
+        settings: other settings than the preset's, each by the name of its field in ``Config`` or
+            one of its parts, such as ``shots=5`` or ``detector="devnet"``.
+
+    Raises:
+        UserError: if there is no such preset or setting, or a value is out of range.
+    """
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
+    return with_settings(PRESETS[name](data), settings)
+
+
+def differing_settings(config: Config, other: Config) -> dict[str, Any]:
+    """The settings of ``other`` that ``config`` has otherwise, by name."""
+    found = {}
+    for room in dataclasses.fields(config):
+        ours, theirs = getattr(config, room.name), getattr(other, room.name)
+        if dataclasses.is_dataclass(ours):
+            for field in dataclasses.fields(ours):
+                value = getattr(theirs, field.name)
+                if value != getattr(ours, field.name):
+                    found[field.name] = value
+    return found
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The config with these settings replaced, each in the part that has it.
+
+    Raises:
+        UserError: if there is no such setting, or a value is out of range.
+    """
+    values = dict(settings)
+    changed: dict[str, Any] = {}
+    for room in dataclasses.fields(config):
+        part = getattr(config, room.name)
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            mine = {f.name for f in dataclasses.fields(part)} & values.keys()
+            changed[room.name] = dataclasses.replace(
+                part, **{name: values.pop(name) for name in mine}
+            )
+        elif room.name in values:
+            changed[room.name] = values.pop(room.name)
+    if values:
+        raise UserError(f"no such settings: {', '.join(values)}; see ahl_jax.Config for all")
+    return dataclasses.replace(config, **changed)

@@ -1,0 +1,1 @@
+"""Devices and processes: what lies where, and what crosses between them."""

@@ -1,0 +1,251 @@
+"""Many devices, of one process or of several: the mesh, and what lies where on it.
+
+The mesh has three axes. Everything with a seed or subset axis is sharded along it: base models
+train apart and meet where g is updated. Along the ``data`` axis the bank of features is sharded by
+images, and so is every batch; elsewhere the bank is on every device. The compiler partitions the
+epoch from the shardings of its arguments and of the batches. On one device nothing changes.
+"""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.distributed.part import Part
+
+if TYPE_CHECKING:
+    pass
+
+Tree = TypeVar("Tree")
+Shared = TypeVar("Shared")
+Out = TypeVar("Out")
+
+log = logging.getLogger(__name__)
+
+AXES = ("seed", "subset", "data")
+
+
+def mesh_for(
+    seeds: int, subsets: int, data_shards: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over as many devices as the seeds and subsets can be shared out among evenly.
+
+    Of several processes each gives the same number of devices. Where the data shards can be shared
+    out among the processes, each process has its own.
+
+    Args:
+        seeds: number of seeds.
+        subsets: T.
+        data_shards: number of parts of the images.
+        devices: the devices to choose from; by default those of all processes.
+
+    Raises:
+        UserError: if the data shards do not fit the devices, or a process would have no part.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % data_shards:
+        raise UserError(
+            f"--data-shards is {data_shards}, which does not divide the {len(devices)} devices; "
+            "choose one that does"
+        )
+    of_process: dict[int, list[jax.Device]] = defaultdict(list)
+    for device in devices:
+        of_process[device.process_index].append(device)
+    of_process = dict(sorted(of_process.items()))
+    processes, each = len(of_process), min(map(len, of_process.values()))
+    shapes = [
+        (a, b, data_shards)
+        for a in _divisors(seeds)
+        for b in _divisors(subsets)
+        if a * b * data_shards % processes == 0 and a * b * data_shards <= each * processes
+    ]
+    if not shapes:
+        raise UserError(
+            f"{processes} processes with {each} devices each cannot share out {seeds} seeds, "
+            f"{subsets} subsets and --data-shards {data_shards} evenly; set --data-shards or "
+            f"--subsets to a multiple of {processes}, or use fewer processes"
+        )
+    # Whole seeds need no communication, so of equal sizes the one with more of them is better.
+    shape = max(shapes, key=lambda abn: (math.prod(abn), abn[0]))
+    used = math.prod(shape)
+    if used < len(devices):
+        log.info(
+            "%d of %d devices are in use: %d seeds and %d subsets divide no further",
+            used,
+            len(devices),
+            seeds,
+            subsets,
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    if processes == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:used])
+    chosen = np.array([own[: used // processes] for own in of_process.values()], object).ravel()
+    if data_shards % processes == 0:
+        ordered = chosen.reshape(data_shards, *shape[:2]).transpose(1, 2, 0)
+    else:
+        ordered = chosen.reshape(shape)
+    return Mesh(ordered, AXES, axis_types=types)
+
+
+def own_part(data_shards: int) -> Part:
+    """What this process has of the training images, where ``mesh_for`` has that many data shards.
+
+    The first process has the first part, and so on; every process has all images where the data
+    shards cannot be shared out among the processes.
+    """
+    processes = jax.process_count()
+    if data_shards % processes:
+        return Part(shards=data_shards)
+    return Part(jax.process_index(), processes, data_shards // processes)
+
+
+def put_everywhere(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays of the host, whole on every device of the mesh; all processes give the same values."""
+    return jax.tree.map(lambda leaf: put_sharded(leaf, everywhere(mesh)), tree)
+
+
+def seeds_apart(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays with a leading seed axis."""
+    return NamedSharding(mesh, PartitionSpec("seed"))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays that every device has."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def from_bank(
+    take: Callable[[Tree, jax.Array], Tree], bank: Tree, index: Int[jax.Array, " b"]
+) -> Tree:
+    """``take(bank, index)`` where the bank may be divided among the devices of the ``data`` axis.
+
+    Every device takes what it has of these images, and they add up to the batch. Left to itself,
+    the compiler may put the whole bank on every device. Works only within ``jax.jit`` and the
+    mesh (``jax.sharding.use_abstract_mesh``); without one it is ``take`` alone.
+
+    Args:
+        take: images of a bank by their positions, which are the first axis of the result.
+        bank: a pytree of arrays whose first axis is the images.
+        index: positions in the bank.
+    """
+    if data_shards() == 1:
+        return take(bank, index)
+
+    def part(bank: Tree, index: jax.Array) -> Tree:
+        rows = jax.tree.leaves(bank)[0].shape[0]
+        here = index - jax.lax.axis_index("data") * rows
+        mine = (here >= 0) & (here < rows)
+        found = take(bank, jnp.clip(here, 0, rows - 1))
+
+        def summed(leaf: jax.Array) -> jax.Array:
+            kept = mine.reshape(-1, *(1,) * (leaf.ndim - 1))
+            return jax.lax.psum(jnp.where(kept, leaf, 0), "data")
+
+        return jax.tree.map(summed, found)
+
+    split = PartitionSpec("data")
+    return jax.shard_map(
+        part, in_specs=(split, PartitionSpec()), out_specs=PartitionSpec(), axis_names={"data"}
+    )(bank, index)
+
+
+def split_images(batch: Tree) -> Tree:
+    """A batch of images, divided among the devices of the ``data`` axis.
+
+    Without it every device would compute the whole batch. As ``from_bank``, it needs the mesh to do
+    anything. Under ``jax.vmap`` the axes that are mapped over stay as the compiler has them.
+
+    Args:
+        batch: a pytree of arrays whose first axis is the images. Where it is no multiple of
+            ``data_shards()``, the compiler may leave the batch whole.
+    """
+    if data_shards() == 1:
+        return batch
+
+    def split(leaf: jax.Array) -> jax.Array:
+        rest = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec("data", *rest))
+
+    return jax.tree.map(split, batch)
+
+
+def over_subsets(function: Callable[[Shared, Tree], Out], shared: Shared, own: Tree) -> Out:
+    """``function(shared, one)`` for each of the T subsets; each device computes its own ones.
+
+    Left to itself, the compiler exchanges between subsets what it cannot divide (``top_k``). As
+    ``from_bank``, it needs the mesh to do more than a vmap.
+
+    Args:
+        function: exchanges nothing between subsets.
+        shared: what all subsets have.
+        own: a pytree of arrays with a leading subset axis.
+
+    Returns:
+        What ``function`` returns, with a leading subset axis.
+    """
+    every = jax.vmap(function, in_axes=(None, 0))
+    if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
+        return every(shared, own)
+    split = PartitionSpec("subset")
+    return jax.shard_map(
+        every,
+        in_specs=(PartitionSpec(), split),
+        out_specs=split,
+        axis_names={"subset"},
+        check_vma=False,
+    )(shared, own)
+
+
+def on_every_subset(tree: Tree) -> Tree:
+    """Arrays that every device of the ``subset`` axis has whole; needs the mesh, as the others.
+
+    For what is small but would be divided by the compiler.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
+
+
+def data_shards() -> int:
+    """How many parts a batch of images is divided into, in the mesh that is in use."""
+    return jax.sharding.get_abstract_mesh().shape.get("data", 1)
+
+
+def on_this_process(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays on the mesh, as arrays that this process can read on its own.
+
+    With several processes all must call it: values are gathered from all of them.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.jit(_same, out_shardings=everywhere(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+def _same(tree: Tree) -> Tree:
+    """At the top level, so that it is compiled once."""
+    return tree
+
+
+def put_sharded(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array of the host on the devices of a sharding; all processes give the same values."""
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        bits = put_sharded(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+    # Each process gives its devices' parts; device_put would first compare the whole arrays.
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]

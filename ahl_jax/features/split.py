@@ -1,0 +1,212 @@
+"""From a config to the feature maps of its training and test images."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ahl_jax.backbones import Trunk
+from ahl_jax.common.errors import BadImageError, UserError
+from ahl_jax.config.settings import Config
+from ahl_jax.data.images import image_digest
+from ahl_jax.data.open import load_dataset
+from ahl_jax.data.records import ImageSource
+from ahl_jax.data.splits import make_split
+from ahl_jax.data.types import Sample, Split
+from ahl_jax.distributed.part import WHOLE, Part
+from ahl_jax.distributed.processes import arrays_of_each, on_each, together
+from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
+from ahl_jax.features.images import global_averages
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A list of images: this process's part of their maps, and what there is in all."""
+
+    maps: FeatureMaps
+    paths: tuple[ImageSource, ...]
+    """All images of the list that can be read."""
+
+    counts: tuple[int, ...]
+    """How many of them each part has."""
+
+
+@dataclass(frozen=True)
+class TrainingFeatures:
+    """A run's training images."""
+
+    normals: Extracted
+    averages: Float[np.ndarray, "n d"]
+    """``global_averages`` of all normals."""
+
+    anomalies: Extracted
+    pseudo: PseudoFeatures
+    """Its maps are this process's part."""
+
+    counts: Int[np.ndarray, "p 3"]
+    """How many normals, anomalies and pseudo-anomalies each part has."""
+
+    @property
+    def maps(self) -> tuple[FeatureMaps, FeatureMaps, FeatureMaps]:
+        """This process's part of the normals, anomalies and pseudo-anomalies."""
+        return self.normals.maps, self.anomalies.maps, self.pseudo.maps
+
+
+@dataclass(frozen=True)
+class TestFeatures:
+    """The maps of a run's test images, and what they are."""
+
+    maps: FeatureMaps
+    samples: tuple[Sample, ...]
+
+
+def load_split(config: Config) -> Split:
+    """The split that a config describes; the same on every call while the data is the same."""
+    return make_split(load_dataset(config.data), config.data, config.seed)
+
+
+def split_digest(split: Split) -> str:
+    """SHA-256 over the bytes of all images of a split and their parts in it.
+
+    File names are left out, so a data set may move.
+    """
+    digest = hashlib.sha256()
+    parts: list[tuple[str, Iterable[ImageSource]]] = [
+        ("train", split.train_normals),
+        ("held out", split.held_out),
+        *((f"seen {s.anomaly_class}", [s.path]) for s in split.seen),
+        *((f"test {s.anomaly_class}", [s.path]) for s in split.test),
+    ]
+    for part, paths in parts:
+        for path in paths:
+            try:
+                content = image_digest(path)
+            except BadImageError as error:
+                content = f"unreadable: {type(error.__cause__).__name__}"
+            digest.update(f"{part}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def training_features(
+    config: Config,
+    split: Split,
+    trunk: Trunk,
+    store: Store,
+    part: Part = WHOLE,
+    *,
+    shared: TrainingFeatures | None = None,
+    progress: bool,
+) -> TrainingFeatures:
+    """Extract, or read from the store, this process's part of all that training needs.
+
+    All processes call it, and it is never nested in ``ahl_jax.distributed.processes.together``.
+
+    Args:
+        config: the run's settings.
+        split: its images.
+        trunk: the frozen network.
+        store: read first, and written to.
+        part: which part of every list this process reads, extracts and keeps.
+        shared: another run's features with the same training normals; their arrays are used again.
+        progress: whether to show progress on stderr.
+
+    Raises:
+        UserError: for a bad image, unless the config skips them; or if too few are left.
+    """
+
+    def extracted(paths: Sequence[ImageSource], kind: str, label: str) -> Extracted:
+        span = part.span(len(paths))
+        found: list[FeatureMaps] = []
+
+        def work() -> list[int]:
+            """Extract the part; which of its images cannot be read."""
+            maps, kept = extract(
+                [paths[i] for i in span], trunk, config.features, store, label=label,
+                skip_bad=config.data.skip_bad_images, progress=progress,
+            )  # fmt: skip
+            found.append(maps)
+            return sorted(set(span) - {span[i] for i in kept})
+
+        bad = on_each(work)[: part.of]
+        left_out = {i for each in bad for i in each}
+        readable = tuple(path for i, path in enumerate(paths) if i not in left_out)
+        if paths and not readable:
+            raise UserError(f"no {kind} of {config.data.data} can be read; replace the images")
+        lengths = part.lengths(len(paths))
+        counts = tuple(n - len(each) for n, each in zip(lengths, bad, strict=True))
+        return Extracted(found[0], readable, counts)
+
+    if shared is None:
+        normals = extracted(split.train_normals, "training normal", "training normals")
+        own = global_averages(normals.maps)
+        averages = np.concatenate(arrays_of_each(own)) if part.of > 1 else own
+    else:
+        normals, averages = shared.normals, shared.averages
+    seen = [sample.path for sample in split.seen]
+    anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
+    made = config.pseudo
+    if config.learning.method == "fit":
+        made = dataclasses.replace(made, pseudo_per_generator=0)  # Nobody would look at them.
+    with together():
+        pseudo = extract_pseudo(
+            normals.paths, trunk, config.features, made, config.seed, store, part,
+            progress=progress,
+        )  # fmt: skip
+    counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.source))]).T
+    return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
+
+
+def held_out_features(
+    config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
+) -> FeatureMaps:
+    """Extract, or read from the store, the normals that training does not see.
+
+    Raises:
+        UserError: for a bad image, unless the config skips them; or if none is left.
+    """
+    maps, kept = extract(
+        split.held_out,
+        trunk,
+        config.features,
+        store,
+        skip_bad=config.data.skip_bad_images,
+        progress=progress,
+        label="held-out normals",
+    )
+    if not kept:
+        raise UserError(
+            f"no held-out normal of {config.data.data} can be read; replace the images, or give "
+            "--held-out 0"
+        )
+    return maps
+
+
+def test_features(
+    config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
+) -> TestFeatures:
+    """Extract, or read from the store, the test images.
+
+    Raises:
+        UserError: for a bad image, unless the config skips them; or if too few are left.
+    """
+    maps, kept = extract(
+        [sample.path for sample in split.test],
+        trunk,
+        config.features,
+        store,
+        skip_bad=config.data.skip_bad_images,
+        progress=progress,
+        label="test images",
+    )
+    samples = tuple(split.test[i] for i in kept)
+    kinds = {sample.anomaly_class is None for sample in samples}
+    if len(kinds) < 2:
+        kind = "anomaly" if True in kinds else "normal"
+        raise UserError(f"no test {kind} of {config.data.data} can be read; replace the images")
+    return TestFeatures(maps, samples)

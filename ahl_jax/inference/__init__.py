@@ -1,0 +1,1 @@
+"""A trained detector in use: scores, thresholds, heat maps, exported files."""

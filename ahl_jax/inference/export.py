@@ -1,0 +1,133 @@
+"""A trained detector as one file that JAX alone runs: ``export_model`` and ``ahl export``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import export as jax_export
+from jaxtyping import Array, UInt8
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import replace_file
+from ahl_jax.inference.predictor import Predictor, load
+from ahl_jax.inference.threshold import FPR, check_fpr
+
+Platform = Literal["cpu", "cuda", "rocm", "tpu"]
+
+PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
+"""What a file is made for unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's detector, with its trunk and threshold, as one file that JAX alone runs."""
+
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    """The folder that was given to the training."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The file to write."""
+
+    fpr: float = FPR
+    """The rate of false positives among normal images that the threshold is set for."""
+
+    platforms: tuple[Platform, ...] = PLATFORMS
+    """Where the file is to run."""
+
+
+def run(command: Export) -> None:
+    """Run ``ahl export``.
+
+    Raises:
+        UserError: as by ``export_model``.
+    """
+    exported = export_model(
+        command.workdir, command.file, fpr=command.fpr, platforms=command.platforms
+    )
+    size = command.file.stat().st_size / 2**20
+    side = exported.in_avals[0].shape[1]
+    print(
+        f"{command.file} scores RGB images of {side} x {side} pixels on "
+        f"{', '.join(exported.platforms)} ({size:.0f} MiB)."
+    )
+
+
+def export_model(
+    detector: Predictor | Path | str,
+    file: Path | str,
+    *,
+    fpr: float = FPR,
+    platforms: Sequence[str] = PLATFORMS,
+) -> jax_export.Exported:
+    """Write a detector as a ``jax.export`` artifact (StableHLO) with all of its weights inside.
+
+    ``jax.export.deserialize(bytearray(FILE.read_bytes())).call(images)`` takes uint8 images
+    [n, size, size, 3] for any n >= 1, RGB, and gives a dict of
+
+    - ``score``: float32 [n], higher for more anomalous,
+    - ``heads``: float32 [n, heads], the score of each head,
+    - ``heat``: float32 [n, h, w], the score of each location,
+
+    and where the run held normals out
+
+    - ``threshold``: float32 [], set for ``fpr``,
+    - ``decision``: bool [n], whether the score is above it,
+    - ``probability``: float32 [n], the share of normal images that score lower.
+
+    ``size`` is ``in_avals[0].shape[1]`` of what ``deserialize`` gives. On a CPU the trunk's
+    products are of float32, elsewhere of the run's ``precision``.
+
+    Args:
+        detector: a run's folder, or what ``load`` gave.
+        file: where to write it; replaced in one step if it is there.
+        fpr: the rate of false positives among normal images that the threshold is set for.
+        platforms: of cpu, cuda, rocm and tpu, where it is to run.
+
+    Raises:
+        UserError: if the folder holds no trained detector, the file cannot be written, or the
+            options do not fit.
+    """
+    check_fpr(fpr)
+    unknown = set(platforms) - {*get_args(Platform)}
+    if unknown or not platforms:
+        raise UserError(
+            f"platforms are {', '.join(platforms) or 'none'}; choose from "
+            f"{', '.join(get_args(Platform))}"
+        )
+    file = Path(file)
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder" if file.is_dir() else f"cannot be written, as {file.parent} is none"
+        raise UserError(f"{file} {what}; name a file in a folder that there is")
+    predictor = detector if isinstance(detector, Predictor) else load(detector)
+    # The weights become constants of the program.
+    arrays = jax.tree.map(np.asarray, predictor.arrays)
+
+    def model(images: UInt8[Array, "n size size 3"]) -> dict[str, Any]:
+        scores, heads, heat = predictor.apply(jax.tree.map(jnp.asarray, arrays), images)
+        found: dict[str, Any] = {"score": scores, "heads": heads, "heat": heat}
+        calibration = predictor.calibration
+        if calibration is not None:
+            threshold = jnp.float32(calibration.threshold(fpr))
+            found |= {
+                "threshold": threshold,
+                "decision": scores > threshold,
+                "probability": calibration.probability(scores, jnp),
+            }
+        return found
+
+    size = predictor.config.features.image_size
+    (n,) = jax_export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, size, size, 3), jnp.uint8)
+    exported = jax_export.export(jax.jit(model), platforms=list(platforms))(images)
+    try:
+        replace_file(file, bytes(exported.serialize()))
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file} ({(error.strerror or str(error)).lower()}); name another file"
+        ) from error
+    return exported

@@ -1,0 +1,218 @@
+"""A trained detector in use: images in, scores and heat maps out."""
+
+import dataclasses
+import functools
+import logging
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from ahl_jax.backbones import Trunk, trunk_from_params
+from ahl_jax.common.errors import UserError, in_python, said_in_python
+from ahl_jax.config.settings import Config
+from ahl_jax.data.images import Picture, as_image
+from ahl_jax.detectors import make_inputs
+from ahl_jax.features.images import padded, trunk_dtype, two_scales
+from ahl_jax.inference.scorer import Outcome, Scorer, outcome, scorer_from_arrays
+from ahl_jax.inference.threshold import FPR, Calibration, check_fpr, read_calibration
+from ahl_jax.storage.checkpoints import Checkpoints
+from ahl_jax.storage.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+_preparing = threading.Lock()
+"""So that threads share the arrays on the device and the programs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained detector, from images to scores.
+
+    It may be called from several threads at once. A program is compiled for each power of two up to
+    the setting ``image_batch``, as calls with so many images come.
+    """
+
+    config: Config
+    trunk: Trunk
+    scorer: Scorer
+    metadata: dict[str, Any]
+    """Of the checkpoint: epochs, n_train_normal, n_seen, seconds."""
+
+    calibration: Calibration | None
+    """None where no normals were held out, or the training is not finished."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the detector's heads."""
+        return self.scorer.functional.kind.heads
+
+    def score(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
+        """Anomaly scores of n images, float32, higher for more anomalous.
+
+        Args:
+            images: paths, PIL images, or arrays as ``ahl_jax.data.images.as_image`` takes them; an
+                array of n images is a sequence of them.
+
+        Raises:
+            BadImageError: if one cannot be read.
+            UserError: if it is one image instead of several.
+        """
+        return self.outcome(images).scores
+
+    @said_in_python()
+    def probability(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
+        """The share of normal images that score lower than each of n images.
+
+        Raises:
+            BadImageError: if one cannot be read.
+            UserError: if no normals were held out.
+        """
+        return self.calibrated().probability(self.score(images))
+
+    @said_in_python()
+    def predict(self, images: Sequence[Picture], *, fpr: float = FPR) -> np.ndarray:
+        """Whether each of n images is an anomaly, bool [n].
+
+        Warns where the held-out normals are too few for ``fpr``.
+
+        Args:
+            images: as for ``score``.
+            fpr: the rate of false positives among normal images that the threshold is set for.
+
+        Raises:
+            BadImageError: if one cannot be read.
+            UserError: if no normals were held out, or the rate is none.
+        """
+        check_fpr(fpr)
+        calibration = self.calibrated()
+        if shortfall := calibration.shortfall(fpr):
+            warnings.warn(in_python(shortfall), stacklevel=3)
+        return self.score(images) > calibration.threshold(fpr)
+
+    def outcome(self, images: Sequence[Picture]) -> Outcome:
+        """Scores, head scores and heat maps of n images.
+
+        Raises:
+            BadImageError: if one cannot be read.
+            UserError: if it is one image instead of several.
+        """
+        _check_list(images)
+        size, batch = self.config.features.image_size, self.config.features.image_batch
+        parts = [
+            self.of_arrays(np.stack([as_image(one, size) for one in images[i : i + batch]]))
+            for i in range(0, len(images), batch)
+        ]
+        if not parts:
+            none = self.of_arrays(np.zeros((1, size, size, 3), np.uint8))
+            return Outcome(*(x[:0] for x in none))
+        return Outcome(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def of_arrays(
+        self, images: UInt8[np.ndarray, "b size size 3"], *, bucket: int | None = None
+    ) -> Outcome:
+        """``outcome`` of 1 to ``image_batch`` RGB images of the side ``image_size``, as arrays.
+
+        Args:
+            images: the images.
+            bucket: how many the program is compiled for, by default the next power of two. Results
+                of different programs may differ in the last bits.
+        """
+        bucket = bucket or 1 << (len(images) - 1).bit_length()
+        with _preparing:
+            program, arrays = self._program, self.arrays
+        found = program(arrays, padded(images, bucket))
+        return Outcome(*(np.asarray(x)[: len(images)] for x in found))
+
+    def calibrated(self) -> Calibration:
+        """The calibration.
+
+        Raises:
+            UserError: if there is none, saying why.
+        """
+        if self.calibration is not None:
+            return self.calibration
+        if self.config.data.held_out:
+            raise UserError("this run has no threshold, as its training is not finished; give the "
+                            "training's command again")  # fmt: skip
+        raise UserError(
+            "this run has no threshold, as it held no normals out; train with --held-out 0.1"
+        )
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, Any]:
+        """All that ``apply`` computes with, beside the images."""
+        scorer = self.scorer
+        parts = {"model": scorer.model, "reference": scorer.reference}
+        return jax.device_put(parts | {"trunk": self.trunk.params, "whitening": scorer.whitening})
+
+    def apply(
+        self, arrays: dict[str, Any], images: UInt8[Array, "b size size 3"]
+    ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
+        """The fields of ``Outcome``; pure, so it can be jitted, sharded and exported.
+
+        Args:
+            arrays: ``self.arrays``.
+            images: RGB, of the side ``image_size``.
+        """
+        features = self.config.features
+
+        def maps_on(platform: str) -> Any:
+            dtype = trunk_dtype(features.precision, platform)
+            return functools.partial(two_scales, self.trunk.apply, features.views, dtype)
+
+        # Chosen as the program is compiled, as an exported one is for several platforms.
+        maps = jax.lax.platform_dependent(
+            arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
+        )
+        reference = arrays["reference"]
+        inputs = make_inputs(maps, reference.patches.dtype, arrays["whitening"])
+        return outcome(self.scorer.functional, arrays["model"], reference, inputs)
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        return jax.jit(self.apply)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled programs cannot be pickled, and are made again when they are needed.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def load(workdir: Path | str) -> Predictor:
+    """The detector in a run's folder, as its newest checkpoint has it.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+
+    Raises:
+        UserError: if the folder holds no checkpoint, or a damaged one.
+    """
+    run = Workdir(Path(workdir))
+    run.config()  # Says what is wrong with a folder that holds no run.
+    with Checkpoints(run.path, read_only=True) as checkpoints:
+        trunk = trunk_from_params(*checkpoints.load_trunk())
+        arrays, metadata = checkpoints.restore_inference()
+        calibration = read_calibration(checkpoints.folder)
+    config = Config.from_dict(metadata["config"])
+    if metadata["epochs"] < (planned := config.learning.planned_epochs):
+        log.warning("%s is not finished: epoch %d of %d", workdir, metadata["epochs"], planned)
+    return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)
+
+
+def _check_list(images: object) -> None:
+    what = "one image"
+    if isinstance(images, np.ndarray):
+        # A side of up to four pixels is taken for channels.
+        if images.ndim in (1, 4) or (images.ndim == 3 and images.shape[2] > 4):
+            return
+        what = f"an array of shape {images.shape}"
+    elif not isinstance(images, str | Path | Image.Image):
+        return
+    raise UserError(f"{what} is no list of images; put it in one, as in score([image])")

@@ -1,0 +1,120 @@
+"""Scores of feature maps by a trained detector, and the trained detector as saved arrays."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ahl_jax.config.settings import Config
+from ahl_jax.detectors import Functional, Inputs, Model, make_inputs
+from ahl_jax.detectors.ensemble import make_model
+from ahl_jax.detectors.inputs import to_maps
+from ahl_jax.detectors.whitening import Whitening
+from ahl_jax.features import FeatureMaps
+
+BATCH = 64
+
+
+class Outcome(NamedTuple):
+    """What a detector says of b images."""
+
+    scores: Float[np.ndarray, " b"]
+    """Higher for more anomalous."""
+
+    heads: Float[np.ndarray, "b heads"]
+    """The score of each head."""
+
+    heat: Float[np.ndarray, "b h w"]
+    """The score of each location: the mean over the scales, on the grid of the larger one."""
+
+
+def outcome(
+    functional: Functional, model: Model, reference: Inputs, inputs: Inputs
+) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
+    """The fields of ``Outcome``; a pure function of arrays."""
+    maps = functional.location_maps(model, inputs, reference)
+    shape = maps[0].shape
+    heat = sum(jax.image.resize(scale, shape, "bilinear") for scale in maps) / len(maps)
+    heads = functional.head_scores(model, inputs, reference)
+    return functional.score(model, inputs, reference), heads, jnp.asarray(heat)
+
+
+_outcome = jax.jit(outcome, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    functional: Functional, model: Model, reference: Inputs, inputs: Inputs
+) -> Float[Array, " b"]:
+    return functional.score(model, inputs, reference)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A trained detector: g and the mean reference that its residual compares with."""
+
+    functional: Functional
+    model: Model
+    reference: Inputs
+    whitening: Whitening | None = None
+    """What the features that it was trained on are whitened with."""
+
+    def score(self, maps: FeatureMaps) -> Float[np.ndarray, " n"]:
+        """Anomaly scores of n images, higher for more anomalous.
+
+        Args:
+            maps: float32 [n, h, w, c], one array per scale.
+        """
+        return np.concatenate([np.zeros(0, np.float32), *self._batches(_score, maps)])
+
+    def outcome(self, maps: FeatureMaps) -> Outcome:
+        """Scores, head scores and heat maps of n images, at least one.
+
+        Args:
+            maps: as for ``score``.
+        """
+        parts = zip(*self._batches(_outcome, maps), strict=True)
+        return Outcome(*(np.concatenate(part) for part in parts))
+
+    def _batches(self, program: Callable[..., Any], maps: FeatureMaps) -> Iterator[Any]:
+        """What the program gives, batch by batch."""
+        images = len(maps[0])
+        for start in range(0, images, BATCH):
+            # The last batch is padded, so that there is one compilation.
+            rows = np.minimum(np.arange(start, start + BATCH), images - 1)
+            inputs = make_inputs(
+                [scale[rows] for scale in maps], self.reference.patches.dtype, self.whitening
+            )
+            batch = program(self.functional, self.model, self.reference, inputs)
+            yield jax.tree.map(lambda x, start=start: np.asarray(x)[: images - start], batch)
+
+    def arrays(self) -> dict[str, Any]:
+        """Everything but the architecture, as nested dicts of arrays."""
+        reference = {f"scale{i}": features for i, features in enumerate(to_maps(self.reference))}
+        reference["averages"] = self.reference.pooled
+        arrays = {"model": self.model.arrays(), "reference": reference}
+        return (
+            arrays if self.whitening is None else arrays | {"whitening": self.whitening._asdict()}
+        )
+
+
+def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
+    """The inverse of ``Scorer.arrays``, for the detector that ``config`` trains."""
+    saved_reference = dict(arrays["reference"])
+    averages = saved_reference.pop("averages")
+    maps: Sequence[np.ndarray] = [saved_reference[name][None] for name in sorted(saved_reference)]
+    reference = make_inputs(maps).take(jnp.array(0))
+    # Those of whitened features are not the averages of their maps.
+    reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
+    functional, fresh = make_model(config, reference.channels, jax.random.key(0))
+    model = Model.from_arrays(arrays["model"])
+    if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError("the saved arrays do not fit the detector")
+    whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
+    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference, whitening)

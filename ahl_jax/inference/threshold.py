@@ -1,0 +1,158 @@
+"""What a score means, by the scores of held-out normals: a threshold, and a probability.
+
+Training has not seen the held-out normals, so their scores are like those of normal images to come
+(exchangeable with them). That is what split conformal prediction needs for its promise about false
+positives, whatever the detector.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
+from ahl_jax.storage.workdir import CALIBRATION
+
+log = logging.getLogger(__name__)
+
+FPR = 0.01
+"""The rate of false positives that a threshold is set for, unless the user names another."""
+
+_TAIL = 0.1
+"""The share of the highest scores that the upper tail is fitted to."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The scores of n held-out normals by the detector as trained."""
+
+    scores: Float[np.ndarray, " n"]
+    """In ascending order."""
+
+    locations: tuple[float, float]
+    """Median and 99.9th percentile of the scores of their locations."""
+
+    def threshold(self, fpr: float = FPR) -> float:
+        """The score above which an image is called an anomaly.
+
+        A normal image is above it with a probability of at most ``promised(fpr)``, over the draw
+        of the held-out normals and the image (split conformal prediction).
+        """
+        n = len(self.scores)
+        rank = min(n, math.ceil((n + 1) * (1 - fpr) - 1e-9))
+        return float(self.scores[max(rank, 1) - 1])
+
+    def promised(self, fpr: float = FPR) -> float:
+        """``fpr``, or what n held-out normals suffice for: no less than 1 / (n + 1)."""
+        return max(fpr, 1 / (len(self.scores) + 1))
+
+    def shortfall(self, fpr: float = FPR) -> str | None:
+        """A sentence where the held-out normals are too few for ``fpr``."""
+        if self.promised(fpr) <= fpr:
+            return None
+        return (
+            f"{counted(len(self.scores), 'held-out normal')} can promise no less than "
+            f"{100 * self.promised(fpr):.2g} % of false positives, where {100 * fpr:.2g} % are "
+            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} of them (--held-out)"
+        )
+
+    def warn_of(self, fpr: float = FPR) -> None:
+        """Say so where the held-out normals are too few for ``fpr``."""
+        if shortfall := self.shortfall(fpr):
+            log.warning("%s", shortfall)
+
+    def probability(self, scores: Float[Any, " m"], xp: Any = np) -> Float[Any, " m"]:
+        """The share of normal images that score lower, as estimated from the held-out ones.
+
+        Ranks among them, in between linear; an exponential tail for the highest tenth and what is
+        above, as exceedances over a high score tend to have.
+
+        Args:
+            scores: of m images.
+            xp: numpy, or jax.numpy for use in a program.
+        """
+        n = len(self.scores)
+        ranks = np.arange(1, n + 1) / (n + 1)
+        tail = max(1, math.floor(_TAIL * n))
+        if n < 2 or self.scores[-1] <= self.scores[-1 - tail]:
+            return xp.interp(scores, self.scores, ranks)
+        start = self.scores[-1 - tail]
+        excess = float((self.scores[-tail:] - start).mean())
+        above = (1 - ranks[-1 - tail]) * xp.exp(-xp.maximum(scores - start, 0) / excess)
+        return xp.where(scores > start, 1 - above, xp.interp(scores, self.scores, ranks))
+
+    def rates(
+        self, scores: Float[np.ndarray, " m"], normal: Sequence[bool], fpr: float = FPR
+    ) -> dict[str, Any]:
+        """What the threshold comes to on labelled images.
+
+        Returns:
+            ``threshold``; ``promised_fpr`` and ``fpr``, the false-positive rate that was promised
+            and the one of these images; ``tpr``, the share of anomalies found; and ``held_out``,
+            n.
+        """
+        above, normals = scores > self.threshold(fpr), np.asarray(normal)
+        return {
+            "threshold": self.threshold(fpr),
+            "promised_fpr": self.promised(fpr),
+            "fpr": float(above[normals].mean()),
+            "tpr": float(above[~normals].mean()),
+            "held_out": len(self.scores),
+        }
+
+    def text(self) -> str:
+        """As ``read_calibration`` reads it."""
+        low, high = self.locations
+        values = {"scores": [float(s) for s in self.scores], "locations": [low, high]}
+        return json.dumps(values, indent=1) + "\n"
+
+
+def calibration_of(
+    scores: Float[np.ndarray, " n"], locations: Float[np.ndarray, "..."]
+) -> Calibration:
+    """The calibration by held-out normals.
+
+    Args:
+        scores: theirs, in any order.
+        locations: the scores of all of their locations.
+    """
+    low, high = np.quantile(locations, [0.5, 0.999])
+    return Calibration(np.sort(scores), (float(low), float(high)))
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """The calibration in a checkpoint's folder; None where there is none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = folder / CALIBRATION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        scores, (low, high) = np.asarray(values["scores"], np.float32), values["locations"]
+        if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+            raise ValueError("its scores are no numbers")
+        return Calibration(np.sort(scores), (float(low), float(high)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it, and give the training's command again"
+        ) from error
+
+
+def check_fpr(fpr: float) -> None:
+    """Refuse a rate that is none.
+
+    Raises:
+        UserError: if it is not between 0 and 1.
+    """
+    if not 0 < fpr < 1:
+        raise UserError(f"--fpr is {fpr}; it must be between 0 and 1")

@@ -1,0 +1,248 @@
+"""HADG: heterogeneous anomaly distribution generation, as index arrays into the bank of images."""
+
+import itertools
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.cluster import KMeans
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
+from ahl_jax.config.settings import SubsetConfig
+from ahl_jax.learning.batches import Pool, PoolSet, pad_pools
+
+log = logging.getLogger(__name__)
+
+SMALLEST_CLUSTER = 3
+"""Clusters with fewer members are dropped."""
+
+HOLISTIC = -1
+"""Cluster number of the holistic subset's halves."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What the positions of the training images in the bank are.
+
+    The order is: n normals, then M labelled anomalies, then the pseudo-anomalies.
+    """
+
+    normals: int
+    anomalies: int
+    generator: Int[np.ndarray, " p"]
+    """Which generator made each pseudo-anomaly."""
+
+    source: Int[np.ndarray, " p"]
+    """The normal that each pseudo-anomaly was made from."""
+
+    @property
+    def normal_index(self) -> Int[np.ndarray, " n"]:
+        """Positions of the normals."""
+        return np.arange(self.normals)
+
+    @property
+    def anomaly_index(self) -> Int[np.ndarray, " m"]:
+        """Positions of the labelled anomalies."""
+        return self.normals + np.arange(self.anomalies)
+
+    @property
+    def pseudo_index(self) -> Int[np.ndarray, " p"]:
+        """Positions of the pseudo-anomalies."""
+        return self.normals + self.anomalies + np.arange(len(self.generator))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One heterogeneous subset D_i: positions in the bank, for the support and the query set."""
+
+    clusters: tuple[int, int]
+    generators: tuple[int, int]
+    normals: tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]
+    anomalies: tuple[Int[np.ndarray, " c"], Int[np.ndarray, " d"]]
+    pseudo: tuple[Int[np.ndarray, " e"], Int[np.ndarray, " f"]]
+
+
+def check_clusters(clusters: int, normals: int) -> None:
+    """Refuse more clusters than there are normals.
+
+    Raises:
+        UserError: saying so.
+    """
+    if normals < clusters:
+        raise UserError(
+            f"--clusters is {clusters}, but there are only {normals} training normals; "
+            "use fewer clusters or give more normals"
+        )
+
+
+def similar_normals(
+    features: Float[np.ndarray, "n d"], groups: int, seed: int
+) -> Int[np.ndarray, " n"]:
+    """The k-means group of each normal, numbered in the order of their first members.
+
+    There are at most as many groups as normals.
+    """
+    groups = min(groups, len(features))
+    if groups == 1:
+        return np.zeros(len(features), int)
+    found = KMeans(groups, n_init=10, random_state=seed).fit_predict(features)
+    # Parallel k-means may number the same groups differently from run to run.
+    _, first, which = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which]
+
+
+def cluster_normals(
+    features: Float[np.ndarray, "n d"], clusters: int, seed: int
+) -> list[Int[np.ndarray, " m"]]:
+    """k-means clusters of the normals as index arrays; tiny ones are dropped with a warning.
+
+    Raises:
+        UserError: if fewer than two clusters remain.
+    """
+    check_clusters(clusters, len(features))
+    found = similar_normals(features, clusters, seed)
+    members = [np.flatnonzero(found == c) for c in range(clusters)]
+    kept = [m for m in members if len(m) >= SMALLEST_CLUSTER]
+    if len(kept) < 2:
+        raise UserError(
+            f"k-means with --clusters {clusters} left {counted(len(kept), 'cluster')} of "
+            f"{SMALLEST_CLUSTER} or more of the {len(features)} training normals, and AHL needs "
+            "two; use fewer clusters or give more normals"
+        )
+    if len(kept) < clusters:
+        log.warning(
+            "%d of %d clusters had fewer than %d members and were dropped",
+            clusters - len(kept),
+            clusters,
+            SMALLEST_CLUSTER,
+        )
+    return kept
+
+
+def random_groups(normals: int, groups: int, seed: int) -> list[Int[np.ndarray, " m"]]:
+    """The normals in random groups of nearly equal size, in place of clusters.
+
+    Raises:
+        UserError: if they are too few for groups of ``SMALLEST_CLUSTER``.
+    """
+    if normals < groups * SMALLEST_CLUSTER:
+        raise UserError(
+            f"--clusters is {groups}, but {normals} training normals make no {groups} random "
+            f"groups of {SMALLEST_CLUSTER}; use fewer clusters or give more normals"
+        )
+    shuffled = np.random.default_rng([seed, 3]).permutation(normals)
+    return [np.sort(members) for members in np.array_split(shuffled, groups)]
+
+
+def _cycle_pairs(
+    items: int, count: int, rng: np.random.Generator, *, shuffle_first: bool
+) -> list[tuple[int, int]]:
+    """``count`` ordered pairs of different items, none repeated before all are used."""
+    every = list(itertools.permutations(range(items), 2))
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < count:
+        whole = not pairs and not shuffle_first and count >= len(every)
+        order = np.arange(len(every)) if whole else rng.permutation(len(every))
+        pairs += [every[k] for k in order]
+    return pairs[:count]
+
+
+def make_subsets(
+    config: SubsetConfig,
+    bank: Bank,
+    clusters: list[Int[np.ndarray, " m"]],
+    generators: int,
+    seed: int,
+) -> list[Subset]:
+    """T subsets, each with support and query normals from two different clusters.
+
+    Labelled anomalies: a random half in support (the larger one if M is odd), the rest in query;
+    a single one is in both. Pseudo-anomalies: from two different generators, and made from the
+    set's own normals where the generator has any of those.
+
+    Args:
+        config: T, whether to add the holistic subset, whether query shares the support anomalies.
+        bank: what the positions are.
+        clusters: positions of the normals of each cluster.
+        generators: how many generators there are.
+        seed: seed of every choice.
+    """
+    rng = np.random.default_rng([seed, 1])
+    pairs = _cycle_pairs(len(clusters), config.subsets, rng, shuffle_first=False)
+    normals = [(clusters[a], clusters[b]) for a, b in pairs]
+    if config.holistic:
+        shuffled = rng.permutation(bank.normal_index)
+        half = len(shuffled) // 2
+        pairs.append((HOLISTIC, HOLISTIC))
+        normals.append((np.sort(shuffled[:half]), np.sort(shuffled[half:])))
+    makers = _cycle_pairs(generators, len(pairs), rng, shuffle_first=True)
+    return [
+        Subset(
+            clusters=pair,
+            generators=maker,
+            normals=sides,
+            anomalies=_halve(bank.anomaly_index, rng, share=config.share_anomalies),
+            pseudo=(
+                _pseudo_of(bank, maker[0], sides[0]),
+                _pseudo_of(bank, maker[1], sides[1]),
+            ),
+        )
+        for pair, sides, maker in zip(pairs, normals, makers, strict=True)
+    ]
+
+
+def _halve(
+    anomalies: Int[np.ndarray, " m"], rng: np.random.Generator, *, share: bool
+) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    if len(anomalies) == 1:
+        return anomalies, anomalies
+    shuffled = rng.permutation(anomalies)
+    half = (len(anomalies) + 1) // 2
+    return np.sort(shuffled[:half]), np.sort(anomalies if share else shuffled[half:])
+
+
+def _pseudo_of(bank: Bank, generator: int, normals: Int[np.ndarray, " n"]) -> np.ndarray:
+    made = bank.generator == generator
+    own = made & np.isin(bank.source, normals)
+    return bank.pseudo_index[own if own.any() else made]
+
+
+def pool_sets(subsets: list[Subset], bank: Bank) -> tuple[PoolSet, PoolSet]:
+    """The support and the query sets as padded index arrays with a leading T axis.
+
+    Their shapes depend on the bank's counts and on T alone, not on how k-means split the normals:
+    other clusters or another seed need no other compiled program.
+    """
+    most_made = int(np.bincount(bank.generator).max(initial=0))
+
+    def side(k: int) -> PoolSet:
+        return PoolSet(
+            normals=pad_pools([s.normals[k] for s in subsets], bank.normals),
+            anomalies=pad_pools([s.anomalies[k] for s in subsets]),
+            pseudo=pad_pools([s.pseudo[k] for s in subsets], most_made),
+        )
+
+    return side(0), side(1)
+
+
+def everything(bank: Bank) -> PoolSet:
+    """All training images as one set with no leading axis: what a detector alone trains on."""
+    sets = (bank.normal_index, bank.anomaly_index, bank.pseudo_index)
+    pools = [pad_pools([members]) for members in sets]
+    return PoolSet(*(Pool(pool.members[0], pool.size[0]) for pool in pools))
+
+
+def error_weights(subsets: list[Subset], bank: Bank) -> Float[np.ndarray, "t n"]:
+    """c_j of AHL Eq. 6 for each subset and training image; 0 where j is not in D'.
+
+    D' is every training image, pseudo-anomalies aside, without the subset's support normals.
+    c_j is 1.0 for an anomaly that the base model does not train on, else 0.5.
+    """
+    weights = np.full((len(subsets), bank.normals + bank.anomalies), 0.5, np.float32)
+    weights[:, bank.normals :] = 1.0
+    for row, subset in zip(weights, subsets, strict=True):
+        row[subset.normals[0]] = 0.0
+        row[subset.anomalies[0]] = 0.5
+    return weights

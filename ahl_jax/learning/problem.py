@@ -1,0 +1,160 @@
+"""From feature maps to a training problem: bank, subsets, batches' pools, and a fresh model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from ahl_jax.config.settings import Config
+from ahl_jax.detectors import Functional, Model
+from ahl_jax.detectors.ensemble import make_model
+from ahl_jax.detectors.losses import draw_prior
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.features.images import Maps, global_averages
+from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
+from ahl_jax.learning.base import Fit, Plain
+from ahl_jax.learning.batches import PoolSet
+from ahl_jax.learning.cdl import CDL
+from ahl_jax.learning.ensemble import Ensemble
+from ahl_jax.learning.hadg import (
+    Bank,
+    Subset,
+    cluster_normals,
+    error_weights,
+    everything,
+    make_subsets,
+    pool_sets,
+    random_groups,
+    similar_normals,
+)
+from ahl_jax.learning.learner import Learner, TrainingData
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that training needs."""
+
+    learner: Learner
+    model: Model
+    """The detector before training."""
+
+    data: TrainingData
+    subsets: list[Subset]
+    key: Key[Array, ""]
+
+
+LEARNERS: dict[str, Callable[[Config, Functional], Learner]] = {
+    "ahl": CDL,
+    "base": Plain,
+    "fit": Fit,
+    "ensemble": Ensemble,
+}
+
+
+def make_problem(
+    config: Config,
+    normals: Maps,
+    anomalies: Maps,
+    pseudo: Maps,
+    generator: Int[np.ndarray, " p"],
+    source: Int[np.ndarray, " p"],
+) -> Problem:
+    """Set up a run from the feature maps of its training images, one array per scale.
+
+    Its bank is on the default device.
+
+    Args:
+        config: the run's settings.
+        normals: maps of the n training normals.
+        anomalies: maps of the M labelled anomalies.
+        pseudo: maps of the pseudo-anomalies.
+        generator: which generator made each pseudo-anomaly.
+        source: which normal each pseudo-anomaly was made from.
+
+    Raises:
+        UserError: if the settings do not fit the data, such as too few normals for the clusters.
+    """
+    averages = global_averages(normals)
+    whitening = fit_whitening(averages, len(normals)) if config.features.whiten else None
+    maps = normals, anomalies, pseudo
+    (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
+    assert isinstance(bank.inputs, HostBank)
+    bank = bank._replace(inputs=bank.inputs.on_device())
+    return problem_on(config, bank, averages, generator, source)
+
+
+def subsets_on(config: Config, roles: Bank, averages: Float[np.ndarray, "n d"]) -> list[Subset]:
+    """The heterogeneous subsets of a run.
+
+    Args:
+        config: the run's settings.
+        roles: what the positions of its images are.
+        averages: ``global_averages`` of the n training normals, which k-means divides.
+
+    Raises:
+        UserError: if there are too few normals for the clusters.
+    """
+    if config.learning.method != "ahl":
+        clusters = [roles.normal_index] * 2  # Nothing else looks at the subsets.
+    elif config.subsets.grouping == "random":
+        clusters = random_groups(roles.normals, config.subsets.clusters, config.seed)
+    else:
+        clusters = cluster_normals(averages, config.subsets.clusters, config.seed)
+    generators = len(config.pseudo.generators)
+    return make_subsets(config.subsets, roles, clusters, generators, config.seed)
+
+
+def problem_on(
+    config: Config,
+    bank: SharedBank,
+    averages: Float[np.ndarray, "n d"],
+    generator: Int[np.ndarray, " p"],
+    source: Int[np.ndarray, " p"],
+) -> Problem:
+    """Set up a run whose images are in a bank.
+
+    Args:
+        config: the run's settings.
+        bank: the features, and where the run's images are in them.
+        averages: ``global_averages`` of the n training normals, which k-means divides.
+        generator: which generator made each pseudo-anomaly.
+        source: which normal each pseudo-anomaly was made from.
+
+    Raises:
+        UserError: if the settings do not fit the data, such as too few normals for the clusters.
+    """
+    anomalies = len(bank.place) - len(averages) - len(generator)
+    roles = Bank(len(averages), anomalies, np.asarray(generator), np.asarray(source))
+    subsets = subsets_on(config, roles, averages)
+    support, query = pool_sets(subsets, roles)
+    followed = roles.normals + roles.anomalies
+    root = jax.random.key(config.seed)
+    model_key, prior_key, run_key = jax.random.split(root, 3)
+    references = min(config.detector.references, roles.normals)
+    rng = np.random.default_rng([config.seed, 2])
+    place = jnp.asarray(bank.place, jnp.int32)
+
+    def placed(pools: PoolSet) -> PoolSet:
+        return PoolSet(*(pool._replace(members=place[pool.members]) for pool in pools))
+
+    data = TrainingData(
+        inputs=bank.inputs,
+        support=placed(support),
+        query=placed(query),
+        everything=placed(everything(roles)),
+        followed=place[:followed],
+        labels=jnp.asarray(np.arange(followed) >= roles.normals, jnp.float32),
+        error_weights=jnp.asarray(error_weights(subsets, roles)),
+        groups=jnp.asarray(
+            similar_normals(averages, config.detector.groups, config.seed), jnp.int32
+        ),
+        reference=place[rng.choice(roles.normals, references, replace=False)],
+        prior=draw_prior(prior_key),
+    )
+    detector: Functional
+    detector, model = make_model(config, bank.inputs.channels, model_key)
+    learner = LEARNERS[config.learning.method](config, detector)
+    return Problem(learner, model, data, subsets, run_key)

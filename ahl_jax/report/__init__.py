@@ -1,5 +1,0 @@
-"""What a run came to, as one HTML file that opens without a network; and several side by side."""
-
-from ahl_jax.report.build import compare, report
-
-__all__ = ["compare", "report"]

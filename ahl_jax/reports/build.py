@@ -1,0 +1,212 @@
+"""Reports as files: from runs, over the templates, to one HTML file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import replace_file
+from ahl_jax.config.settings import data_name
+from ahl_jax.data.images import image_digest
+from ahl_jax.detectors.names import method_name
+from ahl_jax.features import Store
+from ahl_jax.inference.threshold import FPR
+from ahl_jax.reports import results
+from ahl_jax.reports.pictures import sheet
+from ahl_jax.reports.scored import Scored, score
+from ahl_jax.reports.subsets import PICTURED, subset_views, why_none
+from ahl_jax.reports.training import history_charts
+
+_COMPARED = 4
+"""Images of each kind and run in a comparison."""
+
+
+def report(
+    workdir: Path | str,
+    out: Path | str | None = None,
+    *,
+    fpr: float = FPR,
+    data: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write what a run came to as one HTML file that opens without a network.
+
+    What a run has not, such as subsets or a threshold, is left out, with a sentence that says so.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        out: the file; by default ``report.html`` in that folder.
+        fpr: the rate of false positives that the threshold is set for.
+        data: where the data is now, if not where it was in training.
+        cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
+        progress: whether to show progress on stderr.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: if the folder holds no checkpoint, the data cannot be read, or the file cannot
+            be written.
+    """
+    run = score(workdir, data=data, fpr=fpr, cache_dir=cache_dir, progress=progress)
+    preset, differing = run.preset()
+    no_subsets = why_none(run)
+    planned = run.config.learning.planned_epochs
+    return _write(
+        Path(workdir) / "report.html" if out is None else Path(out),
+        "report.html.j2",
+        run=run,
+        title=f"{method_name(run.config)} on {data_name(run.config)}",
+        unfinished=planned if run.metrics["epochs"] < planned else None,
+        metrics=results.metrics_by_class(run),
+        curves=results.curves({"this run": run}, fpr),
+        histogram=results.histogram(run, fpr, "Scores by class", classes=True),
+        confusion=results.confusion(run, fpr),
+        at=run.metrics.get("at_threshold"),
+        strips=sheet(run, fpr),
+        training=history_charts(run.history),
+        no_subsets=no_subsets,
+        subsets=[] if no_subsets else subset_views(run, Store(cache_dir), progress=progress),
+        pictured=PICTURED,
+        preset=preset,
+        differing=differing,
+        rooms=_rooms(run),
+    )
+
+
+def compare(
+    runs: Sequence[Path | str],
+    out: Path | str = "compare.html",
+    *,
+    fpr: float = FPR,
+    data: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write several runs side by side as one HTML file that opens without a network.
+
+    Args:
+        runs: their folders; differences are to the first one.
+        out: the file.
+        fpr: the rate of false positives that the thresholds are set for.
+        data: where the data of all runs is now, if not where it was in training.
+        cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
+        progress: whether to show progress on stderr.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: as ``report`` does; or if there are fewer than two different runs.
+    """
+    folders = [Path(run) for run in runs]
+    if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
+        raise UserError("a comparison needs two or more different runs; name their folders")
+    scored = {
+        str(folder): score(folder, data=data, fpr=fpr, cache_dir=cache_dir, progress=progress)
+        for folder in folders
+    }
+    first, *others = scored.values()
+    images = _test_images(first)
+    same = {
+        label: run is not first and _test_images(run) == images for label, run in scored.items()
+    }
+    settings = {label: run.settings() for label, run in scored.items()}
+    names = dict.fromkeys(name for each in settings.values() for name in each)
+    by_class = {label: results.metrics_by_class(run) for label, run in scored.items()}
+    confusions = {
+        label: rows for label, run in scored.items() if (rows := results.confusion(run, fpr))
+    }
+    no_subsets = {label: why_none(run) for label, run in scored.items()}
+    store = Store(cache_dir)
+    return _write(
+        Path(out),
+        "compare.html.j2",
+        runs=scored,
+        methods={label: method_name(run.config) for label, run in scored.items()},
+        title=f"{len(scored)} runs side by side",
+        by_class=by_class,
+        kinds=_labels(by_class),
+        pixels={
+            label: run.metrics["pixel"] for label, run in scored.items() if "pixel" in run.metrics
+        },
+        differences={
+            label: run.resampled.minus(first.resampled).intervals()
+            for label, run in scored.items()
+            if same[label]
+        },
+        other_images=[label for label, run in scored.items() if run in others and not same[label]],
+        curves=results.curves(scored, fpr),
+        histograms=[
+            results.histogram(run, fpr, label, classes=False) for label, run in scored.items()
+        ],
+        settings=settings,
+        differing=[n for n in names if len({str(s.get(n)) for s in settings.values()}) > 1],
+        confusions=confusions,
+        called=_labels(confusions),
+        sheets={label: sheet(run, fpr, _COMPARED) for label, run in scored.items()},
+        training={label: history_charts(run.history) for label, run in scored.items()},
+        no_subsets=no_subsets,
+        subsets={
+            label: subset_views(run, store, progress=progress)
+            for label, run in scored.items()
+            if not no_subsets[label]
+        },
+        pictured=PICTURED,
+    )
+
+
+def _labels(rows: Mapping[str, Sequence[results.Metrics | results.Confusion]]) -> list[str]:
+    """The labels of the rows of all runs, each once."""
+    return list(dict.fromkeys(row.label for each in rows.values() for row in each))
+
+
+def _test_images(run: Scored) -> list[tuple[str, str | None]]:
+    """What tells whether two runs have the same test; file names do not."""
+    return [(image_digest(sample.path), sample.anomaly_class) for sample in run.samples]
+
+
+def _rooms(run: Scored) -> dict[str, dict[str, Any]]:
+    """All settings, by the room that they are in."""
+    rooms: dict[str, dict[str, Any]] = {"run": {}}
+    for name, value in run.config.to_dict().items():
+        room, values = (name, value) if isinstance(value, dict) else ("run", {name: value})
+        rooms.setdefault(room.replace("_", " "), {}).update(
+            {key.replace("_", "-"): each for key, each in values.items()}
+        )
+    return rooms
+
+
+def _write(out: Path, template: str, **values: Any) -> Path:
+    # Imported late: nothing but reports needs it.
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ahl_jax.reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"setting": _setting}
+    text = environment.get_template(template).render(**values)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # A file name may hold what is no UTF-8.
+        replace_file(out, text.encode(errors="replace"))
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({(error.strerror or str(error)).lower()}); name another "
+            "file with --out"
+        ) from error
+    return out
+
+
+def _setting(value: Any) -> str:
+    """A setting as its option takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,122 @@
+"""Images for a page: small, and inside the page itself."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from ahl_jax.data.images import read_display
+from ahl_jax.data.records import ImageSource
+from ahl_jax.inference.heatmaps import heat_scale, overlay
+from ahl_jax.reports.scored import Scored
+
+_SIDE = 200
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A test image beside its heat map."""
+
+    name: str
+    kind: str
+    """Normal, or its class."""
+
+    image: str
+    heat: str
+    score: float
+    share: str
+    """The share of normal images that score lower, if that is known."""
+
+    alarm: bool | None
+    """Whether it is above the threshold, if there is one."""
+
+    right: bool
+    """Whether that is as it should be."""
+
+    @property
+    def verdict(self) -> str:
+        """What the threshold makes of it."""
+        if self.alarm is None:
+            return ""
+        if self.alarm:
+            return "found" if self.right else "false alarm"
+        return "passed" if self.right else "missed"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some test images under a heading."""
+
+    title: str
+    remark: str
+    scenes: list[Scene]
+
+
+def data_uri(image: UInt8[np.ndarray, "h w 3"], side: int = _SIDE) -> str:
+    """An image as a JPEG of no more than that side, for ``src``."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def file_name(path: ImageSource) -> str:
+    """The name of an image, without its folders."""
+    return path.name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
+    """The test images that are ranked worst, and those that are ranked best.
+
+    Args:
+        run: the run.
+        fpr: the rate of false positives that the threshold is set for.
+        shown: images of each kind.
+
+    Raises:
+        BadImageError: if one of them cannot be read.
+    """
+    scores, normal = run.outcome.scores, run.normal
+    normals, anomalies = (
+        where[np.argsort(-scores[where], kind="stable")]
+        for where in (np.flatnonzero(normal), np.flatnonzero(~normal))
+    )
+    kinds: list[tuple[str, str, Int[np.ndarray, " n"]]] = [
+        ("Normals with the highest scores", "The false alarms come first from these.", normals),
+        ("Anomalies with the lowest scores", "These are missed first.", anomalies[::-1]),
+        ("Anomalies with the highest scores", "The surest finds.", anomalies),
+        ("Normals with the lowest scores", "The most normal images.", normals[::-1]),
+    ]
+    calibration = run.calibration
+    scale = heat_scale(calibration.locations if calibration else None, run.outcome.heat)
+
+    def scene(number: int) -> Scene:
+        sample = run.samples[number]
+        image = read_display(sample.path)
+        score = float(scores[number])
+        alarm = score > calibration.threshold(fpr) if calibration else None
+        return Scene(
+            name=file_name(sample.path),
+            kind="normal" if sample.anomaly_class is None else sample.anomaly_class,
+            image=data_uri(image),
+            heat=data_uri(overlay(image, run.outcome.heat[number], scale)),
+            score=score,
+            share=_percent(calibration.probability(scores[[number]])[0]) if calibration else "",
+            alarm=alarm,
+            right=alarm == (sample.anomaly_class is not None),
+        )
+
+    return [
+        Strip(title, remark, [scene(int(number)) for number in ranked[:shown]])
+        for title, remark, ranked in kinds
+    ]
+
+
+def _percent(share: float) -> str:
+    """A share in words that does not round to all of them."""
+    return "99.9 %" if share > 0.999 else f"{100 * share:.1f} %"

@@ -1,0 +1,110 @@
+"""What reports on one run and on several share: curves, histograms, and tables of metrics."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from ahl_jax.reports import charts
+from ahl_jax.reports.bootstrap import Interval, resample
+from ahl_jax.reports.charts import Chart, Points
+from ahl_jax.reports.scored import Scored
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A row of a table of metrics."""
+
+    label: str
+    images: int
+    """Anomalies."""
+
+    roc: Interval
+    pr: Interval
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A kind of test images and how many of them are above the threshold."""
+
+    label: str
+    images: int
+    above: int
+
+
+def metrics_by_class(run: Scored) -> list[Metrics]:
+    """AUC-ROC and AUC-PR of all anomalies and, if there are several classes, of each.
+
+    Each class is against all normals.
+    """
+    rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
+    for name, chosen in _several(run).items():
+        test = run.normal | chosen
+        found = resample(run.outcome.scores[test], run.normal[test])
+        rows.append(Metrics(name, int(chosen.sum()), *found.intervals()))
+    return rows
+
+
+def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
+    """ROC and precision-recall curves of runs by their labels."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    roc: dict[str, Points] = {}
+    precision: dict[str, Points] = {}
+    marks: dict[str, tuple[float, float, int]] = {}
+    for number, (label, run) in enumerate(runs.items()):
+        kinds, scores = ~run.normal, run.outcome.scores
+        x, y, _ = roc_curve(kinds, scores)
+        roc[f"{label}: {run.metrics['auc_roc']:.4f}"] = x, y
+        y, x, _ = precision_recall_curve(kinds, scores, drop_intermediate=True)
+        precision[f"{label}: {run.metrics['auc_pr']:.4f}"] = x[::-1], y[::-1]
+        if len(runs) == 1 and (at := run.metrics.get("at_threshold")):
+            marks["threshold"] = at["fpr"], at["tpr"], number
+    return [
+        charts.lines(
+            "ROC curve", f"True-positive rate over false-positive rate; areas: {', '.join(roc)}",
+            roc, "false-positive rate", "true-positive rate", unit=True, diagonal=True,
+            marks=marks,
+        ),
+        charts.lines(
+            "Precision-recall curve", f"Precision over recall; areas: {', '.join(precision)}",
+            precision, "recall", "precision", unit=True,
+        ),
+    ]  # fmt: skip
+
+
+def histogram(run: Scored, fpr: float, title: str, *, classes: bool) -> Chart:
+    """The scores of normals and of anomalies, class by class if asked for."""
+    scores = run.outcome.scores
+    rows = {"normal": scores[run.normal]}
+    if classes:
+        # A class may be called normal.
+        rows |= {
+            f"{name} (anomaly)" if name == "normal" else name: scores[chosen]
+            for name, chosen in run.by_class().items()
+        }
+    else:
+        rows["anomalies"] = scores[~run.normal]
+    text = "; ".join(
+        f"{name}: median {np.median(v):.4g}, from {v.min():.4g} to {v.max():.4g}"
+        for name, v in rows.items()
+    )
+    threshold = run.calibration.threshold(fpr) if run.calibration else None
+    return charts.histogram(
+        title, f"Histograms of the scores. {text}", rows, "anomaly score", threshold
+    )
+
+
+def confusion(run: Scored, fpr: float) -> list[Confusion]:
+    """What the threshold says of normals and of each class; nothing without a threshold."""
+    if run.calibration is None:
+        return []
+    above = run.outcome.scores > run.calibration.threshold(fpr)
+    rows = [("normal", run.normal), ("all anomalies", ~run.normal), *_several(run).items()]
+    return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows]
+
+
+def _several(run: Scored) -> dict[str, Bool[np.ndarray, " n"]]:
+    """The classes, where there are several; one alone is all anomalies."""
+    classes = run.by_class()
+    return classes if len(classes) > 1 else {}

@@ -1,0 +1,112 @@
+"""A run with its test images scored: what reports are about."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.presets import PRESETS
+from ahl_jax.config.settings import Config
+from ahl_jax.data.types import Sample, Split
+from ahl_jax.inference.predictor import Predictor
+from ahl_jax.inference.scorer import Outcome
+from ahl_jax.inference.threshold import Calibration, check_fpr
+from ahl_jax.reports.bootstrap import Resampled, resample
+from ahl_jax.run.evaluate import load_tested
+from ahl_jax.storage.workdir import Workdir, flat
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A run and what its newest detector says of the test images."""
+
+    folder: Path
+    predictor: Predictor
+    config: Config
+    split: Split
+    samples: tuple[Sample, ...]
+    """The n test images."""
+
+    same_images: bool
+    """Whether the images are those that the run was trained and tested with."""
+
+    outcome: Outcome
+    metrics: dict[str, Any]
+    """As ``ahl_jax.evaluate`` has them."""
+
+    resampled: Resampled
+    history: list[dict[str, str]]
+    """The rows of history.csv; none where the file is gone."""
+
+    @property
+    def normal(self) -> Bool[np.ndarray, " n"]:
+        """Which test images are normal."""
+        return np.array([sample.anomaly_class is None for sample in self.samples])
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The threshold's, if the run has one."""
+        return self.predictor.calibration
+
+    def by_class(self) -> dict[str, Bool[np.ndarray, " n"]]:
+        """Anomaly class -> which test images are of it."""
+        names = np.array([sample.anomaly_class or "" for sample in self.samples])
+        return {name: (names == name) & ~self.normal for name in self.metrics["per_class"]}
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its option's name."""
+        return settings(self.config)
+
+    def preset(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
+        """The preset that the run is nearest to, and what differs: here, and there."""
+        mine = self.settings()
+        differing = {}
+        for name, make in PRESETS.items():
+            theirs = settings(make(self.config.data.data))
+            differing[name] = {k: (v, theirs[k]) for k, v in mine.items() if v != theirs[k]}
+        nearest = min(differing, key=lambda name: len(differing[name]))
+        return nearest, differing[nearest]
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting of a config by its option's name."""
+    return {name.replace("_", "-"): value for name, value in flat(config.to_dict())}
+
+
+def score(
+    workdir: Path | str,
+    *,
+    data: str | None = None,
+    fpr: float,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Scored:
+    """Score the test images of a run; the arguments are those of ``ahl_jax.evaluate``.
+
+    Raises:
+        UserError: as ``ahl_jax.evaluate`` does.
+    """
+    check_fpr(fpr)
+    tested = load_tested(workdir, data=data, cache_dir=cache_dir, progress=progress)
+    outcome = tested.predictor.scorer.outcome(tested.test.maps)
+    metrics = tested.metrics(outcome.scores, outcome.heat, fpr)
+    try:
+        history = Workdir(Path(workdir)).read_history(metrics["epochs"])
+    except UserError:
+        history = []
+    normal = np.array([name is None for name in tested.classes])
+    return Scored(
+        folder=Path(workdir),
+        predictor=tested.predictor,
+        config=tested.config,
+        split=tested.split,
+        samples=tested.test.samples,
+        same_images=tested.same_images,
+        outcome=outcome,
+        metrics=metrics,
+        resampled=resample(outcome.scores, normal),
+        history=history,
+    )

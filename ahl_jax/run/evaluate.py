@@ -1,0 +1,205 @@
+"""Test metrics of a finished or stopped run, from its folder and the data alone."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import Config
+from ahl_jax.data.masks import read_mask
+from ahl_jax.data.types import Sample, Split
+from ahl_jax.features import Store
+from ahl_jax.features.split import (
+    TestFeatures,
+    held_out_features,
+    load_split,
+    split_digest,
+    test_features,
+)
+from ahl_jax.inference.predictor import Predictor, load
+from ahl_jax.inference.threshold import FPR, calibration_of, check_fpr
+from ahl_jax.run.metrics import image_metrics
+from ahl_jax.run.pixel_metrics import pixel_metrics
+from ahl_jax.storage.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """The newest detector of a run, and its test images."""
+
+    predictor: Predictor
+    config: Config
+    """The run's settings, with the data where it is now."""
+
+    split: Split
+    test: TestFeatures
+    same_images: bool
+    """Whether the images are still those that the run was trained and tested with."""
+
+    masks: dict[int, Bool[np.ndarray, "size size"]]
+    """The anomalous pixels of test images by their positions, where the data has masks."""
+
+    @property
+    def classes(self) -> list[str | None]:
+        """The anomaly class of each test image, None for normals."""
+        return [sample.anomaly_class for sample in self.test.samples]
+
+    def metrics(
+        self,
+        scores: Float[np.ndarray, " n"],
+        heat: Float[np.ndarray, "n h w"] | None,
+        fpr: float = FPR,
+    ) -> dict[str, Any]:
+        """What ``evaluate`` returns, by the scores and heat maps of the test images."""
+        found = image_metrics(scores, self.classes)
+        if self.predictor.calibration:
+            normal = [name is None for name in self.classes]
+            found["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
+        if self.masks and heat is not None:
+            pixels = pixel_metrics(heat[list(self.masks)], self.masks.values())
+            found["pixel"] = pixels | {"images": len(self.masks)}
+        metadata = self.predictor.metadata
+        return found | {
+            "n_train_normal": metadata["n_train_normal"],
+            "n_seen": metadata["n_seen"],
+            "n_test": len(self.test.samples),
+            "setting": self.config.data.setting,
+            "seed": self.config.seed,
+            "epochs": metadata["epochs"],
+            "seconds": metadata["seconds"],
+        }
+
+
+def evaluate(
+    workdir: Path | str,
+    *,
+    data: str | None = None,
+    split: Split | None = None,
+    fpr: float = FPR,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score the test images with the newest checkpoint.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        data: where the data is now, if not where it was in training.
+        split: the images that ``train`` was given, if it was.
+        fpr: the rate of false positives that the threshold is set for.
+        cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
+        progress: whether to show progress on stderr.
+
+    Returns:
+        What ``metrics.json`` holds: auc_roc, auc_pr, per_class, n_train_normal, n_seen, n_test,
+        setting, seed, epochs, and the seconds that the epochs took; where normals were held out,
+        at_threshold, see ``ahl_jax.inference.threshold.Calibration.rates``; and where the data has
+        masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``.
+
+    Raises:
+        UserError: if the folder holds no checkpoint, or the data cannot be read.
+    """
+    check_fpr(fpr)
+    found = load_tested(workdir, data=data, split=split, cache_dir=cache_dir, progress=progress)
+    if not found.masks:
+        return found.metrics(found.predictor.scorer.score(found.test.maps), None, fpr)
+    outcome = found.predictor.scorer.outcome(found.test.maps)
+    return found.metrics(outcome.scores, outcome.heat, fpr)
+
+
+def load_tested(
+    workdir: Path | str,
+    *,
+    data: str | None = None,
+    split: Split | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Tested:
+    """The newest detector of a run, and the features of its test images.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        data: as for ``evaluate``.
+        split: as for ``evaluate``.
+        cache_dir: as for ``evaluate``.
+        progress: whether to show progress on stderr.
+
+    Raises:
+        UserError: as by ``evaluate``.
+    """
+    predictor = load(workdir)
+    config = _moved(predictor.config, data)
+    try:
+        split = split or load_split(config)
+    except UserError as error:
+        if data is not None:
+            raise
+        raise UserError(
+            f"the data of {workdir} is not where it was ({error}); say where with --data"
+        ) from error
+    if not split.test:
+        raise UserError(f"{config.data.data} has no anomalies to test on; add images of them")
+    same = Workdir(Path(workdir)).data_digest() == split_digest(split)
+    if not same:
+        log.warning(
+            "the images are not the ones that %s was trained and tested with; "
+            "the test may hold images that training has seen",
+            workdir,
+        )
+    test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
+    return Tested(predictor, config, split, test, same, _masks(config, test.samples))
+
+
+def calibrate(
+    workdir: Path, split: Split, *, cache_dir: Path | None = None, progress: bool = True
+) -> None:
+    """Score the held-out normals of a finished run, and keep that beside its checkpoint.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        split: what was trained on.
+        cache_dir: as for ``evaluate``.
+        progress: whether to show progress on stderr.
+
+    Raises:
+        UserError: as by ``evaluate``.
+    """
+    predictor = load(workdir)
+    config = predictor.config
+    if not split.held_out or predictor.calibration:
+        return
+    maps = held_out_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
+    found = predictor.scorer.outcome(maps)
+    calibration = calibration_of(found.scores, found.heat)
+    if progress:
+        calibration.warn_of()
+    Workdir(workdir).write_calibration(calibration.text())
+
+
+def _masks(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
+    """The anomalous pixels of all normals and of the anomalies that have a mask, by position.
+
+    Empty where no anomaly has one.
+    """
+    size, root = config.features.image_size, Path(config.data.data)
+    none = np.zeros((size, size), bool)
+    found = {
+        i: none if sample.anomaly_class is None else read_mask(sample.path, root, size)
+        for i, sample in enumerate(samples)
+    }
+    masks = {i: mask for i, mask in found.items() if mask is not None}
+    return masks if any(mask is not none for mask in masks.values()) else {}
+
+
+def _moved(config: Config, data: str | None) -> Config:
+    """The settings with the data elsewhere."""
+    if data is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, data=data))

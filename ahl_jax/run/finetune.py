@@ -1,0 +1,153 @@
+"""Fine-tuning: a finished run's detector trained on, on other data.
+
+From the run come the trunk, the settings of features and detector, and the detector g with all its
+parameters; from the target the images. g is trained alone, as ``ahl_jax.learning.base`` does. What
+says which images are normal is always the target's: the references of a residual head; and where
+features are whitened, the mean and covariance of the target's normals, not the run's. By those of
+another texture every image of the target would be far away, in directions that say nothing of
+defects. Both whitening maps are symmetric, hence those that change the features least, so a channel
+keeps its meaning, and parameters learnt on the one whitened features are of use on the other.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Unpack
+
+import tyro
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import Config, DataConfig, PseudoConfig
+from ahl_jax.detectors import DETECTORS
+from ahl_jax.run.start import load_source
+from ahl_jax.run.train import Options, train
+from ahl_jax.storage.workdir import Workdir, located
+
+EPOCHS = 10
+"""As in the paper's cross-domain setting."""
+
+
+@dataclass(frozen=True)
+class Target(DataConfig):
+    """Which images, and which of them are seen in training."""
+
+    data: str
+    """The target: a data set of `ahl data list`, a folder, or a CSV file of images."""
+
+    held_out: float = 0.1
+    """The share of the target's training normals that is kept out of training; a threshold on the
+    score is set by them."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train a finished run's detector on other data, then test it there.
+
+    The same command on the same folder goes on with a fine-tuning that was stopped.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of the finished run, which is needed until the fine-tuning is finished too."""
+
+    target: Target
+
+    workdir: Path
+    """The folder for the fine-tuned run."""
+
+    normals_only: bool = False
+    """Train on the target's normals alone: without labelled anomalies, so that the test has all of
+    them, and without pseudo-anomalies."""
+
+    epochs: int = EPOCHS
+    """Epochs; the last one is what counts. Learning rates and batches are RUN's."""
+
+    seed: int | None = None
+    """Seed of the labelled anomalies and the batches; by default RUN's."""
+
+    overwrite: bool = False
+    """Replace a different run that the folder holds."""
+
+    cache_dir: Path | None = None
+    """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+def run(command: Finetune) -> dict[str, Any]:
+    """What the command asks for; see ``finetune``."""
+    data = DataConfig(**vars(command.target))
+    return finetune(
+        command.run,
+        dataclasses.replace(data, shots=0) if command.normals_only else data,
+        command.workdir,
+        epochs=command.epochs,
+        seed=command.seed,
+        overwrite=command.overwrite,
+        cache_dir=command.cache_dir,
+    )
+
+
+def finetune(
+    run: Path | str,
+    data: DataConfig,
+    workdir: Path | str,
+    *,
+    epochs: int = EPOCHS,
+    seed: int | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """Train a finished run's detector on other data, or finish the fine-tuning in ``workdir``.
+
+    A fine-tuned run is a run like any other. It goes on after a stop as ``train`` does, for which
+    ``run`` must still be there, and be the same; once it is finished, ``run`` may go.
+
+    Args:
+        run: the folder of the finished run to start from.
+        data: the target; with ``shots=0`` its normals are all that is trained on.
+        workdir: the fine-tuned run's folder, made if missing.
+        epochs: how long to train.
+        seed: by default that of ``run``.
+        options: see ``ahl_jax.run.train.Options``; ``source`` is not for the caller.
+
+    Returns:
+        The metrics on the target's test images, as ``ahl_jax.train`` does.
+
+    Raises:
+        UserError: if ``run`` holds no finished run, or another one than the fine-tuning began with;
+            or as ``ahl_jax.train`` does.
+    """
+    run, workdir = Path(run), Path(workdir)
+    if run.resolve() == workdir.resolve():
+        raise UserError(f"{run} is the run to start from; give --workdir another folder")
+    there = Workdir(workdir)
+    if not run.exists() and not options.get("overwrite") and there.metrics():
+        # Finished, so that it is only compared with what is asked for.
+        saved = there.config()
+        return train(_config(saved, saved.source, data, epochs, seed), workdir, **options)
+    source = load_source(run)
+    config = located(_config(source.config, source.digest, data, epochs, seed))
+    if not options.get("overwrite") and (workdir / "run.json").is_file():
+        saved = there.config()
+        if saved.source and saved != config == dataclasses.replace(saved, source=config.source):
+            raise UserError(
+                f"{run} is not the run that the fine-tuning in {workdir} began with; restore it, "
+                "start over with --overwrite, or give another --workdir"
+            )
+    return train(config, workdir, **options | {"source": source})
+
+
+def _config(
+    start: Config, digest: str | None, data: DataConfig, epochs: int, seed: int | None
+) -> Config:
+    """The settings of a fine-tuned run; the same when they are made from themselves."""
+    made = start.pseudo.pseudo_per_generator or PseudoConfig.pseudo_per_generator
+    learning = dataclasses.replace(start.learning, epochs=epochs)
+    if DETECTORS[start.detector.detector].trained and learning.method != "ensemble":
+        learning = dataclasses.replace(learning, method="base")
+    return dataclasses.replace(
+        start,
+        data=data,
+        seed=start.seed if seed is None else seed,
+        source=digest,
+        stage_one=dataclasses.replace(start.stage_one, stage_one=False, stage_one_heads=False),
+        pseudo=dataclasses.replace(start.pseudo, pseudo_per_generator=made if data.shots else 0),
+        learning=learning,
+    )

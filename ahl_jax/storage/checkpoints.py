@@ -1,0 +1,312 @@
+"""Checkpoints of a run, in WORKDIR/checkpoint, written by Orbax.
+
+The trunk's parameters are saved once, with the detector that stage one had on top. Each epoch saves
+two items that are read apart: ``inference``, all that scoring new images needs, and ``state``, all
+that resuming the training needs. Arrays are saved from, and restored to, host memory, so a
+checkpoint does not depend on the devices it was saved with. Each item has a SHA-256, as the storage
+format does not notice every damaged byte. Of several processes only one reads and writes them.
+"""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.distributed.host_arrays import digest, flat_host, from_host, host_shape, to_host
+
+PyTree = Any
+
+_PREFIX = "epoch"
+_TEMPORARY = ".orbax-checkpoint-tmp"
+"""What Orbax adds to the names of folders that it has not finished."""
+
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints in one working folder; a context manager, as saves run in the background.
+
+    Args:
+        workdir: The run's folder; checkpoints go to its subfolder ``checkpoint``.
+        read_only: Change nothing on disk. Otherwise the folder is made if missing, and what a
+            killed run left half-written is removed.
+
+    Raises:
+        UserError: if the folder cannot be made or written to.
+    """
+
+    def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
+        # Orbax logs its progress, absent optional files, and every error that it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.folder = Path(workdir).absolute() / "checkpoint"
+        self._trunk = self.folder / "trunk"
+        self._manager: ocp.CheckpointManager | None = None
+        if read_only and not self.folder.is_dir():
+            return
+        options = ocp.CheckpointManagerOptions(
+            step_prefix=_PREFIX,
+            preservation_policy=LatestN(_KEPT),
+            read_only=read_only,
+            create=False,
+            multiprocessing_options=_this_process_alone(),
+        )
+        with _writing(self.folder):
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                # Orbax would do it in the background, and could take what is being written for it.
+                for leftover in self.folder.glob(f"*{_TEMPORARY}*"):
+                    shutil.rmtree(leftover)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the saves under way.
+
+        Raises:
+            UserError: if one of them failed, as on a full disk.
+        """
+        if self._manager is not None:
+            with _writing(self.folder):
+                self._manager.close()
+            self._manager = None
+
+    def save_trunk(self, name: str, params: PyTree, detector: PyTree = None) -> None:
+        """Saves the trunk's parameters, unless the same ones are there already.
+
+        Args:
+            name: The trunk's name.
+            params: Nested dicts of arrays.
+            detector: The same, of the detector that it was trained with; None saves none.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        host = jax.tree.map(to_host, params)
+        if self.has_trunk() and (detector is None or self.has_detector()):
+            with contextlib.suppress(UserError):
+                saved_name, saved = self.load_trunk()
+                if saved_name == name and digest(saved) == digest(host):
+                    return
+        items = {} if detector is None else {"detector": jax.tree.map(to_host, detector)}
+        args = _args({"name": name}, params=host, **items)
+        with _writing(self._trunk), _checkpointer() as checkpointer:
+            checkpointer.save(self._trunk, args=args, force=True)
+
+    def has_trunk(self) -> bool:
+        """Whether a trunk is saved."""
+        return self._trunk.is_dir()
+
+    def has_detector(self) -> bool:
+        """Whether the detector that the trunk was trained with is saved too."""
+        return (self._trunk / "detector").is_dir()
+
+    def load_detector(self) -> PyTree:
+        """What ``save_trunk`` got as ``detector``, with numpy arrays.
+
+        Raises:
+            UserError: if it is missing or damaged.
+        """
+        return _read(self._trunk, "detector")[0]
+
+    def load_trunk(self) -> tuple[str, PyTree]:
+        """The trunk's name, and its parameters as nested dicts of numpy arrays.
+
+        Raises:
+            UserError: if they are missing or damaged.
+        """
+        params, metadata = _read(self._trunk, "params")
+        return metadata["name"], params
+
+    def save(
+        self, epoch: int, *, inference: PyTree = None, state: PyTree, metadata: dict[str, Any]
+    ) -> None:
+        """Starts to save one epoch, and returns as soon as the arrays are copied to the host.
+
+        The checkpoint counts only once it is whole; then all but the newest two are removed.
+        Saving an epoch that is there already does nothing.
+
+        Args:
+            epoch: The epoch's number, larger than those saved before.
+            inference: Nested dicts of arrays of at least one element; None saves none.
+            state: Any pytree of arrays, typed PRNG keys and Python numbers.
+            metadata: JSON types; returned with ``inference``.
+
+        Raises:
+            UserError: if this save, or the one before, cannot be written.
+        """
+        if self._manager is None:
+            raise ValueError("these checkpoints are closed, or read-only")
+        items = {} if inference is None else {"inference": jax.tree.map(to_host, inference)}
+        args = _args(
+            metadata,
+            **items,
+            # A flat dict: Orbax needs to know nothing of optimizer states and other containers.
+            # It cannot save arrays of no elements, which their shape alone restores.
+            state={key: leaf for key, leaf in flat_host(state).items() if leaf.size},
+        )
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+            if epoch not in self._manager.all_steps():
+                self._manager.save(epoch, args=args)
+
+    def epochs(self) -> list[int]:
+        """The epochs with a whole checkpoint, the newest last."""
+        if self._manager is None:
+            return []
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+        return sorted(self._manager.all_steps())
+
+    def latest_epoch(self) -> int | None:
+        """The newest epoch with a whole checkpoint, or None."""
+        return max(self.epochs(), default=None)
+
+    def restore_state(self, like: PyTree, epoch: int | None = None) -> PyTree:
+        """The training state of an epoch, bit for bit as it was saved.
+
+        Args:
+            like: A pytree with the structure, shapes and dtypes of the saved state, of arrays or
+                ``jax.ShapeDtypeStruct``. A leaf that is sharded over several devices gives its
+                sharding to the restored one.
+            epoch: The epoch; by default the newest.
+
+        Returns:
+            A pytree like ``like``: JAX arrays and keys, numpy arrays, and Python numbers where it
+            has them.
+
+        Raises:
+            UserError: if there is no such checkpoint, it is damaged, or it was saved with another
+                structure, shape or dtype, hence with other settings.
+        """
+        folder = self._epoch_folder(epoch)
+        saved, _ = _read(folder, "state")
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+        wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        abstract = {key: host_shape(leaf) for key, leaf in wanted.items()}
+        for key, leaf in abstract.items():
+            if leaf.size == 0:
+                saved[key] = np.zeros(leaf.shape, leaf.dtype)
+        differ = sorted(saved.keys() ^ wanted.keys()) or [
+            key
+            for key, leaf in abstract.items()
+            if (saved[key].shape, saved[key].dtype) != (leaf.shape, leaf.dtype)
+        ]
+        if differ:
+            raise UserError(
+                f"the training state in {folder} was saved with other settings ({differ[0]} does "
+                "not fit); use the settings it was saved with, or another folder"
+            )
+        restored = [from_host(saved[key], leaf) for key, leaf in wanted.items()]
+        return jax.tree.unflatten(treedef, restored)
+
+    def restore_inference(self, epoch: int | None = None) -> tuple[PyTree, dict[str, Any]]:
+        """What ``save`` got as ``inference`` and ``metadata``; reads nothing of the state.
+
+        Args:
+            epoch: The epoch; by default the newest.
+
+        Returns:
+            Nested dicts of numpy arrays (tuples come back as lists), and the metadata.
+
+        Raises:
+            UserError: if there is no such checkpoint or it is damaged.
+        """
+        return _read(self._epoch_folder(epoch), "inference")
+
+    def _epoch_folder(self, epoch: int | None) -> Path:
+        latest = self.latest_epoch()
+        if latest is None or self._manager is None:
+            raise UserError(f"there is no checkpoint in {self.folder}; train first, or name the "
+                            "folder that was given to the training")  # fmt: skip
+        if epoch is not None and epoch not in self._manager.all_steps():
+            raise UserError(f"there is no checkpoint of epoch {epoch} in {self.folder}; the newest "
+                            f"is of epoch {latest}")  # fmt: skip
+        return self.folder / f"{_PREFIX}_{latest if epoch is None else epoch}"
+
+
+def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
+    """What Orbax saves as one checkpoint: pytrees of numpy arrays, and a JSON item about them."""
+    digests = {name: digest(tree) for name, tree in items.items()}
+    return ocp.args.Composite(
+        metadata=ocp.args.JsonSave({"metadata": metadata, "sha256": digests}),
+        **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
+    )
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    alone = _this_process_alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax is to wait for no other process, as it does by itself."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+
+
+def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
+    """One item of a checkpoint as numpy arrays, and the checkpoint's metadata."""
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint in {folder}; train first, or name another folder")
+    try:
+        options = {"multiprocessing_options": _this_process_alone()}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as checkpointer:
+            tree = checkpointer.metadata(folder / item).item_metadata.tree
+            to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            arrays = checkpointer.restore(
+                folder / item, args=ocp.args.PyTreeRestore(restore_args=to_numpy)
+            )
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as checkpointer:
+            about = checkpointer.restore(folder / "metadata", args=ocp.args.JsonRestore())
+        if digest(arrays) != about["sha256"][item]:
+            raise ValueError(f"the checksum of {item} is wrong")
+        return arrays, about["metadata"]
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise UserError(
+            f"the checkpoint in {folder} is damaged ({_first_line(error)}); remove this folder to "
+            "go on from an older checkpoint, if there is one, or train again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns what Orbax raises when it cannot write into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        full = "No space left" in str(error)
+        raise UserError(
+            f"cannot write checkpoints to {folder} "
+            f"({'the disk is full' if full else _first_line(error)}); make room there, or "
+            "name another folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

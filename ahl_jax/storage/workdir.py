@@ -1,0 +1,251 @@
+"""The files of a run, in one folder: ``FILES``."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import csv_text, replace_file
+from ahl_jax.config.settings import Config
+from ahl_jax.data.open import NAMED
+from ahl_jax.storage.tensorboard import EventFiles, check_event_files
+
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard")
+"""Everything that a run writes; ``--overwrite`` removes these and nothing else."""
+
+CALIBRATION = "calibration.json"
+"""In the checkpoint's folder: the scores that the threshold is set by."""
+
+
+class Workdir:
+    """The folder of one run.
+
+    Raises:
+        UserError: if event files are wanted and the library for them is missing.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: bool = False):
+        self.path = Path(path)
+        self.tensorboard = tensorboard
+        """Whether history and metrics are written as event files too."""
+
+        if tensorboard:
+            check_event_files()
+
+    def claim(self, config: Config, *, overwrite: bool) -> None:
+        """Make the folder this run's, or find that it is already.
+
+        Raises:
+            UserError: if it holds another run, or files that no run of ours left; nothing is
+                changed then.
+        """
+        if overwrite or self._without_epochs(config):
+            self._check_folder()
+            self._clear()
+        else:
+            self.check(config)
+            if self._there():
+                return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("run.json", _json({"config": located(config).to_dict()}))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.path} ({(error.strerror or str(error)).lower()}); "
+                "give --workdir another folder"
+            ) from error
+
+    def check(self, config: Config) -> None:
+        """Find out, without changing anything, whether ``claim`` would refuse the folder.
+
+        Raises:
+            UserError: as ``claim`` does.
+        """
+        self._check_folder()
+        there = self._there()
+        if there and not self._without_epochs(config):
+            self._check_same(config, there)
+
+    def _without_epochs(self, config: Config) -> bool:
+        """Whether another run has begun here, and nothing is lost where this one takes over."""
+        if not (self.path / "run.json").is_file():
+            return False
+        done = [self.path / "history.csv", self.path / "metrics.json"]
+        trained = any(path.exists() for path in done) or any(self.path.glob("checkpoint/epoch_*"))
+        return not trained and self._run()["config"] != located(config).to_dict()
+
+    def config(self) -> Config:
+        """The settings of the run, as by ``located``.
+
+        Raises:
+            UserError: if the folder holds no run.
+        """
+        # Earlier versions stored paths as they were typed.
+        return located(Config.from_dict(self._run()["config"]))
+
+    def bind_data(self, digest: str) -> None:
+        """Tie the run to its images, named by a digest over all of their bytes.
+
+        Raises:
+            UserError: if the run began with other images.
+        """
+        self._bind("data", digest, "images")
+
+    def bind_trunk(self, digest: str) -> None:
+        """Tie the run to the weights that its trunk starts from, named by a digest.
+
+        Raises:
+            UserError: if the run began with other weights.
+        """
+        self._bind("trunk", digest, "weights of the trunk")
+
+    def check_trunk(self, digest: str) -> None:
+        """Find out, without changing anything, whether ``bind_trunk`` would refuse.
+
+        Raises:
+            UserError: as ``bind_trunk`` does.
+        """
+        if self._there():
+            self._check_bound(self._run(), "trunk", digest, "weights of the trunk")
+
+    def _bind(self, name: str, digest: str, what: str) -> None:
+        run = self._run()
+        self._check_bound(run, name, digest, what)
+        self._write("run.json", _json(run | {name: digest}))
+
+    def _check_bound(self, run: dict[str, Any], name: str, digest: str, what: str) -> None:
+        if run.get(name, digest) != digest:
+            raise UserError(
+                f"the {what} changed since the run in {self.path} began; restore them, "
+                "start over with --overwrite, or give another --workdir"
+            )
+
+    def data_digest(self) -> str | None:
+        """The digest that ``bind_data`` stored."""
+        return self._run().get("data")
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Write history.csv, a row per epoch."""
+        self._write("history.csv", csv_text(rows))
+        if self.tensorboard:
+            self._events.epochs(rows)
+
+    def read_history(self, epochs: int) -> list[dict[str, Any]]:
+        """The rows of the first ``epochs`` epochs, as text.
+
+        Raises:
+            UserError: if one is missing.
+        """
+        path = self.path / "history.csv"
+        rows: list[dict[str, Any]] = []
+        if epochs and path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))[:epochs]
+        if len(rows) < epochs:
+            raise UserError(
+                f"{path} lacks epochs that the checkpoint has; start over with --overwrite"
+            )
+        return rows
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write metrics.json."""
+        self._write("metrics.json", _json(metrics))
+        if self.tensorboard:
+            self._events.epochs(self.read_history(metrics["epochs"]))
+            self._events.finish(metrics)
+
+    def write_calibration(self, text: str) -> None:
+        """Write ``ahl_jax.inference.threshold.Calibration.text`` beside its checkpoint."""
+        self._write(f"checkpoint/{CALIBRATION}", text)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What ``write_metrics`` wrote, if it did."""
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @functools.cached_property
+    def _events(self) -> EventFiles:
+        return EventFiles(self.path / "tensorboard")
+
+    def _run(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            (inside, *_) = [*sorted(self.path.glob("*/run.json")), None]
+            advice = f", such as {inside.parent}" if inside else ""
+            raise UserError(
+                f"{self.path} holds no run (there is no run.json); name the folder of a run{advice}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); train again") from error
+        if not isinstance(run, dict) or "config" not in run:
+            raise UserError(f"{path} is not the description of a run; train again")
+        return run
+
+    def _check_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; give --workdir a folder")
+
+    def _there(self) -> list[str]:
+        return [name for name in FILES if (self.path / name).exists()]
+
+    def _check_same(self, config: Config, there: list[str]) -> None:
+        if "run.json" not in there:
+            raise UserError(
+                f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
+                "give another --workdir, or --overwrite to replace it"
+            )
+        saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), located(config)))
+        different = [name for name in wanted if saved.get(name) != wanted[name]]
+        if different:
+            name = different[0]
+            more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+            raise UserError(
+                f"{self.path} already holds a different run (--{name.replace('_', '-')} is "
+                f"{saved.get(name)} there and {wanted[name]} here{more}); give another --workdir, "
+                "or --overwrite to replace it"
+            )
+
+    def _clear(self) -> None:
+        for name in FILES:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
+        replace_file(self.path / name, text)
+
+
+def located(config: Config) -> Config:
+    """The settings with the absolute paths of files and folders, so that they hold anywhere.
+
+    The names of data sets stay, and so does what is not there.
+    """
+    data, features = config.data, config.features
+    if data.data not in NAMED and os.path.exists(data.data):
+        data = dataclasses.replace(data, data=os.path.realpath(data.data))
+    if (weights := features.trunk_weights) and os.path.exists(weights):
+        features = dataclasses.replace(features, trunk_weights=weights.resolve())
+    return dataclasses.replace(config, data=data, features=features)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every field of a config under its own name, which is also its option's."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value)
+        else:
+            yield name, value

@@ -1,0 +1,1 @@
+"""Many runs that differ in one setting each: points, tables, figures."""

@@ -1,0 +1,187 @@
+"""The density detector: its closed form against NumPy, and what training changes in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors.losses import Prior
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.learning.learner import calibrated
+from ahl_jax.learning.problem import make_problem
+from tests.problems import CHANNELS, SIDES, make_config, make_setting, setting_maps
+
+DENSITY = {"detector": "density", "whiten": True, "importance": "uniform"}
+NORMALS = 40
+
+
+def setting(**settings):
+    problem = make_setting(make_config(**DENSITY, **settings), normals=NORMALS)
+    model = calibrated(problem.learner.functional, problem.model, problem.data, NORMALS)
+    return problem, model
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_calibrated_scores_are_the_closed_form(groups):
+    problem, model = setting(top_k=0.3, groups=groups)
+    normals, anomalies, *_ = setting_maps(NORMALS)
+    averages = [
+        np.concatenate([m.mean((1, 2)) for m in maps], axis=1).astype(np.float64)
+        for maps in (normals, anomalies)
+    ]
+    whitening = fit_whitening(averages[0], 2)
+    mean = whitening.mean.astype(np.float64)
+    z = [(a - mean.ravel()) @ whitening.averages for a in averages]
+    direction = (z[1] / np.linalg.norm(z[1], axis=1, keepdims=True)).mean(0)
+
+    def raw(maps, z):
+        length = np.linalg.norm(z, axis=1)
+        columns = [length]
+        for scale, m in enumerate(maps):
+            x = (m.astype(np.float64) - mean[scale]) @ whitening.locations[scale]
+            lengths = np.linalg.norm(x, axis=-1).reshape(len(m), -1)
+            top = max(1, int(0.3 * lengths.shape[1]))
+            columns.append(np.sort(lengths, axis=1)[:, -top:].mean(1))
+        return np.stack([*columns, z @ direction / length], axis=1)
+
+    of_normals = raw(normals, z[0])
+    leverage = (z[0] ** 2).sum(1) / np.linalg.norm(z[0], ord=2) ** 2
+    of_normals[:, 0] /= np.sqrt(1 - leverage)
+    group = np.arange(NORMALS) % groups  # as the setting has them
+    means, deviations, centres = [], [], []
+    for k in range(groups):
+        own, n = of_normals[group == k], (group == k).sum()
+        means.append((n * own.mean(0) + 10 * of_normals.mean(0)) / (n + 10))
+        square = ((own - means[-1]) ** 2).sum(0)
+        deviations.append(np.sqrt((square + 10 * of_normals.var(0)) / (n + 10)))
+        centres.append(z[0][group == k].mean(0))
+    for maps, own in ((normals, z[0]), (anomalies, z[1])):
+        k = np.square(own[:, None] - centres).sum(-1).argmin(1)
+        standard = (raw(maps, own) - np.array(means)[k]) / np.array(deviations)[k]
+        heads = np.stack([standard[:, 0], standard[:, 1:3].mean(1), standard[:, 3]], axis=1)
+        inputs = make_inputs([jnp.asarray(m) for m in maps], whitening=whitening)
+        functional = problem.learner.functional
+        found = functional.head_scores(model, inputs, problem.data.inference_reference())
+        np.testing.assert_allclose(found, heads, rtol=2e-3, atol=2e-3)
+        total = functional.score(model, inputs, problem.data.inference_reference())
+        np.testing.assert_allclose(total, heads @ [1, 0.2, 0.2], rtol=2e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("method", [pytest.param("ahl", marks=pytest.mark.slow), "base"])
+def test_training_changes_the_metric_but_not_the_direction_and_lowers_the_loss(method):
+    problem, model = setting(
+        method=method, subsets=6, steps=4, batch=12, lr=0.01, lr_base=0.005, decay_every=100
+    )
+    learner = problem.learner
+    state = learner.init(problem.model, problem.data, problem.key)
+    state = learner.with_model(state, model)
+    epoch = jax.jit(learner.epoch)
+    for number in range(10):
+        state, _ = epoch(state, problem.data, jnp.int32(number))
+    after = learner.model(state)
+    inputs = problem.data.inputs.take(jnp.arange(NORMALS + 5 + 18))
+    labels = jnp.repeat(jnp.arange(3), np.array([NORMALS, 5, 18]))
+    balanced = 1 / jnp.bincount(labels)[labels]
+
+    def losses(model):
+        reference = problem.data.inference_reference()
+        every = (inputs, reference, labels, balanced, problem.data.prior)
+        return learner.functional.loss(model, *every)[1][1]
+
+    density, local, seen = losses(after) / losses(model)
+    assert density < 0.95
+    assert local < 1
+    assert seen == pytest.approx(1, rel=1e-3)
+    assert np.abs(after.params["metric"]).max() > 1e-3
+    np.testing.assert_allclose(after.stats["direction"], model.stats["direction"], rtol=1e-4)
+    np.testing.assert_allclose(after.stats["mean"], model.stats["mean"], rtol=1e-4)
+
+
+def test_without_labelled_anomalies_the_direction_stays_and_the_moments_do_not():
+    problem, model = setting()
+    other = make_setting(make_config(**DENSITY, method="base"), 50, 0, 0)
+    again = calibrated(problem.learner.functional, model, other.data, 50)
+    np.testing.assert_array_equal(again.stats["direction"], model.stats["direction"])
+    scores = problem.learner.functional.merge(again).head_scores(
+        other.data.images(other.data.followed), other.data.inference_reference(), jnp.ones(50)
+    )
+    np.testing.assert_allclose(scores.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(scores[:, [0, 2]].std(0), 1, atol=1e-3)
+
+
+def test_images_that_training_has_not_seen_are_standardised_as_such():
+    random = np.random.RandomState(1)
+    maps = [random.normal(size=(120, *side, CHANNELS)).astype(np.float32) for side in SIDES]
+    config = make_config(**DENSITY, method="base")
+    problem = make_problem(
+        config,
+        [m[:60] for m in maps],
+        [m[:0] for m in maps],
+        [m[:0] for m in maps],
+        *[np.zeros(0, int)] * 2,
+    )
+    model = calibrated(problem.learner.functional, problem.model, problem.data, 60)
+    whitening = fit_whitening(
+        np.concatenate([m[:60].mean((1, 2), dtype=np.float64) for m in maps], axis=1), 2
+    )
+    inputs = make_inputs([jnp.asarray(m[60:]) for m in maps], whitening=whitening)
+    detector = problem.learner.functional.merge(model)
+    reference = problem.data.inference_reference()
+    unseen = np.asarray(detector.head_scores(inputs, reference))[:, 0]
+    as_training = np.asarray(detector.head_scores(inputs, reference, jnp.ones(60)))[:, 0]
+    assert abs(unseen.mean()) < 0.3 < as_training.mean()
+    assert 0.7 < unseen.std() < 1.3
+
+
+@pytest.mark.slow
+def test_groups_without_members_and_of_one_change_nothing_much():
+    problem, model = setting(groups=6)
+    few = make_setting(make_config(**DENSITY, groups=6, method="base"), normals=4)
+    again = calibrated(problem.learner.functional, model, few.data, 4)
+    scores = problem.learner.functional.head_scores(
+        again, few.data.images(few.data.followed), few.data.inference_reference()
+    )
+    assert np.isfinite(scores).all()
+    assert np.asarray(scores)[4:].mean() > np.asarray(scores)[:4].mean()
+
+
+def test_fit_leaves_the_detector_as_it_was_calibrated():
+    problem, model = setting(method="fit")
+    learner = problem.learner
+    state = learner.with_model(learner.init(problem.model, problem.data, problem.key), model)
+    state, log = jax.jit(learner.epoch)(state, problem.data, jnp.int32(0))
+    for before, after in zip(
+        jax.tree.leaves(model), jax.tree.leaves(learner.model(state)), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+    assert np.isnan(log.support_losses).all()
+
+
+def test_the_gradient_is_finite_where_all_lengths_are_zero():
+    problem, model = setting()
+    blank = jax.tree.map(jnp.zeros_like, problem.data.inputs.take(jnp.arange(3)))
+    loss = jax.grad(
+        lambda params: problem.learner.functional.loss(
+            model._replace(params=params), blank, blank.take(0), jnp.array([0, 1, 2]),
+            jnp.ones(3), Prior(jnp.float32(0), jnp.float32(1)),
+        )[0]
+    )  # fmt: skip
+    assert np.isfinite(ravel_pytree(loss(model.params))[0]).all()
+
+
+def test_the_location_maps_are_high_where_the_image_differs():
+    problem, model = setting()
+    normals, *_ = setting_maps(NORMALS)
+    image = [m[:1].copy() for m in normals]
+    image[0][0, 1, 2] += 5.0
+    whitening = fit_whitening(
+        np.concatenate([m.mean((1, 2), dtype=np.float64) for m in normals], axis=1), 2
+    )
+    inputs = make_inputs([jnp.asarray(m) for m in image], whitening=whitening)
+    detector = problem.learner.functional.merge(model)
+    large, small = detector.location_maps(inputs, problem.data.inference_reference())
+    assert np.unravel_index(np.argmax(large[0]), large[0].shape) == (1, 2)
+    assert small.shape == (1, 3, 3)
+    assert model.params["local_gain"].shape == (CHANNELS,)

@@ -1,0 +1,71 @@
+"""Whitening against scikit-learn's own Mahalanobis distances."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.covariance import LedoitWolf
+
+from ahl_jax.detectors.inputs import make_inputs, to_maps
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.features.images import global_averages
+from tests.problems import CHANNELS, make_maps
+
+
+def correlated(
+    images: int = 200, spread: tuple[float, ...] = (0.02, 0.3, 1.0, 5.0)
+) -> list[np.ndarray]:
+    """Maps whose channels vary together, and by very different amounts."""
+    random = np.random.RandomState(3)
+    mixing = random.normal(size=(CHANNELS, CHANNELS)) * np.array(spread)
+    centre = random.normal(size=(images, CHANNELS)) @ mixing + 7.0
+    return [m.astype(np.float32) for m in make_maps(images, random, centre)]
+
+
+MAPS = correlated()
+AVERAGES = global_averages(MAPS)
+
+
+def test_lengths_of_whitened_averages_are_mahalanobis_distances() -> None:
+    inputs = make_inputs(MAPS, whitening=fit_whitening(AVERAGES, 2))
+    lengths = np.linalg.norm(np.reshape(inputs.pooled, (len(AVERAGES), -1)), axis=1)
+    expected = np.sqrt(LedoitWolf().fit(AVERAGES).mahalanobis(AVERAGES))
+    np.testing.assert_allclose(lengths, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+def test_lengths_of_whitened_locations_are_distances_within_their_scale(scale: int) -> None:
+    inputs = make_inputs(MAPS, whitening=fit_whitening(AVERAGES, 2))
+    found = np.linalg.norm(to_maps(inputs)[scale], axis=-1)
+    own = AVERAGES[:, scale * CHANNELS : (scale + 1) * CHANNELS]
+    locations = MAPS[scale].reshape(-1, CHANNELS)
+    expected = np.sqrt(LedoitWolf().fit(own).mahalanobis(locations))
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-3)
+
+
+def test_whitened_averages_of_the_normals_are_uncorrelated() -> None:
+    # Enough images, and variances near enough to each other, that little is shrunk.
+    maps = correlated(20_000, (0.6, 0.8, 1.0, 1.2))
+    inputs = make_inputs(maps, whitening=fit_whitening(global_averages(maps), 2))
+    covariance = np.cov(np.reshape(inputs.pooled, (len(maps[0]), -1)).T)
+    np.testing.assert_allclose(covariance, np.eye(len(covariance)), atol=0.1)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_numpy_and_jax_whiten_alike_and_few_or_equal_images_stay_finite(
+    seed: int, images: int
+) -> None:
+    random = np.random.RandomState(seed)
+    maps = [m.astype(np.float32) for m in make_maps(images, random)]
+    if seed % 2:
+        maps = [np.repeat(m[:1], images, axis=0) for m in maps]
+    whitening = fit_whitening(global_averages(maps), 2)
+    on_host = make_inputs(maps, whitening=whitening)
+    on_device = make_inputs([jnp.asarray(m) for m in maps], whitening=whitening)
+    for here, there in ((on_host.patches, on_device.patches), (on_host.pooled, on_device.pooled)):
+        assert np.isfinite(here).all()
+        # In deviations of the normals.
+        tolerance = max(1e-2, 1e-3 * float(np.abs(here).max()))
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=tolerance)

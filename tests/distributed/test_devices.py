@@ -1,0 +1,264 @@
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ahl_jax import UserError
+from ahl_jax.distributed.mesh import mesh_for
+
+_SCRIPT = """
+import dataclasses, json, sys
+import jax, jax.numpy as jnp, numpy as np
+from ahl_jax import UserError
+from ahl_jax.devices import mesh_for, spread
+from ahl_jax.seeds import compile_epochs, stack_problems
+from tests.problems import as_float64, make_config, make_setting
+
+# In float32 Adam makes steps of the rounding of a gradient that is next to nothing.
+jax.config.update("jax_enable_x64", True)
+seeds, shards, detector = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+config = make_config(detector=detector, subsets=4, history=1, batch=24)
+problems = [make_setting(dataclasses.replace(config, seed=seed)) for seed in range(seeds)]
+learner = problems[0].learner
+states, data = as_float64(stack_problems(problems))
+mesh = mesh_for(seeds, 4, shards)
+states, data = spread(states, data, mesh)
+step = compile_epochs(mesh)
+program = ""
+if "-p" in sys.argv:
+    compiled = step.lower(learner, states, data, jnp.arange(2)).compile()
+    program, step = compiled.as_text(), lambda _, *arguments: compiled(*arguments)
+for start in (0, 2):
+    states, logs = step(learner, states, data, jnp.arange(2) + start)
+bank = jax.tree.leaves(data.inputs)[0]
+print(json.dumps({
+    "mesh": list(mesh.shape.values()),
+    "bank": len({s.device for s in bank.addressable_shards if s.data.shape == bank.shape}),
+    "rows": [len(bank), len(bank.addressable_shards[0].data)],
+    "program": program,
+    "retraced": None if program else step._cache_size() - 1,
+    "weights": np.asarray(logs.weights).tolist(),
+    "params": [float(np.abs(x).sum()) for x in jax.tree.leaves(states.model.params)],
+}))
+"""
+
+
+_FROM_THE_HOST = """
+import json
+import jax, numpy as np
+from ahl_jax.bank import HostBank, Part, global_averages, shared_bank
+from ahl_jax.devices import mesh_for, spread
+from ahl_jax.problem import problem_on
+from ahl_jax.seeds import inference_references, stack_problems
+from tests.problems import make_config, setting_maps
+
+normals, anomalies, pseudo, *made = setting_maps()
+config = make_config(detector="devnet", subsets=4)
+(bank,) = shared_bank([(normals, anomalies, pseudo)], part=Part(shards=4))
+whole = bank.inputs.on_device()
+images = bank.inputs.images
+features = [np.array(leaf)[:images] for leaf in jax.tree.leaves(whole)]
+del whole
+largest, arranged = [], []
+
+def look():
+    largest.append(max(
+        [shard.data.shape[0] for array in jax.live_arrays() for shard in array.addressable_shards
+         if shard.data.shape[1:] in {leaf.shape[1:] for leaf in features}], default=0))
+
+rows = HostBank.rows
+def watched(self, index):
+    look()
+    arranged.append(len(index))
+    return rows(self, index)
+HostBank.rows = watched
+
+problem = problem_on(config, bank, global_averages(normals), *made)
+mesh = mesh_for(1, 4, 4)
+states, data = stack_problems([problem])
+states, data = spread(states, data, mesh)
+look()
+reference = inference_references(data, mesh)
+look()
+chosen = np.asarray(problem.data.reference)
+print(json.dumps({
+    "mesh": list(mesh.shape.values()),
+    "images": images,
+    "largest": largest,
+    "arranged": arranged,
+    "devices": len(data.inputs.patches.sharding.device_set),
+    "same": [bool((np.asarray(there)[:images] == here).all())
+             for there, here in zip(jax.tree.leaves(data.inputs), features)],
+    "reference": max(float(abs(np.asarray(there)[0] - here[chosen].mean(0)).max())
+                     for there, here in zip(jax.tree.leaves(reference), features)),
+}))
+"""
+
+
+def on_devices(
+    count: int,
+    detector: str = "dra",
+    *,
+    seeds: int,
+    shards: int = 1,
+    program: bool = False,
+    script: str = _SCRIPT,
+) -> dict:
+    flags = f"--xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(seeds), str(shards), detector, *["-p"] * program],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def on_one(detector: str) -> dict:
+    """Two seeds on one device; each comes out as it does alone."""
+    one = on_devices(1, detector, seeds=2)
+    assert one["mesh"] == [1, 1, 1]
+    assert one["retraced"] == 0
+    return one
+
+
+@pytest.mark.parametrize(
+    ("detector", "shards", "mesh"),
+    [
+        pytest.param("dra", 1, [2, 4, 1], marks=pytest.mark.slow),
+        pytest.param("dra", 2, [2, 2, 2], marks=pytest.mark.slow),
+        ("devnet", 2, [2, 2, 2]),
+    ],
+)
+def test_eight_devices_give_the_result_of_one(detector: str, shards: int, mesh: list[int]) -> None:
+    eight, one = on_devices(8, detector, seeds=2, shards=shards), on_one(detector)
+    assert eight["mesh"] == mesh
+    # Sums over subsets and images add up in another order.
+    np.testing.assert_allclose(eight["weights"], one["weights"], rtol=1e-6)
+    np.testing.assert_allclose(eight["params"], one["params"], rtol=1e-6)
+    assert eight["retraced"] == 0
+    rows, own = eight["rows"]
+    assert own * shards == rows
+
+
+@pytest.mark.slow
+def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
+    program = on_devices(4, seeds=1, program=True)["program"]
+    exchanges = re.findall(
+        r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(",
+        program,
+    )
+    # XLA makes one sum of those of all parameters; the logs are gathered at the end.
+    assert exchanges.count("all-gather") == 1
+    assert set(exchanges) == {"all-gather", "all-reduce"}
+    assert exchanges.count("all-reduce") <= 2
+
+
+@pytest.mark.slow
+def test_along_the_data_axis_the_images_are_really_divided() -> None:
+    found = on_devices(8, seeds=1, shards=4, program=True)
+    assert found["mesh"] == [1, 2, 4]
+    first_seed = [[weights[0]] for weights in on_one("dra")["weights"][-2:]]
+    np.testing.assert_allclose(found["weights"], first_seed, rtol=1e-6)
+    assert found["bank"] == 0
+    # 15 normals, 5 anomalies, 18 pseudo-anomalies, and padding.
+    assert found["rows"] == [40, 10]
+    # No device ever has the whole bank (40 images of 2 patches, 9 locations times 4 channels).
+    assert "[10,2,36]" in found["program"]
+    assert "[40,2,36]" not in found["program"]
+    # A device multiplies the features of its own part of a batch with the weights of its own
+    # subsets: of 4 subsets 2, of 17 support images (filled up to 20) 5 and of 16 query images 4,
+    # with 11 locations each that lie in no patch, for 2 outputs.
+    dots = set(re.findall(r"= f64(\[[0-9,]+\])\S* dot\(", found["program"]))
+    assert {"[2,55,2]", "[2,44,2]"} <= dots
+    whole = {f"[{t},{images * 11},2]" for t in (2, 4) for images in (16, 17, 20)}
+    assert not whole & dots
+
+
+def test_no_device_ever_holds_the_whole_bank() -> None:
+    found = on_devices(8, seeds=1, shards=4, script=_FROM_THE_HOST)
+    assert found["mesh"] == [1, 2, 4]
+    assert found["images"] == 15 + 5 + 18
+    # Arranged for one device after the other, for both subset halves at once.
+    assert found["arranged"] == [10] * 4
+    assert found["largest"] == [0, *[10] * 5]
+    assert found["devices"] == 8
+    assert found["same"] == [True] * 3
+    assert found["reference"] < 1e-6
+
+
+def shared_out(seeds: int, subsets: int, shards: int, processes: int, each: int) -> list[list]:
+    """The mesh's shape, and the process of each of its devices along the data axis."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Fake:
+        """Enough of a device to be counted; a real mesh needs real ones."""
+
+        process_index: int
+        number: int
+
+    chosen: dict = {}
+
+    def make_mesh(shape, axes, *, axis_types, devices):
+        chosen["devices"] = np.array(devices, object).reshape(shape)
+
+    devices = [Fake(p, i) for p in range(processes) for i in range(each)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "make_mesh", make_mesh)
+        patch.setattr("ahl_jax.distributed.mesh.Mesh", lambda d, *_, **__: chosen.update(devices=d))
+        mesh_for(seeds, subsets, shards, devices)  # type: ignore[arg-type]
+    mesh = chosen["devices"]
+    used = [device.process_index for device in mesh.ravel()]
+    assert len(set(mesh.ravel())) == mesh.size
+    assert {used.count(p) for p in range(processes)} == {mesh.size // processes}
+    return [list(mesh.shape), [sorted({d.process_index for d in part.ravel()})
+                               for part in np.moveaxis(mesh, 2, 0)]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seeds", "subsets", "devices", "shape"),
+    [(1, 6, 1, [1, 1]), (1, 6, 8, [1, 6]), (3, 6, 8, [3, 2]), (2, 4, 8, [2, 4]), (4, 7, 4, [4, 1]),
+     (1, 7, 4, [1, 1]), (3, 4, 12, [3, 4]), (2, 6, 4, [2, 2])],
+)  # fmt: skip
+def test_seeds_and_subsets_share_out_the_devices_evenly(
+    seeds: int, subsets: int, devices: int, shape: list[int]
+) -> None:
+    assert shared_out(seeds, subsets, 1, 1, devices)[0] == [*shape, 1]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "subsets", "shards", "processes", "each", "shape", "of_part"),
+    [
+        (1, 6, 1, 2, 4, [1, 6, 1], [[0, 1]]),
+        (1, 6, 2, 2, 4, [1, 3, 2], [[0], [1]]),
+        (3, 6, 4, 2, 4, [1, 2, 4], [[0], [0], [1], [1]]),
+        (1, 6, 1, 4, 4, [1, 1, 1], None),
+        (1, 7, 4, 2, 4, [1, 1, 4], [[0], [0], [1], [1]]),
+        (1, 6, 2, 4, 1, [1, 2, 2], [[0, 2], [1, 3]]),
+    ],
+)
+def test_processes_give_equally_many_devices_and_have_their_own_part_of_the_data(
+    seeds: int, subsets: int, shards: int, processes: int, each: int, shape: list[int], of_part
+) -> None:
+    if of_part is None:
+        with pytest.raises(UserError, match="4 processes with 4 devices each cannot share out"):
+            shared_out(seeds, subsets, shards, processes, each)
+        return
+    assert shared_out(seeds, subsets, shards, processes, each) == [shape, of_part]
+
+
+def test_data_shards_that_do_not_divide_the_devices_are_refused() -> None:
+    with pytest.raises(UserError, match="--data-shards is 3, which does not divide the 8 devices"):
+        shared_out(1, 6, 3, 1, 8)

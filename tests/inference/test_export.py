@@ -1,0 +1,186 @@
+import dataclasses
+import subprocess
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+from packaging.requirements import Requirement
+
+from ahl_jax import Predictor, UserError, export_model, load
+from ahl_jax.cli.main import main
+from tests.runs import FinishedRun
+
+SAME = 1e-4
+
+CONSUMER = """
+import importlib.util, sys
+assert not any(map(importlib.util.find_spec, ("ahl_jax", "flax", "orbax", "PIL")))
+import jax, numpy as np
+file, images, out = sys.argv[1:]
+model = jax.export.deserialize(bytearray(open(file, "rb").read()))
+images = np.load(images)
+found = [model.call(images[:1]), model.call(images[:3])]
+keys = [f"{name}{len(one['score'])}" for one in found for name in one]
+np.savez(out, *[], **dict(zip(keys, [x for one in found for x in one.values()])))
+"""
+
+
+@pytest.fixture(scope="module")
+def predictor(finished: FinishedRun) -> Predictor:
+    return load(finished.workdir)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    rng = np.random.default_rng(3)
+    smooth = rng.integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
+    return smooth.repeat(16, 1).repeat(16, 2)
+
+
+@pytest.fixture(scope="module")
+def file(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.bin"
+    main(["export", str(finished.workdir), str(path), "--fpr", "0.2"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(file: Path) -> jax_export.Exported:
+    return jax_export.deserialize(bytearray(file.read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def jax_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with jax and flatbuffers, what these need, and nothing else."""
+    folder = tmp_path_factory.mktemp("jax_alone")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    wanted, linked = ["jax", "flatbuffers"], set[str]()
+    while wanted:
+        name = wanted.pop()
+        if name in linked:
+            continue
+        linked.add(name)
+        found = metadata.distribution(name)
+        for part in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            (packages / part).symlink_to(Path(str(found.locate_file(part))))
+        needs = map(Requirement, found.requires or ())
+        wanted += [r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(file: Path, images: np.ndarray, jax_alone: Path) -> dict[str, np.ndarray]:
+    """What JAX alone makes of the file, for 1 and 3 images, each name with the number after it."""
+    given, out = file.with_name("images.npy"), file.with_name("out.npz")
+    np.save(given, images)
+    command = [str(jax_alone), "-I", "-c", CONSUMER, str(file), str(given), str(out)]
+    subprocess.run(command, check=True, timeout=200)
+    with np.load(out) as found:
+        return dict(found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_jax_alone_computes_what_the_detector_does(
+    predictor: Predictor, images: np.ndarray, elsewhere: dict[str, np.ndarray], count: int
+) -> None:
+    expected = predictor.outcome(images[:count])
+    found = {name[:-1]: x for name, x in elsewhere.items() if name.endswith(str(count))}
+    np.testing.assert_allclose(found["score"], expected.scores, atol=SAME)
+    np.testing.assert_allclose(found["heads"], expected.heads, atol=SAME)
+    np.testing.assert_allclose(found["heat"], expected.heat, atol=1e-3)
+    chances = predictor.calibrated().probability(expected.scores)
+    np.testing.assert_allclose(found["probability"], chances, atol=SAME)
+    assert found["threshold"] == pytest.approx(predictor.calibrated().threshold(0.2))
+    np.testing.assert_array_equal(found["decision"], found["score"] > found["threshold"])
+
+
+def test_the_file_says_what_it_takes_and_where_it_runs(
+    exported: jax_export.Exported, predictor: Predictor
+) -> None:
+    (images,) = exported.in_avals
+    size = predictor.config.features.image_size
+    assert images.shape[1:] == (size, size, 3)
+    assert images.dtype == np.uint8
+    assert jax_export.is_symbolic_dim(images.shape[0])
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_the_weights_are_in_the_file_once(file: Path, predictor: Predictor) -> None:
+    weights = sum(x.nbytes for x in jax.tree.leaves(predictor.arrays))
+    assert file.stat().st_size < 1.2 * weights + 2**20
+
+
+@pytest.mark.slow
+def test_a_run_without_a_threshold_gives_scores_alone(
+    predictor: Predictor, images: np.ndarray, tmp_path: Path
+) -> None:
+    without = dataclasses.replace(predictor, calibration=None)
+    exported = export_model(without, tmp_path / "model.bin", platforms=["cpu"])
+    found = exported.call(images)
+    assert found.keys() == {"score", "heads", "heat"}
+    np.testing.assert_allclose(found["score"], predictor.score(images), atol=SAME)
+
+
+@pytest.mark.slow
+def test_products_are_of_float32_on_a_cpu_and_of_the_precision_elsewhere(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    features = dataclasses.replace(predictor.config.features, precision="bfloat16")
+    config = dataclasses.replace(predictor.config, features=features)
+    half = dataclasses.replace(predictor, config=config)
+    for platform, expected in {"cpu": False, "cuda": True}.items():
+        exported = export_model(half, tmp_path / platform, platforms=[platform])
+        assert ("bf16" in exported.mlir_module()) is expected, platform
+
+
+def test_the_file_is_replaced_in_one_step(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="no space left"):
+        export_model(predictor, file, platforms=["cpu"])
+    assert file.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model.bin", "--fpr", "2"], "--fpr is 2.0; it must be between 0 and 1"),
+        (["no/such/model.bin"], "cannot be written"),
+        (["."], "is a folder"),
+    ],
+)
+def test_bad_options_end_in_one_sentence(
+    finished: FinishedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(finished.workdir), *options])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_run_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        export_model(tmp_path, tmp_path / "model.bin")
+    with pytest.raises(UserError, match="choose from cpu"):
+        export_model(tmp_path, tmp_path / "model.bin", platforms=["gpu"])

@@ -1,0 +1,96 @@
+"""Thresholds and probabilities by held-out normals."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahl_jax.common.errors import UserError
+from ahl_jax.inference.threshold import Calibration, calibration_of, check_fpr, read_calibration
+
+
+def _calibration(scores: np.ndarray) -> Calibration:
+    return calibration_of(np.asarray(scores, np.float32), np.linspace(0, 1, 1001))
+
+
+def test_the_threshold_is_the_conformal_rank() -> None:
+    calibration = _calibration(np.arange(199)[::-1])
+    # (199 + 1) * 0.99 = 198, so the 198th of 0 .. 198.
+    assert calibration.threshold(0.01) == 197
+    assert calibration.promised(0.01) == 0.01
+    assert calibration.threshold(0.1) == 179
+
+
+def test_few_normals_promise_what_they_can() -> None:
+    calibration = _calibration(np.array([3.0, 1.0, 2.0]))
+    assert calibration.threshold(0.01) == 3
+    assert calibration.promised(0.01) == 0.25
+
+
+@pytest.mark.parametrize(("normals", "fpr"), [(20, 0.05), (99, 0.01), (150, 0.02)])
+def test_normals_to_come_are_above_it_as_rarely_as_promised(normals: int, fpr: float) -> None:
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(3000):
+        calibration = _calibration(rng.gamma(2, size=normals))
+        threshold = calibration.threshold(fpr)
+        rates.append(np.exp(-threshold) * (1 + threshold))  # P(gamma(2) > threshold)
+    share = math.floor((normals + 1) * fpr + 1e-9) / (normals + 1)
+    assert np.mean(rates) == pytest.approx(share, rel=0.06)
+    assert share <= fpr + 1e-12
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60),
+    st.lists(st.floats(-2e3, 2e3, width=32), min_size=2, max_size=30),
+)
+def test_probabilities_rise_with_the_score(held_out: list[float], scores: list[float]) -> None:
+    found = _calibration(np.array(held_out)).probability(np.sort(np.array(scores, np.float32)))
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (np.diff(found) >= -1e-9).all()
+
+
+def test_probabilities_of_normals_are_uniform() -> None:
+    rng = np.random.default_rng(1)
+    calibration = _calibration(rng.normal(size=4000))
+    found = np.sort(calibration.probability(rng.normal(size=4000)))
+    assert np.abs(found - np.linspace(0, 1, 4000)).max() < 0.035
+    # The tail goes on where no held-out normal is, and errs to the safe side.
+    above = 1 - calibration.probability(np.array([4.0, 8.0]))
+    assert 3.2e-5 < above[0] < 1e-3
+    assert 0 < above[1] < 1e-6
+
+
+def test_rates_on_labelled_images() -> None:
+    calibration = _calibration(np.arange(9))
+    rates = calibration.rates(np.array([0.0, 9, 20, 1]), [True, True, False, False], 0.1)
+    assert rates == {
+        "threshold": 8, "promised_fpr": 0.1, "fpr": 0.5, "tpr": 0.5, "held_out": 9,
+    }  # fmt: skip
+
+
+def test_it_is_kept_as_written(tmp_path) -> None:
+    calibration = _calibration(np.random.default_rng(2).normal(size=30))
+    assert read_calibration(tmp_path) is None
+    (tmp_path / "calibration.json").write_text(calibration.text())
+    again = read_calibration(tmp_path)
+    assert again is not None
+    assert (again.scores == calibration.scores).all()
+    assert again.locations == calibration.locations
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"scores": [], "locations": [0, 1]}', '{"scores": [NaN], "locations": 1}']
+)
+def test_a_damaged_one_is_refused(tmp_path, text: str) -> None:
+    (tmp_path / "calibration.json").write_text(text)
+    with pytest.raises(UserError, match="damaged"):
+        read_calibration(tmp_path)
+
+
+@pytest.mark.parametrize("fpr", [0, 1, -0.1, float("nan")])
+def test_rates_are_between_0_and_1(fpr: float) -> None:
+    with pytest.raises(UserError, match="--fpr"):
+        check_fpr(fpr)

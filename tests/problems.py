@@ -1,0 +1,105 @@
+"""A small training problem with three clusters of normals and separable anomalies."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ahl_jax.config.settings import Config, DataConfig
+from ahl_jax.learning.problem import Problem, make_problem
+
+SIDES = ((4, 5), (3, 3))
+"""Height and width of the two scales."""
+
+CHANNELS = 4
+GENERATORS = 3
+ROOMS = ("data", "features", "pseudo", "subsets", "detector", "learning", "importance")
+
+
+def make_config(**settings: Any) -> Config:
+    """A quick config; settings are named as on the command line."""
+    values = {
+        "steps": 2, "batch": 9, "passes": 2, "epochs": 2, "hidden": 3, "references": 2,
+        "psi_batch": 16, "history": 2, "subsets": 3, **settings,
+    }  # fmt: skip
+    config = Config(DataConfig("none"), seed=values.pop("seed", 0))
+    for room in ROOMS:
+        names = {f.name for f in dataclasses.fields(getattr(config, room))}
+        mine = {name: values.pop(name) for name in names & values.keys()}
+        part = dataclasses.replace(getattr(config, room), **mine)
+        config = dataclasses.replace(config, **{room: part})
+    assert not values, f"no such settings: {values}"
+    return config
+
+
+def make_maps(
+    images: int, random: np.random.RandomState, centre: np.ndarray | float = 0.0
+) -> list[np.ndarray]:
+    """Feature maps [images, h, w, CHANNELS] around ``centre`` ([images, CHANNELS] or a number)."""
+    middle = np.broadcast_to(centre, (images, CHANNELS))[:, None, None]
+    return [middle + 0.3 * random.normal(size=(images, *side, CHANNELS)) for side in SIDES]
+
+
+def make_setting(
+    config: Config,
+    normals: int = 15,
+    anomalies: int = 5,
+    per_generator: int = 6,
+    dtype: type = np.float32,
+) -> Problem:
+    """Normals in three clusters (channels 0, 1), anomalies off in 2, pseudo-anomalies in 3.
+
+    The bank is on the device.
+    """
+    return make_problem(config, *setting_maps(normals, anomalies, per_generator, dtype))
+
+
+def setting_maps(
+    normals: int = 15, anomalies: int = 5, per_generator: int = 6, dtype: type = np.float32
+) -> tuple[Any, ...]:
+    """The maps of ``make_setting``, and each pseudo-anomaly's generator and source."""
+    random = np.random.RandomState(0)
+    angle = 2 * np.pi * (np.arange(normals) % 3) / 3
+    centres = np.stack([2 * np.cos(angle), 2 * np.sin(angle), 0 * angle, 0 * angle], 1)
+    source = np.arange(GENERATORS * per_generator) % normals
+    parts = [
+        make_maps(normals, random, centres),
+        make_maps(anomalies, random, np.array([0.0, 0.0, 2.0, 0.0])),
+        make_maps(len(source), random, centres[source] + np.array([0, 0, 0, 1.5])),
+    ]
+    parts = [[m.astype(dtype) for m in maps] for maps in parts]
+    return *parts, np.arange(len(source)) // per_generator, source
+
+
+def as_float64(tree: Any) -> Any:
+    """Every floating-point leaf in float64 (under ``jax.enable_x64``)."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def assert_trees_close(actual: Any, expected: Any, **tolerance: float) -> None:
+    """The same structure and nearly the same numbers."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        where = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(plain(a), plain(b), err_msg=where, **tolerance)
+
+
+def assert_trees_equal(actual: Any, expected: Any) -> None:
+    """The same structure and bit-identical numbers."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(plain(a), plain(b), err_msg=jax.tree_util.keystr(path))
+
+
+def plain(x: Any) -> np.ndarray:
+    """A leaf as a NumPy array; keys as their data."""
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
