@@ -54,19 +54,20 @@ class Settings(Options):
 def main() -> None:
     """Train what is missing, then write the table and draw it."""
     options = parse(Settings, __doc__)
+    over = tuple(dict.fromkeys(options.over))
     table = Table(
         "ablate_settings",
         "settings",
         "The settings of AHL",
         settings=options.settings,
-        variant="".join(f"_{name.replace('_', '-')}" for name in options.over),
+        variant="".join(f"_{name.replace('_', '-')}" for name in over),
     )
     names = list(VALUES)
     if options.of in METHODS and DETECTORS[METHODS[options.of].detector].whitened:
         names.remove("whiten")
-    if unknown := set(options.over) - set(names):
-        raise UserError(f"--over has no '{min(unknown)}'; choose from {', '.join(names)}")
-    values = {name: (name.replace("_", " "), VALUES[name]) for name in options.over or names}
+    if unknown := set(over) - set(names):
+        raise UserError(f"`over` has no '{min(unknown)}'; choose from {', '.join(names)}")
+    values = {name: VALUES[name] for name in over or names}
     sweep(table, options, options.of, values, default=DEFAULT)
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     """Train what is missing, then write the table and draw it."""
     options = parse(Subsets, __doc__)
     table = Table("ablate_subsets", "subsets", "The number of subsets T")
-    sweep(table, options, options.of, {"subsets": ("T", options.subsets)})
+    sweep(table, options, options.of, {"subsets": options.subsets})
 
 
 if __name__ == "__main__":

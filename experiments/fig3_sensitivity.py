@@ -30,7 +30,7 @@ def main() -> None:
     """Train what is missing, then write the table and draw it."""
     options = parse(Sensitivity, __doc__)
     table = Table("fig3_sensitivity", "figure 3", "Figure 3: C and K")
-    values = {"clusters": ("C", options.clusters), "history": ("K", options.history)}
+    values = {"clusters": options.clusters, "history": options.history}
     sweep(table, options, options.of, values)
 
 

@@ -11,18 +11,23 @@ the same.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
+from ahl_jax import finetune
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.text import mean_std
+from ahl_jax.common.text import markdown_table, mean_std
 from ahl_jax.config.presets import with_settings
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.open import categories
 from ahl_jax.run.finetune import EPOCHS
+from ahl_jax.run.options import RunOptions
+from ahl_jax.sweeps.cells import Row, results
 from experiments.tables.cells import Cell, Options, Table, plan
 from experiments.tables.methods import METHODS
 from experiments.tables.published import published
-from experiments.tables.report import Row, Section, head_lines, heading, line, per_seed
+from experiments.tables.report import Section, heading, per_seed
 from experiments.tables.sweep import parse, run
 
 SETTING = "cross-domain"
@@ -49,6 +54,27 @@ class CrossDomain(Options):
     """Epochs of fine-tuning."""
 
 
+@dataclass(frozen=True)
+class FineTuned(Cell):
+    """The runs of another cell, trained on with the normals of this one's data."""
+
+    start: Cell
+
+    @property
+    def data(self) -> DataConfig:
+        """Which images it trains on."""
+        return dataclasses.replace(self.config.data, shots=0)
+
+    def train(self, seeds: Sequence[int], options: RunOptions) -> list[dict[str, Any]]:
+        """Fine-tune and test what is missing, first of the other cell; the metrics of each seed."""
+        list(results([self.start], seeds, options))
+        how = {"epochs": self.config.learning.epochs, **vars(options)}
+        return [
+            finetune(self.start.run(seed).path, self.data, self.run(seed).path, **how)
+            for seed in seeds
+        ]
+
+
 def main() -> None:
     """Train and fine-tune what is missing, then write the table."""
     options = parse(CrossDomain, __doc__)
@@ -62,7 +88,7 @@ def pairs(options: CrossDomain) -> list[Cell]:
         UserError: as ``experiments.tables.cells.plan`` does; or if there are not two domains.
     """
     if options.epochs < 1:
-        raise UserError(f"--epochs is {options.epochs}; it must be 1 or more")
+        raise UserError(f"`epochs` is {options.epochs}; it must be 1 or more")
     if not options.category and len(options.data) == 1:
         there = categories(options.data[0])
         textures = tuple(name for name in TEXTURES if name in there)
@@ -72,7 +98,7 @@ def pairs(options: CrossDomain) -> list[Cell]:
     domains = dict.fromkeys(cell.dataset for cell in cells)
     if len(domains) < 2:
         raise UserError(
-            "one domain makes no pair of source and target; give --category or --data two or more"
+            "one domain makes no pair of source and target; give `category` or `data` two or more"
         )
     of = {(cell.dataset, cell.shots, cell.method): cell for cell in cells}
     return [
@@ -90,7 +116,7 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
     lines = heading(table, cells, rows, command)
     head = ["source", "method", "AUC-ROC", "AUC-PR", "published AUC-ROC"]
     for target, shots in dict.fromkeys((_target(cell), cell.shots) for cell in cells):
-        found = []
+        body = []
         for cell in cells:
             part = Section("", SETTING, shots, (cell.dataset,), (None,), cell.dataset)
             scores = per_seed(part, rows, cell.method, "auc_roc")
@@ -100,12 +126,12 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
             values = [scores, per_seed(part, rows, cell.method, "auc_pr")]
             known = published(table.label, SETTING, shots, cell.dataset, cell.method)
             means = [mean_std(list(one.values()), 3) for one in values]
-            found.append([source, cell.method, *means, known or ""])
-        if found:
+            body.append([source, cell.method, *means, known or ""])
+        if body:
             anomalies = f"{shots} labelled anomal{'y' if shots == 1 else 'ies'} of the source"
             lines += ["", f"## Target {target}, {anomalies}", ""]
-            shown = head if any(one[-1] for one in found) else head[:-1]
-            lines += [*head_lines(shown), *(line(one[: len(shown)]) for one in found)]
+            shown = head if any(row[-1] for row in body) else head[:-1]
+            lines += markdown_table(shown, [row[: len(shown)] for row in body])
     return "\n".join(lines) + "\n"
 
 
@@ -119,12 +145,11 @@ def _pair(source: Cell, target: Cell, options: CrossDomain) -> Cell:
         return pair
     part = target.folder.parent
     origin = f"from-{quote(source.dataset, safe='')}-{part.name}-{options.epochs}-epochs"
-    return dataclasses.replace(
-        pair,
-        config=with_settings(target.config, {"epochs": options.epochs}),
-        folder=part.with_name(origin) / target.folder.name,
-        start=source,
-    )
+    own = {
+        "config": with_settings(target.config, {"epochs": options.epochs}),
+        "folder": part.with_name(origin) / target.folder.name,
+    }
+    return FineTuned(**vars(pair) | own, start=source)
 
 
 def _target(cell: Cell) -> str:

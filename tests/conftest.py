@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 from ahl_jax import Config, preset, train
 from ahl_jax.cli.shell import keep_compiled_programs
 from tests.runs import FinishedRun
+from tests.sweeps.stand_in import StandIn
 
 # The first example compiles, so hypothesis's clock would say nothing about the code.
 settings.register_profile("default", deadline=None)
@@ -97,3 +98,11 @@ def config(weave: Path) -> Config:
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     return FinishedRun(config, workdir, train(config, workdir, progress=False))
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Sweeps write runs with made-up figures, and train nothing."""
+    made = StandIn()
+    monkeypatch.setattr("ahl_jax.sweeps.cells.train_seeds", made)
+    return made

@@ -1,7 +1,7 @@
 """Numbers and names in words."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def mean_std(values: Sequence[float], digits: int) -> str:
@@ -19,3 +19,13 @@ def pace(seconds: float, epochs: int) -> str:
     """In words: what an epoch takes, and how long so many more will."""
     left = round(seconds * epochs)
     return f"{seconds:.1f} s  {left // 60}:{left % 60:02d} left"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        # A bar in a name would end its cell.
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(head), "|---" * len(head) + "|", *map(line, rows)]

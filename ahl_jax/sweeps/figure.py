@@ -1,22 +1,15 @@
-"""The tables and the figure of an ablation."""
+"""The figure of a sweep: a panel per setting, from plain numbers."""
 
 import io
 import math
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from ahl_jax.common.commit import commit
-from ahl_jax.common.text import mean_std
-from ahl_jax.config.settings import Config, data_name
-from ahl_jax.sweeps.points import Point
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row = dict[str, Any]
-"""A row of ablation.csv: over, value, seed, auc_roc, auc_pr, seconds, epoch_seconds, run."""
 
 LABELS = {
     "subsets": "T, number of subsets",
@@ -42,33 +35,29 @@ LOGARITHMIC = 50
 """Ratio of the largest to the smallest value from which on the axis is logarithmic."""
 
 
-def table_markdown(config: Config, rows: Sequence[Row], command: str | None) -> str:
-    """A table per setting: mean and standard deviation over the seeds."""
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    what = "Mean ± standard deviation over seeds " if len(seeds) > 1 else "Seed "
-    lines = [
-        f"# Ablation on {data_name(config)}",
-        "",
-        "Each setting is varied alone.",
-        f"{what}{', '.join(map(str, seeds))}; the last epoch counts.",
-        "Seconds of training leave compilation out; those of an epoch are the median.",
-    ]
-    lines += ["", f"Command: `{command}`"] if command else []
-    lines += ["", f"Commit: {version}"] if (version := commit()) else []
-    columns = {"auc_roc": 4, "auc_pr": 4, "seconds": 1, "epoch_seconds": 2}
-    for name in dict.fromkeys(row["over"] for row in rows):
-        lines += ["", f"| {name} | AUC-ROC | AUC-PR | seconds of training | seconds per epoch |"]
-        lines.append("|---" * (1 + len(columns)) + "|")
-        mine = [row for row in rows if row["over"] == name]
-        for value in dict.fromkeys(row["value"] for row in mine):
-            here = [row for row in mine if row["value"] == value]
-            cells = [mean_std([row[c] for row in here], digits) for c, digits in columns.items()]
-            lines.append(f"| {value} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+GIVEN = "settings as given"
+BASE = "base detector alone, settings as given"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One value of a setting."""
+
+    label: str
+    """The value in words."""
+
+    number: float | None
+    """The value if it is a number."""
+
+    scores: Sequence[float]
+    """AUC-ROC of every seed."""
+
+    given: bool = False
+    """Whether the other panels have the setting at this value."""
 
 
 def draw(
-    points: Sequence[tuple[Point, Sequence[float]]],
+    panels: Mapping[str, Sequence[Mark]],
     base: Sequence[float] | None = None,
     *,
     title: str = "",
@@ -76,42 +65,41 @@ def draw(
     """Draw mean and standard deviation over the seeds, one panel per setting.
 
     Args:
-        points: with each, the AUC-ROC of every seed.
+        panels: the values of each setting, by its option's name.
         base: AUC-ROC of the base detector alone per seed, drawn as a horizontal line.
         title: what the figure is about.
     """
     # Imported here, because nothing else needs it and it takes a second.
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(point.name for point, _ in points))
-    columns = min(len(names), COLUMNS)
-    rows = math.ceil(len(names) / columns)
+    columns = min(len(panels), COLUMNS)
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(3.6 * columns, 4.8), 3.0 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     axes = grid.ravel()
-    seeds = len(points[0][1])
-    methods = {point.config.learning.method for point, _ in points}
-    names_of = {"ahl": "AHL, ", "base": "base detector, "}
-    who = names_of.get(methods.pop(), "") if len(methods) == 1 else ""
-    label = who + (f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed")
-    for panel, name in zip(axes, names, strict=False):
-        mine = [(point, scores) for point, scores in points if point.name == name]
-        _panel(panel, mine, label)
-        if base is not None:
-            mean = statistics.mean(base)
-            alone = "base detector alone, settings as given"
-            panel.axhline(mean, color="0.35", linestyle="--", linewidth=1.2, label=alone)
-            if seeds > 1:
-                spread = statistics.stdev(base)
-                panel.axhspan(mean - spread, mean + spread, color="0.9", zorder=0, linewidth=0)
-    for panel in axes[len(names) :]:
+    label = _seeds({len(mark.scores) for marks in panels.values() for mark in marks})
+    for panel, (name, marks) in zip(axes, panels.items(), strict=False):
+        _panel(panel, marks, label)
+        panel.set_xlabel(LABELS.get(name, name.replace("-", " ")))
+        if base:
+            _line(panel, base)
+    for panel in axes[len(panels) :]:
         panel.remove()
     for row in grid:
         row[0].set_ylabel("AUC-ROC on the test images")
     figure.suptitle(title)
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles = {
+        label: handle
+        for panel in axes[: len(panels)]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    names = sorted(handles, key=[label, GIVEN, BASE].index)
     figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower center", ncols=columns, frameon=False
+        [handles[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
     )
     return figure
 
@@ -123,17 +111,26 @@ def png(figure: "Figure") -> bytes:
     return image.getvalue()
 
 
-def _panel(panel: "Axes", points: Sequence[tuple[Point, Sequence[float]]], label: str) -> None:
-    name = points[0][0].name
-    numbers = [point.number for point, _ in points if point.number is not None]
+def _seeds(counts: set[int]) -> str:
+    """The legend's words for the marks, by how many seeds they have."""
+    if counts == {1}:
+        return "one seed"
+    numbers = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return f"mean ± standard deviation of {numbers} seeds"
+
+
+def _panel(panel: "Axes", marks: Sequence[Mark], label: str) -> None:
+    numbers = [mark.number for mark in marks if mark.number is not None]
     if numbers:
-        points = sorted(points, key=lambda pair: pair[0].number or 0)
+        marks = sorted(marks, key=lambda mark: mark.number or 0)
         numbers.sort()
-    places = numbers or list(range(len(points)))
+    places = numbers or list(range(len(marks)))
+    means = [statistics.mean(mark.scores) for mark in marks]
+    deviations = [_deviation(mark.scores) for mark in marks]
     panel.errorbar(
         places,
-        [statistics.mean(scores) for _, scores in points],
-        yerr=[statistics.stdev(s) for _, s in points] if len(points[0][1]) > 1 else None,
+        means,
+        yerr=deviations if any(len(mark.scores) > 1 for mark in marks) else None,
         color="black",
         marker="o",
         markersize=4,
@@ -144,12 +141,26 @@ def _panel(panel: "Axes", points: Sequence[tuple[Point, Sequence[float]]], label
         linestyle="-" if numbers else "none",
         label=label,
     )
+    given = [(x, y) for x, y, mark in zip(places, means, marks, strict=True) if mark.given]
+    if given:
+        ring = zip(*given, strict=True)
+        panel.plot(*ring, "o", color="black", fillstyle="none", markersize=10, label=GIVEN)
     if numbers and numbers[0] > 0 and numbers[-1] >= LOGARITHMIC * numbers[0]:
         panel.set_xscale("log")
-    panel.set_xticks(places, [point.value for point, _ in points])
+    panel.set_xticks(places, [mark.label for mark in marks])
     panel.set_xticks([], minor=True)
     panel.margins(x=0.12 if numbers else 0.3)
-    panel.set_xlabel(LABELS.get(name, name.replace("-", " ")))
     panel.grid(axis="y", color="0.9", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _line(panel: "Axes", base: Sequence[float]) -> None:
+    """The base detector alone, which is the same for every value."""
+    mean, deviation = statistics.mean(base), _deviation(base)
+    panel.axhline(mean, color="0.35", linestyle="--", linewidth=1.2, label=BASE)
+    panel.axhspan(mean - deviation, mean + deviation, color="0.9", zorder=0, linewidth=0)
+
+
+def _deviation(scores: Sequence[float]) -> float:
+    return statistics.stdev(scores) if len(scores) > 1 else 0.0

@@ -1,24 +1,20 @@
 """The cells of a table: what is trained, and in which folder."""
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ahl_jax import Config, UserError, preset
-from ahl_jax.backbones import load_trunk
 from ahl_jax.config.presets import differing_settings, with_settings
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.open import categories, load_dataset
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.features.split import load_split
-from ahl_jax.learning.hadg import check_clusters
-from ahl_jax.run.checks import check_names
-from ahl_jax.storage.workdir import Workdir
+from ahl_jax.sweeps import cells
+from ahl_jax.sweeps.points import check_history
 from experiments.tables.methods import METHODS, Method
 
 log = logging.getLogger("ahl_jax")
@@ -110,20 +106,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What one program trains: a method on a data set, with all seeds."""
+class Cell(cells.Cell):
+    """One method on a data set, with all seeds."""
 
     dataset: str
     setting: str
     shots: int
     seen_class: str | None
     method: str
-    config: Config
-    folder: Path
-    """Where its runs are; cells with the same settings have the same one."""
-
-    start: "Cell | None" = None
-    """The cell whose runs are fine-tuned on the normals of this one's data."""
 
     @property
     def part(self) -> tuple[str, int, str, str]:
@@ -131,9 +121,10 @@ class Cell:
         return self.setting, self.shots, self.dataset, self.seen_class or ""
 
     @property
-    def data(self) -> DataConfig:
-        """Which images there are."""
-        return dataclasses.replace(self.config.data, shots=0) if self.start else self.config.data
+    def name(self) -> str:
+        """How messages call it."""
+        seen = f", seen class {self.seen_class}" if self.seen_class else ""
+        return f"{self.dataset}, {self.setting}, M = {self.shots}{seen}, {self.method}"
 
 
 def plan(table: Table, options: Options) -> list[Cell]:
@@ -148,25 +139,25 @@ def plan(table: Table, options: Options) -> list[Cell]:
     unknown = [name for name in options.methods if name not in table.methods]
     if unknown:
         known = ", ".join(f"'{name}'" for name in table.methods)
-        raise UserError(f"--methods has no '{unknown[0]}'; choose from {known}")
+        raise UserError(f"`methods` has no '{unknown[0]}'; choose from {known}")
     if options.category and len(options.data) != 1:
-        raise UserError("--category belongs to one folder; give --data that one alone")
+        raise UserError("`category` belongs to one folder; give `data` that one alone")
     if not (options.seeds and options.shots and options.data):
-        raise UserError("--data, --seeds and --shots each need at least one value")
+        raise UserError("`data`, `seeds` and `shots` each need at least one value")
     for name, given in (("data", options.data), ("category", options.category)):
         if len(set(given)) < len(given):
-            raise UserError(f"--{name} has the same value twice; give it once")
+            raise UserError(f"`{name}` has the same value twice; give it once")
     names = [dataset_name(data, None) for data in options.data]
     if len(set(names)) < len(names):
-        raise UserError("two of --data have the same name; give them one after the other, with "
-                        "different --workdir and --out")  # fmt: skip
-    cells = [
+        raise UserError("two of `data` have the same name; give them one after the other, with "
+                        "different `workdir` and `out`")  # fmt: skip
+    found = [
         _cell(table, options, data, name)
         for data in _datasets(table, options)
         for name in options.methods or table.methods
     ]
-    _check(cells, options.seeds)
-    return cells
+    cells.check(found, options.seeds)
+    return found
 
 
 def dataset_name(data: str, category: str | None) -> str:
@@ -198,13 +189,12 @@ def _hard(data: DataConfig) -> list[DataConfig]:
         )
     seen = [name for name in classes if name not in few]
     if not seen:
-        raise UserError(f"{where} has no anomaly class with {data.shots} images; lower --shots")
+        raise UserError(f"{where} has no anomaly class with {data.shots} images; lower `shots`")
     return [dataclasses.replace(data, setting="hard", seen_class=name) for name in seen]
 
 
 def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
-    own = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    own = {key: own[key] for key in ("category", "setting", "seen_class", "shots")}
+    own = {key: getattr(data, key) for key in ("category", "setting", "seen_class", "shots")}
     start = preset("debug" if options.quick else "paper", data.data, **own)
     method = table.methods[name]
     features = options.features()
@@ -217,10 +207,11 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
             # In the paper a detector alone is trained from images, heads and all.
             settings |= {"method": "fit", "stage_one_heads": True}
     start = with_settings(start, features)
-    updates = settings.get("updates_per_epoch", 1)
-    if options.quick and start.learning.steps % updates:
-        settings["steps"] = updates  # The debug preset has fewer than some methods have updates.
+    if options.quick:
+        settings |= _longer(start, settings)
     config = with_settings(start, settings)
+    if "history" in settings:
+        check_history(config)
     dataset = dataset_name(data.data, data.category)
     part = f"{data.setting}-{data.shots}-shots"
     part += f"-{quote(data.seen_class, safe='')}" if data.seen_class else ""
@@ -237,36 +228,15 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     )  # fmt: skip
 
 
+def _longer(start: Config, settings: Mapping[str, Any]) -> dict[str, int]:
+    """The length of a quick run, where the debug preset is too short for a method's settings."""
+    updates, history = settings.get("updates_per_epoch", 1), settings.get("history", 0)
+    longer = {"steps": updates} if start.learning.steps % updates else {}
+    return longer | ({"epochs": history + 1} if start.learning.epochs <= history else {})
+
+
 def _difference(start: Config, config: Config) -> str:
     """The settings that differ, as a folder's name; the same for every way to ask for them."""
     changed = differing_settings(start, config)
     named = (f"{name}-{quote(str(value), safe='')}" for name, value in changed.items())
     return "_".join(named).replace("_", "-") or "preset"
-
-
-def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
-    trunks: dict[tuple[str, Path | None], str | None] = {}
-    normals: dict[tuple[DataConfig, int], int] = {}
-    for cell in cells:
-        check_names(cell.config)
-        for seed in seeds:
-            config = dataclasses.replace(cell.config, seed=seed)
-            key = config.data, seed
-            if key not in normals:
-                normals[key] = len(load_split(config).train_normals)
-            check_clusters(config.subsets.clusters, normals[key])
-            workdir = Workdir(cell.folder / f"seed-{seed}")
-            workdir.check(config)
-            # A table is of one trunk, so what is finished has to have the same weights too.
-            trunk = config.features.trunk, config.features.trunk_weights
-            if trunk not in trunks:
-                trunks[trunk] = _trunk_digest(*trunk)
-            if digest := trunks[trunk]:
-                workdir.check_trunk(digest)
-
-
-def _trunk_digest(name: str, weights: Path | None) -> str | None:
-    """That of the weights; None without any, where finished runs can still be read."""
-    with contextlib.suppress(UserError):
-        return load_trunk(name, weights).digest
-    return None

@@ -8,6 +8,7 @@ from ahl_jax import preset
 from ahl_jax.config.presets import differing_settings
 from ahl_jax.config.settings import DetectorConfig, LearningConfig
 from ahl_jax.detectors import DETECTORS
+from ahl_jax.sweeps.points import SHORT
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,10 @@ COMPONENTS = {
 """Table 5: what each component of AHL adds to DRA."""
 
 
-def varied(start: Method, symbol: str, setting: str, values: Sequence[Any]) -> dict[str, Method]:
-    """A row for each value of a setting, named such as ``C = 3``."""
+def varied(start: Method, setting: str, values: Sequence[Any]) -> dict[str, Method]:
+    """A row for each value of a setting, named such as ``C = 3`` or ``lr base = 0.002``."""
+    symbols = {name: symbol for symbol, name in SHORT.items()}
+    symbol = symbols.get(setting, setting.replace("_", " "))
     return {
         f"{symbol} = {in_words(value)}": Method({**start.settings, setting: value}, start.against)
         for value in values

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.text import mean_std
+from ahl_jax.common.text import markdown_table, mean_std
+from ahl_jax.sweeps.cells import FIGURES, Row
 from experiments.tables.cells import Cell, Table
 from experiments.tables.methods import Method
 from experiments.tables.pairs import paired
 from experiments.tables.published import CATEGORIES, plain_name, published
-
-Row = dict[str, Any]
-"""table, setting, shots, dataset, seen_class, method, seed, auc_roc, auc_pr, seconds, commit."""
 
 _KEYS = ("setting", "shots", "dataset", "seen_class", "method", "seed")
 """What tells the rows of a table apart."""
@@ -68,7 +66,7 @@ def read_rows(path: Path) -> list[Row]:
             ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no table of earlier runs ({error}); move it away, or name another --out"
+            f"{path} is no table of earlier runs ({error}); move it away, or name another `out`"
         ) from error
 
 
@@ -82,7 +80,7 @@ def merged(rows: Sequence[Row], new: Sequence[Row], table: Table) -> list[Row]:
     for row in new:
         key = tuple(row[name] for name in _KEYS)
         old = found.get(key)
-        if old is None or any(old[name] != row[name] for name in ("auc_roc", "auc_pr", "seconds")):
+        if old is None or any(old[name] != row[name] for name in FIGURES):
             found[key] = row
     parts = list(dict.fromkeys(_part_of(row) for row in found.values()))
     place = {name: i for i, name in enumerate(_methods(table, list(found.values())))}
@@ -209,21 +207,21 @@ def _part(table: Table, section: Section, rows: Sequence[Row]) -> list[str]:
     lines = ["", f"## {section.title}", ""]
     if classes:
         lines += ["AUC-ROC with each class as the seen one, then the mean over the classes.", ""]
-    lines += head_lines(head)
+    body = []
     for name in methods:
         values = [per_seed(section, rows, name, "auc_roc", seen=seen) for seen in classes]
         values += [per_seed(section, rows, name, column) for column in ("auc_roc", "auc_pr")]
         cells = [name, *(mean_std(list(v.values()), 3) for v in values)]
         cells.append(mean_std(list(per_seed(section, rows, name, "seconds").values()), 1))
         cells += [known[name] or ""] if any(known.values()) else []
-        lines.append(line(cells))
-    return lines + _pairs(section, table.methods, methods, rows)
+        body.append(cells)
+    return lines + markdown_table(head, body) + _pairs(section, table.methods, methods, rows)
 
 
 def _pairs(
     section: Section, registry: Mapping[str, Method], methods: Sequence[str], rows: Sequence[Row]
 ) -> list[str]:
-    lines = []
+    body = []
     for name in methods:
         for other in registry[name].against if name in registry else ():
             if other not in methods:
@@ -235,19 +233,8 @@ def _pairs(
             interval = f"{result.low:+.4f} to {result.high:+.4f}"
             cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
             cells.append("" if math.isnan(result.low) else interval)
-            lines.append(line([*cells, f"{result.ahead} of {result.seeds}"]))
-    if not lines:
+            body.append([*cells, f"{result.ahead} of {result.seeds}"])
+    if not body:
         return []
     head = ["same split and seed", "mean difference of AUC-ROC", "95 % interval (t)", "seeds ahead"]
-    return ["", *head_lines(head), *lines]
-
-
-def head_lines(head: Sequence[str]) -> list[str]:
-    """The first two lines of a table."""
-    return [line(head), "|---" * len(head) + "|"]
-
-
-def line(cells: Sequence[str]) -> str:
-    """A line of a table."""
-    # A bar in a class's name would end its cell.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return ["", *markdown_table(head, body)]

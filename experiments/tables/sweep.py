@@ -1,7 +1,6 @@
 """Train the cells of a table, and write its files after each."""
 
 import dataclasses
-import functools
 import re
 import shlex
 import sys
@@ -11,22 +10,18 @@ from typing import Any, TypeVar
 
 import tyro
 
-from ahl_jax import finetune, train_seeds
+from ahl_jax import preset
 from ahl_jax.cli.shell import keep_compiled_programs
 from ahl_jax.common.commit import commit
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import csv_text, replace_file
 from ahl_jax.common.text import mean_std
-from ahl_jax.config.settings import Config, DataConfig
-from ahl_jax.data.open import load_dataset
-from ahl_jax.data.splits import make_split
-from ahl_jax.features.split import split_digest
-from ahl_jax.storage.workdir import Workdir
-from ahl_jax.sweeps.figure import draw, png
-from ahl_jax.sweeps.points import Point
+from ahl_jax.config.checks import settings_of
+from ahl_jax.sweeps.cells import Row, results
+from ahl_jax.sweeps.figure import Mark, draw, png
 from experiments.tables.cells import Cell, Options, Table, plan
-from experiments.tables.methods import METHODS, in_words, varied
-from experiments.tables.report import Row, markdown, merged, per_seed, read_rows, sections
+from experiments.tables.methods import METHODS, Method, in_words, varied
+from experiments.tables.report import Section, markdown, merged, per_seed, read_rows, sections
 
 PUBLISHED = "AHL(DRA)"
 """The row of ``METHODS`` that the paper varies."""
@@ -74,36 +69,20 @@ def run(
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {options.out} cannot be made ({error}); name another") from error
-    done: dict[Path, list[dict[str, Any]]] = {}
+        raise UserError(f"`out` {options.out} cannot be made ({error}); name another") from error
     path = output(options, table, "csv")
     rows = read_rows(path) if path.exists() else []
-    for cell in cells:
-        if cell.folder not in done:
-            done[cell.folder] = _finished(cell, seeds) or _made(cell, seeds)
-        rows = merged(rows, [_row(table, cell, metrics) for metrics in done[cell.folder]], table)
+    version = commit() or "unknown"
+    for cell, found in results(cells, seeds):
+        rows = merged(rows, [_row(table, cell, one) | {"commit": version} for one in found], table)
         replace_file(path, csv_text(rows))
         text = text_of(table, cells, rows, command)
         replace_file(output(options, table, "md"), text)
-        scores = mean_std([metrics["auc_roc"] for metrics in done[cell.folder]], 3)
-        print(f"{_name(cell)}: AUC-ROC {scores}", flush=True)
+        scores = mean_std([one["auc_roc"] for one in found], 3)
+        print(f"{cell.name}: AUC-ROC {scores}", flush=True)
     print(text)
     print(f"written to {path} and {output(options, table, 'md').name}")
     return cells, rows
-
-
-def _made(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The metrics of all seeds, which are trained."""
-    if cell.start is None:
-        return train_seeds(cell.config, cell.folder, seeds)
-    if not _finished(cell.start, seeds):
-        train_seeds(cell.start.config, cell.start.folder, seeds)
-    names = [f"seed-{seed}" for seed in seeds]
-    epochs = cell.config.learning.epochs
-    return [
-        finetune(cell.start.folder / name, cell.data, cell.folder / name, epochs=epochs)
-        for name in names
-    ]
 
 
 def output(options: Options, table: Table, suffix: str, part: str = "") -> Path:
@@ -116,7 +95,7 @@ def sweep(
     table: Table,
     options: Options,
     of: str,
-    values: Mapping[str, tuple[str, Sequence[Any]]],
+    values: Mapping[str, Sequence[Any]],
     *,
     default: str = PUBLISHED,
 ) -> None:
@@ -126,7 +105,7 @@ def sweep(
         table: the table; its rows are made here, the base detector alone first.
         options: its options.
         of: the row of ``METHODS`` whose settings are varied.
-        values: setting -> its symbol and values.
+        values: the values of each setting.
         default: the row whose files have the table's name alone.
 
     Raises:
@@ -139,10 +118,9 @@ def sweep(
     ]
     if of not in able:
         known = ", ".join(f"'{name}'" for name in able)
-        raise UserError(f"--of has no '{of}'; choose from {known}")
+        raise UserError(f"`of` has no '{of}'; choose from {known}")
     start, base = METHODS[of], METHODS[of].against[0]
-    values = {name: (symbol, tuple(dict.fromkeys(v))) for name, (symbol, v) in values.items()}
-    swept = {name: varied(start, symbol, name, v) for name, (symbol, v) in values.items()}
+    swept = {name: varied(start, name, chosen) for name, chosen in values.items()}
     rows = {base: METHODS[base]}
     for methods in swept.values():
         rows |= methods
@@ -150,50 +128,44 @@ def sweep(
     variant = table.variant + ("" if of == default else f"_{letters}")
     title = f"{table.title}, {of}"
     table = dataclasses.replace(table, title=title, methods=rows, variant=variant)
-    cells, results = run(table, options)
-    chosen = {cell.method: cell.config for cell in cells}
-    for section in sections(cells, results):
-        points = [
-            (
-                _point(name, value, chosen[method]),
-                list(per_seed(section, results, method, "auc_roc").values()),
-            )
-            for name, methods in swept.items()
-            for method, value in zip(methods, values[name][1], strict=True)
-            if method in chosen
-        ]
-        if points:
-            alone = list(per_seed(section, results, base, "auc_roc").values())
-            figure = draw(points, alone or None, title=section.title)
+    cells, made = run(table, options)
+    plain = preset("debug" if options.quick else "paper", "")
+    given = {setting.name: setting.value for setting in settings_of(plain)} | {**start.settings}
+    for section in sections(cells, made):
+        if panels := _panels(section, made, swept, given):
+            alone = list(per_seed(section, made, base, "auc_roc").values())
+            figure = draw(panels, alone, title=f"{of} on {section.title}")
             path = output(options, table, "png", f"_{section.file_name}")
             replace_file(path, png(figure))
 
 
-def _point(setting: str, value: Any, config: Config) -> Point:
-    number = None if isinstance(value, bool | str | tuple) else float(value)
-    shown = in_words(value).replace(", ", "\n")
-    return Point(setting.replace("_", "-"), shown, number, config, folder="")
+def _panels(
+    section: Section,
+    rows: Sequence[Row],
+    swept: Mapping[str, Mapping[str, Method]],
+    given: Mapping[str, Any],
+) -> dict[str, list[Mark]]:
+    """What the picture shows of a part of the table.
+
+    Args:
+        section: the part.
+        rows: all rows.
+        swept: of each setting, its rows.
+        given: every setting as it is in the row that is varied.
+    """
+    panels: dict[str, list[Mark]] = {}
+    for name, methods in swept.items():
+        for row, method in methods.items():
+            if scores := list(per_seed(section, rows, row, "auc_roc").values()):
+                value = method.settings[name]
+                number = None if isinstance(value, bool | str | tuple) else float(value)
+                label = in_words(value).replace(", ", "\n")
+                mark = Mark(label, number, scores, value == given[name])
+                panels.setdefault(name.replace("_", "-"), []).append(mark)
+    return panels
 
 
-def _finished(cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]] | None:
-    """The metrics of all seeds, if they are there and of the same images."""
-    found = []
-    for seed in seeds:
-        workdir = Workdir(cell.folder / f"seed-{seed}")
-        metrics = workdir.metrics()
-        if not metrics or workdir.data_digest() != _digest(cell.data, seed):
-            return None
-        found.append(metrics)
-    return found
-
-
-@functools.cache
-def _digest(data: DataConfig, seed: int) -> str:
-    """That of a split's images, which all methods have in common."""
-    return split_digest(make_split(load_dataset(data), data, seed))
-
-
-def _row(table: Table, cell: Cell, metrics: dict[str, Any]) -> Row:
+def _row(table: Table, cell: Cell, figures: Row) -> Row:
     return {
         "table": table.label,
         "setting": cell.setting,
@@ -201,11 +173,5 @@ def _row(table: Table, cell: Cell, metrics: dict[str, Any]) -> Row:
         "dataset": cell.dataset,
         "seen_class": cell.seen_class or "",
         "method": cell.method,
-        **{name: metrics[name] for name in ("seed", "auc_roc", "auc_pr", "seconds")},
-        "commit": commit() or "unknown",
+        **figures,
     }
-
-
-def _name(cell: Cell) -> str:
-    seen = f", seen class {cell.seen_class}" if cell.seen_class else ""
-    return f"{cell.dataset}, {cell.setting}, M = {cell.shots}{seen}, {cell.method}"
