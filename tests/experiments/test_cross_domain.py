@@ -3,33 +3,35 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ahl_jax import UserError
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.storage.workdir import Workdir
 from experiments.table3_cross_domain import TABLE, CrossDomain, markdown, pairs
-from tests.experiments.test_tables import COLUMNS, Script, in_words, scores
+from tests.experiments.script import COLUMNS, Script, in_words, scores
+from tests.sweeps.stand_in import StandIn
+
+ARGUMENTS = ("table3_cross_domain", "--methods", "DevNet", "--epochs", "2")
 
 
-@pytest.mark.slow
-def test_every_pair_is_fine_tuned_and_a_stopped_sweep_goes_on(
-    textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_pair_is_a_row_and_a_stopped_sweep_goes_on(
+    textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: StandIn
 ) -> None:
+    def finetune(run: Path, data: DataConfig, workdir: Path, epochs: int, **_: Any) -> dict:
+        assert Workdir(run).metrics() is not None
+        assert (data.shots, epochs) == (0, 2)
+        return stand_in.train(Workdir(run).config(), workdir, data)
+
+    monkeypatch.setattr("experiments.table3_cross_domain.finetune", finetune)
     script = Script(tmp_path, monkeypatch, textures)
-    arguments = ("table3_cross_domain", "--methods", "DevNet", "--epochs", "2")
-    write = Workdir.write_history
-
-    def stop_in_the_second_seed(self: Workdir, rows: list) -> None:
-        if "from-" in str(self.path) and self.path.name == "seed-1":
-            raise KeyboardInterrupt
-        write(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_in_the_second_seed)
-        with pytest.raises(KeyboardInterrupt):
-            script(*arguments)
-    rows, text = script(*arguments)
+    stand_in.stop_in = "carpet-general"
+    with pytest.raises(KeyboardInterrupt):
+        script(*ARGUMENTS)
+    stand_in.stop_in = None
+    rows, text = script(*ARGUMENTS)
     assert list(rows[0]) == COLUMNS
     assert [(row["dataset"], row["seed"]) for row in rows] == [
         (f"{source}->{target}", seed)
@@ -37,6 +39,8 @@ def test_every_pair_is_fine_tuned_and_a_stopped_sweep_goes_on(
         for source in ("carpet", "grid")
         for seed in ("0", "1")
     ]
+    # Those of the sources are trained once.
+    assert len(stand_in.trained) == 8
     assert {(r["table"], r["setting"], r["shots"]) for r in rows} == {("3", "cross-domain", "4")}
     for target in ("carpet", "grid"):
         section = text.split(f"## Target {target}, 4 labelled anomalies of the source\n")[1]
@@ -44,21 +48,31 @@ def test_every_pair_is_fine_tuned_and_a_stopped_sweep_goes_on(
             mine = [row for row in rows if row["dataset"] == f"{source}->{target}"]
             figure = in_words(list(scores(mine, "DevNet").values()))
             assert f"| {source} | DevNet | {figure} |" in section
-    runs = tmp_path / "runs/quick"
     own = {row["seed"]: float(row["auc_roc"]) for row in rows if row["dataset"] == "grid->grid"}
     for seed, score in own.items():
         # The runs of table 1.
-        metrics = Workdir(
-            runs / f"textures%2Fgrid/general-4-shots/detector-devnet-method-base/seed-{seed}"
-        ).metrics()
+        folder = "textures%2Fgrid/general-4-shots/detector-devnet-method-base"
+        metrics = Workdir(tmp_path / f"runs/quick/{folder}/seed-{seed}").metrics()
         assert metrics is not None
         assert metrics["auc_roc"] == score
+    assert script(*ARGUMENTS) == (rows, text)
+    assert len(stand_in.trained) == 8
+
+
+@pytest.mark.slow
+def test_the_runs_are_fine_tuned_on_normals_alone(
+    textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(tmp_path, monkeypatch, textures)
+    written = script(*ARGUMENTS)
+    runs = tmp_path / "runs/quick"
     tuned = Workdir(next(runs.glob("textures%2Fgrid/from-*carpet*/*/seed-1"))).metrics()
     assert tuned is not None
     assert (tuned["epochs"], tuned["n_seen"]) == (2, 0)
     assert sum(values["n"] for values in tuned["per_class"].values()) == 14
-    monkeypatch.setattr("ahl_jax.run.epochs.mesh_for", None)
-    assert script(*arguments) == (rows, text)
+    for name in ("ahl_jax.sweeps.cells.train_seeds", "experiments.table3_cross_domain.finetune"):
+        monkeypatch.setattr(name, None)
+    assert script(*ARGUMENTS) == written
 
 
 def test_the_published_figures_stand_beside_ours(textures: Path, tmp_path: Path) -> None:
@@ -96,8 +110,8 @@ def test_the_textures_are_chosen_where_the_data_has_them(textures: Path, tmp_pat
     ("change", "message"),
     [
         ({"category": ("grid",)}, "one domain makes no pair"),
-        ({"methods": ("PatchCore",)}, "--methods has no 'PatchCore'"),
-        ({"epochs": 0}, "--epochs is 0"),
+        ({"methods": ("PatchCore",)}, "`methods` has no 'PatchCore'"),
+        ({"epochs": 0}, "`epochs` is 0"),
     ],
 )
 def test_bad_options_are_refused(textures: Path, change: dict, message: str) -> None:

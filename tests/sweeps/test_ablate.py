@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ahl_jax import Config, UserError
+from ahl_jax import Config, UserError, preset
 from ahl_jax.cli.main import main
 from ahl_jax.storage.workdir import Workdir
 from ahl_jax.sweeps.ablate import ablate
@@ -107,6 +107,17 @@ def test_a_stopped_sweep_has_its_table_and_goes_on(
     assert f"| 2 | {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} |" in text
     assert "Command: `again`" in text
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_runs_of_other_images_are_not_read(
+    stand_in: StandIn, weave: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(weave, tmp_path / "weave")
+    config = preset("debug", str(data), shots=4)
+    ablate(config, tmp_path / "sweep", ["C=2"], progress=False)
+    shutil.copy(data / "train/good/00.png", data / "train/good/01.png")
+    with pytest.raises(UserError, match="the images changed since the run in"):
+        ablate(config, tmp_path / "sweep", ["C=2"], progress=False)
 
 
 @pytest.mark.slow
