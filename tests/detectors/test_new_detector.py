@@ -10,21 +10,45 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+import ahl_jax
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.detectors.protocol import Head
 from tests.problems import make_config, make_setting
 
 
-def _documented():
-    """The class that docs/extending.md shows."""
-    page = Path(__file__).parents[2] / "docs/extending.md"
-    code = re.search(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.M)
-    names = {}
-    exec(compile(code[1], page, "exec"), names)
-    return names["Pooled"]
+def _blocks():
+    """The python blocks of docs/extending.md, in their order."""
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text("utf-8")
+    return re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.M)
 
 
-Pooled = _documented()
+def _run(blocks):
+    """The names that a reader has who pastes the blocks as they are printed."""
+    names = {"__name__": "pasted"}
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    return names
+
+
+Pooled = _run(_blocks()[:1])["Pooled"]
+
+
+@pytest.mark.parametrize(
+    "trains", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stubbed", "trained"]
+)
+def test_the_page_runs_as_printed(monkeypatch, tmp_path, trains):
+    monkeypatch.setitem(DETECTORS, "pooled", None)  # is gone again after the test
+    monkeypatch.chdir(tmp_path)
+    started = []
+    if not trains:
+        monkeypatch.setattr(ahl_jax, "train", lambda *arguments: started.append(arguments))
+    names = _run(_blocks())
+    assert DETECTORS["pooled"] is names["Pooled"]
+    if trains:
+        assert (tmp_path / "runs/pooled/metrics.json").is_file()
+    else:
+        ((config, workdir),) = started
+        assert (config.detector.detector, workdir) == ("pooled", "runs/pooled")
 
 
 @pytest.mark.parametrize("method", ["ahl", "base"])
