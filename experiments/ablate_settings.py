@@ -44,7 +44,7 @@ class Settings(Options):
     """The row of table 1 whose settings are varied."""
 
     over: tuple[str, ...] = ()
-    """What is varied, such as gradient and lr; by default all that the script knows. A choice has
+    """Settings to vary, such as gradient and lr; by default all that the script knows. A choice has
     files of its own."""
 
     settings: tuple[Literal["general", "hard"], ...] = ("general",)

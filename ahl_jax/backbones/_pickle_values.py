@@ -199,7 +199,7 @@ def _global(name: str) -> GlobalName:
 
 
 def _construct(function: Any, arguments: Any) -> Any:
-    """What the three known constructors mean; ``function`` is a name and is never called."""
+    """The value that one of the three known constructors means; ``function`` is never called."""
     if not isinstance(function, GlobalName) or type(arguments) is not tuple:
         raise FormatError("calls something that is not a tensor constructor")
     if function.name == _ORDERED_DICT and not arguments:

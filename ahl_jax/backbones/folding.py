@@ -21,7 +21,7 @@ class Unfolded(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """What a state dict has of one layer, float64."""
+    """The arrays of one layer in a state dict, float64."""
 
     kernel: Float[np.ndarray, "*k o"]
     scale: Float[np.ndarray, " o"]
@@ -106,7 +106,7 @@ def layers(module: nnx.Module) -> Iterator[tuple[tuple[str, ...], Layer]]:
 
 
 def names(layer: Layer) -> list[str]:
-    """What a torch state dict calls the layer's tensors, in the order of ``_Source``."""
+    """The names of the layer's tensors in a torch state dict, in the order of ``_Source``."""
     convolution, norm = layer.source
     parts = ("weight", "bias", "running_mean", "running_var")
     return [f"{convolution}.weight", *(f"{norm}.{part}" for part in parts)]

@@ -48,7 +48,7 @@ class Layer(nnx.Module):
         self.norm = WeightedBatchNorm(self.torch_shape[0], epsilon=epsilon, unbiased=True)
 
     def finished(self, products: Float[Array, "b h w o"]) -> Float[Array, "b h w o"]:
-        """What the layer makes of its products."""
+        """The layer's outputs from its products."""
         if self.norm is None:
             return products + self.bias[...]
         images, *_, channels = products.shape
@@ -102,7 +102,7 @@ class Depthwise(Layer):
     """
 
     kernel_axes: ClassVar[int] = 3
-    """What tells its kernel from those of products."""
+    """Axes of its kernel, which tell it from those of products."""
 
     def __init__(self, channels: int, size: int, stride: int, source: tuple[str, str]) -> None:
         super().__init__((size, size, channels), source, (channels, 1, size, size))

@@ -25,7 +25,7 @@ from ahl_jax.common.errors import UserError
 
 
 class TrunkModule(Protocol):
-    """What the class of a trunk offers, beside being an ``nnx.Module`` made of ``Layer``."""
+    """The class of a trunk, beside being an ``nnx.Module`` made of ``Layer``."""
 
     channels: int
     stride: int

@@ -38,7 +38,7 @@ class Show:
     """Count the images of a data set by split and class, and draw some of each."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Whatever `ahl train` takes: a named data set, a folder, a CSV file."""
+    """A data set as `ahl train` takes it: a name, a folder or a CSV file."""
 
     category: str | None = None
     """The category, where there are several; by default all are counted."""

@@ -11,7 +11,7 @@ from ahl_jax.detectors.names import method_name
 
 
 def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path) -> str:
-    """What a run came to.
+    """The result of a run in words.
 
     Args:
         config: its settings.
@@ -38,7 +38,7 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
 
 
 def metrics_in_words(metrics: Mapping[str, Any], fpr: float) -> Iterator[str]:
-    """What a test came to, line by line.
+    """The result of a test, line by line.
 
     Args:
         metrics: what ``ahl_jax.evaluate`` returns.

@@ -1,4 +1,4 @@
-"""What every command of this project does at its edge: logging, compiled programs, exit codes."""
+"""The edge of every command of this project: logging, compiled programs, exit codes."""
 
 import logging
 import os

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, words, progress."""
+"""Errors, files, words and progress, which every room uses."""

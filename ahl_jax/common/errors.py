@@ -18,7 +18,7 @@ class IncompleteError(Exception):
 
 
 class InputError(UserError, ValueError):
-    """What an estimator was given does not fit; scikit-learn's tools expect a ValueError."""
+    """An estimator's input does not fit; scikit-learn's tools expect a ValueError."""
 
 
 class BadImageError(UserError):

@@ -112,7 +112,7 @@ class StageOneConfig:
     """Decay of their weights, as part of the gradient."""
 
     augment: Literal["none", "mirrored", "turned"] = "mirrored"
-    """What chance does to an image: mirrored, both ways; turned, by quarter turns too."""
+    """Random changes of an image: mirrored, both ways; turned, by quarter turns too."""
 
     batch_norm: Literal["frozen", "trained"] = "frozen"
     """The trunk's: frozen, as ImageNet training left it; trained, by the batches as in PyTorch."""
@@ -143,7 +143,7 @@ class SubsetConfig:
     """C, the number of k-means clusters of the normal features."""
 
     grouping: Literal["kmeans", "random"] = "kmeans"
-    """What makes the C groups of normals: k-means; or chance, in equal sizes (CDL without HADG)."""
+    """Maker of the C groups of normals: k-means; or chance, in equal sizes (CDL without HADG)."""
 
     holistic: bool = False
     """Add one more subset of all normals, split at random in two halves."""

@@ -107,7 +107,7 @@ def image_size(path: ImageSource) -> int:
 
 
 def without_skipping(message: str) -> str:
-    """What is said of a bad image, without the advice to skip it that only data sets can take."""
+    """The message on a bad image, without the advice to skip it that only data sets can take."""
     return message.removesuffix(_SKIPPING)
 
 

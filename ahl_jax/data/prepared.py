@@ -42,7 +42,7 @@ def prepared_categories(name: str) -> list[str]:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a prepared data set says of its splits: its ``counts``, ``sha256``, and ``images``.
+    """A prepared data set's record of its splits: ``counts``, ``sha256`` and ``images``.
 
     An image is a list of its name, its anomaly class (empty for normal) and its size in bytes.
 

@@ -88,7 +88,7 @@ class InMemory:
         return self.array.nbytes
 
     def read(self) -> bytes:
-        """What tells it from other arrays: dtype, shape and pixels."""
+        """Bytes that tell it from other arrays: dtype, shape and pixels."""
         return f"{self.array.dtype.str}{self.array.shape}".encode() + self.array.tobytes()
 
 

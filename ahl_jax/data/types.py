@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """What a run trains on and what it tests on.
+    """The images of a run: those that it trains on and those that it is tested on.
 
     Attributes:
         train_normals: Images of normal parts to train on.

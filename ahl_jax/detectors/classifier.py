@@ -1,4 +1,4 @@
-"""What detectors that classify whole images share."""
+"""The base of detectors that classify whole images."""
 
 import jax
 from flax import nnx

@@ -1,4 +1,4 @@
-"""What a detector reads: feature maps in patch order, with everything constant computed once."""
+"""A detector's inputs: feature maps in patch order, with everything constant computed once."""
 
 import functools
 from collections.abc import Callable, Sequence

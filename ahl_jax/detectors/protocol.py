@@ -50,7 +50,7 @@ class Detector(nnx.Module):
         raise NotImplementedError
 
     def measure(self, inputs: Inputs) -> Float[Array, "b r"]:
-        """What ``calibrate`` reads of b images, a row each; by default nothing."""
+        """The rows that ``calibrate`` reads, one for each of b images; by default empty."""
         return jnp.zeros((inputs.images, 0))
 
     def calibrate(
@@ -202,7 +202,7 @@ class Functional:
         return function(model)
 
     def measured(self, model: Model, inputs: Inputs) -> Float[Array, "b r"]:
-        """What ``Detector.measure`` gives."""
+        """The rows of ``Detector.measure``."""
         return self.merge(model).measure(inputs)
 
     def calibrated(

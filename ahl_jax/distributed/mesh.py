@@ -96,7 +96,7 @@ def mesh_for(
 
 
 def own_part(data_shards: int) -> Part:
-    """What this process has of the training images, where ``mesh_for`` has that many data shards.
+    """This process's part of the training images, where ``mesh_for`` has that many data shards.
 
     The first process has the first part, and so on; every process has all images where the data
     shards cannot be shared out among the processes.

@@ -1,10 +1,10 @@
-"""What a process has of every list of images."""
+"""A process's part of every list of images."""
 
 from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """What a process has of every list of images: one of equal parts, or all of it."""
+    """A process's part of every list of images: one of equal parts, or all of it."""
 
     number: int = 0
     of: int = 1

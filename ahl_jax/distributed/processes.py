@@ -100,7 +100,7 @@ def together() -> Iterator[None]:
 
 
 def on_primary(work: Callable[[], T]) -> T:
-    """What ``work`` gives on process 0, on every process; never nested.
+    """Runs ``work`` on process 0 and returns its result on every process; never nested.
 
     Args:
         work: called on process 0 alone; gives JSON types.
@@ -112,7 +112,7 @@ def on_primary(work: Callable[[], T]) -> T:
 
 
 def on_each(work: Callable[[], T]) -> list[T]:
-    """What ``work`` gives on each process, on every process; never nested.
+    """Runs ``work`` on each process and returns all results on every process; never nested.
 
     Args:
         work: called on every process; gives JSON types.

@@ -20,7 +20,7 @@ from ahl_jax.inference.threshold import FPR, check_fpr
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
-"""What a file is made for unless the user says otherwise."""
+"""Platforms of a file unless the user names others."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class NamedImage:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its row in the table begins and ends with."""
+        """The first and the last entry of its row in the table."""
         return self.path.as_posix(), self.digest
 
 

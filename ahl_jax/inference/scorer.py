@@ -22,7 +22,7 @@ BATCH = 64
 
 
 class Outcome(NamedTuple):
-    """What a detector says of b images."""
+    """Scores of b images."""
 
     scores: Float[np.ndarray, " b"]
     """Higher for more anomalous."""
@@ -63,7 +63,7 @@ class Scorer:
     model: Model
     reference: Inputs
     whitening: Whitening | None = None
-    """What the features that it was trained on are whitened with."""
+    """Whitening of the features that it was trained on."""
 
     def score(self, maps: FeatureMaps) -> Float[np.ndarray, " n"]:
         """Anomaly scores of n images, higher for more anomalous.
@@ -83,7 +83,7 @@ class Scorer:
         return Outcome(*(np.concatenate(part) for part in parts))
 
     def _batches(self, program: Callable[..., Any], maps: FeatureMaps) -> Iterator[Any]:
-        """What the program gives, batch by batch."""
+        """Runs the program, batch by batch."""
         images = len(maps[0])
         for start in range(0, images, BATCH):
             # The last batch is padded, so that there is one compilation.

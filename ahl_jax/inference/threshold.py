@@ -1,4 +1,4 @@
-"""What a score means, by the scores of held-out normals: a threshold, and a probability.
+"""The meaning of a score, by those of held-out normals: a threshold, and a probability.
 
 Training has not seen the held-out normals, so their scores are like those of normal images to come
 (exchangeable with them). That is what split conformal prediction needs for its promise about false
@@ -91,7 +91,7 @@ class Calibration:
     def rates(
         self, scores: Float[np.ndarray, " m"], normal: Sequence[bool], fpr: float = FPR
     ) -> dict[str, Any]:
-        """What the threshold comes to on labelled images.
+        """The rates of the threshold on labelled images.
 
         Returns:
             ``threshold``; ``promised_fpr`` and ``fpr``, the false-positive rate that was promised

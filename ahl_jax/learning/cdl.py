@@ -43,7 +43,7 @@ class CDLState(NamedTuple):
 
 
 class BaseResult(NamedTuple):
-    """What the training of one base model from g gives."""
+    """The outcome of training one base model from g."""
 
     model: Model
     """theta_i^t."""

@@ -24,7 +24,7 @@ HOLISTIC = -1
 
 @dataclass(frozen=True)
 class Bank:
-    """What the positions of the training images in the bank are.
+    """The kind of each training image, by its position in the bank.
 
     The order is: n normals, then M labelled anomalies, then the pseudo-anomalies.
     """

@@ -1,4 +1,4 @@
-"""What every learner shares: the training data on the device, a gradient step, a scan of steps."""
+"""The base of every learner: training data on the device, a gradient step, a scan of steps."""
 
 import dataclasses
 import functools
@@ -112,7 +112,7 @@ def calibrated(functional: Functional, model: Model, data: TrainingData, normals
 
 
 class EpochLog(NamedTuple):
-    """What an epoch reports; NaN where a learner has no such thing."""
+    """The report of an epoch; NaN where a learner has no such thing."""
 
     support_losses: Float[Array, " heads"]
     query_losses: Float[Array, " heads"]

@@ -1,4 +1,4 @@
-"""What the generators share: pixel grids, sampling between pixels, places and colours."""
+"""Helpers of the generators: pixel grids, sampling between pixels, places and colours."""
 
 import jax
 import jax.numpy as jnp

@@ -163,7 +163,7 @@ def _labels(rows: Mapping[str, Sequence[results.Metrics | results.Confusion]]) -
 
 
 def _test_images(run: Scored) -> list[tuple[str, str | None]]:
-    """What tells whether two runs have the same test; file names do not."""
+    """Images and classes, by which the tests of two runs are compared; file names do not count."""
     return [(image_digest(sample.path), sample.anomaly_class) for sample in run.samples]
 
 

@@ -39,7 +39,7 @@ class Scene:
 
     @property
     def verdict(self) -> str:
-        """What the threshold makes of it."""
+        """The decision by the threshold, in words."""
         if self.alarm is None:
             return ""
         if self.alarm:

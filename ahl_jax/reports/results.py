@@ -1,4 +1,4 @@
-"""What reports on one run and on several share: curves, histograms, and tables of metrics."""
+"""Curves, histograms and tables of metrics, in reports on one run and on several."""
 
 from dataclasses import dataclass
 
@@ -96,7 +96,7 @@ def histogram(run: Scored, fpr: float, title: str, *, classes: bool) -> Chart:
 
 
 def confusion(run: Scored, fpr: float) -> list[Confusion]:
-    """What the threshold says of normals and of each class; nothing without a threshold."""
+    """The threshold's rates on normals and on each class; nothing without a threshold."""
     if run.calibration is None:
         return []
     above = run.outcome.scores > run.calibration.threshold(fpr)

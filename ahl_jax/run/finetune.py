@@ -72,7 +72,7 @@ class Finetune:
 
 
 def run(command: Finetune) -> dict[str, Any]:
-    """What the command asks for; see ``finetune``."""
+    """The options of the command; see ``finetune``."""
     data = DataConfig(**vars(command.target))
     return finetune(
         command.run,

@@ -149,7 +149,7 @@ class StageOne:
         images: Float[Array, "b size size 3"],
         references: Float[Array, "r size size 3"],
     ) -> tuple[Inputs, Inputs, Params]:
-        """What the detector reads of a batch and of its references, and the trunk's new moments."""
+        """The detector's inputs of a batch and of its references, and the trunk's new moments."""
         if not stats:
             return self.inputs(params, split_images(images)), self.inputs(params, references), stats
         # Both in one batch, so that both are normalised alike; devices can share it evenly.
@@ -169,7 +169,7 @@ class StageOne:
         return inputs, reference, stats
 
     def inputs(self, params: Params, images: Float[Array, "b size size 3"]) -> Inputs:
-        """What a detector reads of images: the features of a frozen trunk at two scales."""
+        """A detector's inputs of images: the features of a frozen trunk at two scales."""
         params, apply = self._products(params), self._recomputed(self.trunk.apply)
         return make_inputs([apply(params, scale) for scale in (images, half_size(images))])
 

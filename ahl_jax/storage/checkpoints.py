@@ -27,7 +27,7 @@ PyTree = Any
 
 _PREFIX = "epoch"
 _TEMPORARY = ".orbax-checkpoint-tmp"
-"""What Orbax adds to the names of folders that it has not finished."""
+"""Ending that Orbax gives the names of folders that it has not finished."""
 
 _KEPT = 2
 
@@ -120,7 +120,7 @@ class Checkpoints:
         return (self._trunk / "detector").is_dir()
 
     def load_detector(self) -> PyTree:
-        """What ``save_trunk`` got as ``detector``, with numpy arrays.
+        """Reads the ``detector`` that ``save_trunk`` was given, with numpy arrays.
 
         Raises:
             UserError: if it is missing or damaged.
@@ -219,7 +219,7 @@ class Checkpoints:
         return jax.tree.unflatten(treedef, restored)
 
     def restore_inference(self, epoch: int | None = None) -> tuple[PyTree, dict[str, Any]]:
-        """What ``save`` got as ``inference`` and ``metadata``; reads nothing of the state.
+        """Reads the ``inference`` and ``metadata`` that ``save`` was given, nothing of the state.
 
         Args:
             epoch: The epoch; by default the newest.
@@ -244,7 +244,7 @@ class Checkpoints:
 
 
 def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
-    """What Orbax saves as one checkpoint: pytrees of numpy arrays, and a JSON item about them."""
+    """The items of one checkpoint: pytrees of numpy arrays, and a JSON item about them."""
     digests = {name: digest(tree) for name, tree in items.items()}
     return ocp.args.Composite(
         metadata=ocp.args.JsonSave({"metadata": metadata, "sha256": digests}),

@@ -165,7 +165,7 @@ class Workdir:
         self._write(f"checkpoint/{CALIBRATION}", text)
 
     def metrics(self) -> dict[str, Any] | None:
-        """What ``write_metrics`` wrote, if it did."""
+        """Reads back the metrics that ``write_metrics`` wrote, if it did."""
         path = self.path / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -28,7 +28,7 @@ LABELS = {
     "generators": "pseudo-anomalies",
     "whiten": "whitened features",
 }
-"""What is written under a panel, where the option's own name does not say it."""
+"""Words under a panel, where the option's own name is not enough."""
 
 COLUMNS = 3
 LOGARITHMIC = 50

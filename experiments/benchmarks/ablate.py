@@ -1,4 +1,4 @@
-"""What a sweep over T costs beyond its arithmetic: `ahl ablate`, cold and with compiled programs.
+"""The cost of a sweep over T beyond its arithmetic: `ahl ablate`, cold and with kept programs.
 
     python -m experiments.benchmarks.ablate [--quick] [--json PATH]
 

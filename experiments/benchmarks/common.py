@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic training problems, the machine's peak, tables."""
+"""Synthetic training problems, the machine's peak and tables, for all benchmarks."""
 
 import json
 import resource
@@ -170,7 +170,7 @@ def device_name() -> str:
 
 
 class Arguments(Protocol):
-    """What every benchmark's options have."""
+    """The options of every benchmark."""
 
     @property
     def json(self) -> Path | None:

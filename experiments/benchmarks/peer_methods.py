@@ -1,4 +1,4 @@
-"""What ``peers`` compares: our detectors and those of anomalib and PyOD.
+"""The methods that ``peers`` compares: our detectors and those of anomalib and PyOD.
 
 The other packages are imported where they are used, so that each process has only its own.
 """
@@ -38,7 +38,7 @@ Score = Callable[[FeatureMaps], Scores]
 
 @dataclass(frozen=True)
 class Case:
-    """What all methods have in common."""
+    """The base of all methods."""
 
     data: str = "elpv"
     seed: int = 0
@@ -72,7 +72,7 @@ class Detector(Protocol):
     fit_seconds: float
 
     def features(self, images: Images) -> Any:
-        """What the trunk gives for up to ``Case.batch`` images."""
+        """The trunk's maps of up to ``Case.batch`` images."""
         ...
 
     def score(self, features: Any) -> Scores:
@@ -102,7 +102,7 @@ class Method(NamedTuple):
     """Packages beyond this project's requirements."""
 
     module: str = "ahl_jax"
-    """What holds the detector; imported before memory and time are counted."""
+    """The package of the detector; imported before memory and time are counted."""
 
 
 @functools.cache

@@ -125,7 +125,7 @@ def check(args: Peers) -> list[str]:
 
 
 def case_of(args: Peers, seed: int) -> Case:
-    """What a method is to be fitted with."""
+    """The features and labels that a method is fitted with."""
     shared = {f.name for f in dataclasses.fields(Case)} & {f.name for f in dataclasses.fields(args)}
     return Case(seed=seed, **{name: getattr(args, name) for name in shared})
 
@@ -207,7 +207,7 @@ def run_method(name: str, args: Peers) -> dict[str, Any] | None:
 
 
 def run_one(task: Path, found: Path) -> None:
-    """What the process of a method does."""
+    """Runs one method in this process."""
     options = json.loads(task.read_text(encoding="utf-8"))
     args = Peers(**options | {key: tuple(options[key]) for key in ("methods", "seeds")})
     if hasattr(os, "sched_setaffinity"):

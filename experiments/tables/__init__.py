@@ -1,1 +1,1 @@
-"""What the scripts of the paper's tables share: methods, cells, sweeps, statistics, reports."""
+"""Methods, cells, sweeps, statistics and reports of the paper's tables."""

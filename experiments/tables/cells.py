@@ -79,7 +79,7 @@ class Options:
 
     @property
     def variant(self) -> str:
-        """What tells the files and folders of other features apart."""
+        """The ending that tells the files and folders of other features apart."""
         parts = [
             quote(Path(value).name if isinstance(value, Path) else str(value), safe="")
             for name, value in self.features().items()
@@ -96,7 +96,7 @@ class Table:
     """The script's name, and the files'."""
 
     label: str
-    """What the column ``table`` says: the paper's number for it."""
+    """The entry of the column ``table``: the paper's number for it."""
 
     title: str
     settings: tuple[str, ...] = ("general",)

@@ -18,7 +18,7 @@ from experiments.tables.pairs import paired
 from experiments.tables.published import CATEGORIES, plain_name, published
 
 _KEYS = ("setting", "shots", "dataset", "seen_class", "method", "seed")
-"""What tells the rows of a table apart."""
+"""The columns that tell the rows of a table apart."""
 
 PerSeed = dict[int, float]
 
@@ -39,7 +39,7 @@ class Section:
 
     @property
     def file_name(self) -> str:
-        """What tells the files of several parts apart."""
+        """The ending that tells the files of several parts apart."""
         dataset = self.datasets[0].replace("/", "-")
         if len(self.datasets) > 1:
             dataset = f"{self.datasets[0].split('/')[0]}-mean"
@@ -142,7 +142,7 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
 
 
 def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> list[str]:
-    """What the file begins with; arguments as for ``markdown``."""
+    """The first lines of the file; arguments as for ``markdown``."""
     seeds = sorted({row["seed"] for row in rows})
     made = {(*cell.part, cell.method) for cell in cells}
     others = {row["method"] for row in rows if (*_part_of(row), row["method"]) not in made}

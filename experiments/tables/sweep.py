@@ -145,7 +145,7 @@ def _panels(
     swept: Mapping[str, Mapping[str, Method]],
     given: Mapping[str, Any],
 ) -> dict[str, list[Mark]]:
-    """What the picture shows of a part of the table.
+    """The picture of a part of the table.
 
     Args:
         section: the part.

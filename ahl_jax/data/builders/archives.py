@@ -25,7 +25,7 @@ _DAMAGED = (
     lzma.LZMAError,
     zlib.error,
 )
-"""What damaged archives raise."""
+"""Errors that damaged archives raise."""
 
 _TAR = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 

@@ -1,4 +1,4 @@
-"""What all builders share: the features, the splits, the check of counts, the manifest."""
+"""The base of all builders: the features, the splits, the check of counts, the manifest."""
 
 import abc
 import hashlib
@@ -59,13 +59,13 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version(VERSION)
     TITLE: ClassVar[str]
-    """What its authors call it."""
+    """Its authors' name for it."""
 
     PAGE: ClassVar[str]
     """The official page."""
 
     DOWNLOAD: ClassVar[str]
-    """What to download from there, as the object of a sentence."""
+    """Names of the files to download from there, as the object of a sentence."""
 
     ARCHIVES: ClassVar[tuple[str, ...]] = ()
     """Names of zip and tar archives with it, without their endings; ``*`` stands for anything."""
