@@ -5,7 +5,7 @@ data, train in one compiled step; a sequence model over their scores says how mu
 unified detector learns from all of them.
 """
 
-from ahl_jax.common.errors import BadImageError, UserError, said_in_python
+from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import (
     Config,
@@ -24,18 +24,6 @@ from ahl_jax.reports import compare, report
 from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import finetune
 from ahl_jax.run.train import train, train_seeds
-
-# The command line has the same functions from where they are defined, with options in errors.
-_said = said_in_python()
-compare = _said(compare)
-evaluate = _said(evaluate)
-export_model = _said(export_model)
-finetune = _said(finetune)
-load = _said(load)
-preset = _said(preset)
-report = _said(report)
-train = _said(train)
-train_seeds = _said(train_seeds)
 
 __all__ = [
     "AHLDetector",

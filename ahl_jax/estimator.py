@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from ahl_jax.common.errors import InputError, UserError, in_python, said_in_python
+from ahl_jax.common.errors import InputError, UserError
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.data.records import ImageSource, InMemory
@@ -35,10 +35,8 @@ NORMAL_LABELS = (0, "good", "normal")
 ANOMALY = "anomaly"
 """The label that is predicted where several classes of anomalies were given."""
 
-_in_python = said_in_python({"overwrite": "an emptied workdir"})
-
 _BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images"}
-_BY_FIT |= {"seed", "source"}
+_BY_FIT |= {"seed", "start"}
 
 
 class AHLDetector(ClassifierMixin, BaseEstimator):
@@ -75,6 +73,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         workdir: the run's folder, as ``ahl_jax.train`` takes it. It holds one run: fitting again
             with the same images goes on where it stopped, with other images it is refused. By
             default a temporary one.
+        overwrite: whether to replace a different run that ``workdir`` holds.
         cache_dir: the folder that keeps features; see ``ahl_jax.features.default_folder``.
         random_state: the seed, or what scikit-learn takes as one.
         verbose: whether to show progress on stderr.
@@ -100,6 +99,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         image_shape: tuple[int, ...] | None = None,
         settings: Mapping[str, Any] | None = None,
         workdir: Path | str | None = None,
+        overwrite: bool = False,
         cache_dir: Path | str | None = None,
         random_state: Any = 0,
         verbose: bool = False,
@@ -115,11 +115,11 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         self.image_shape = image_shape
         self.settings = settings
         self.workdir = workdir
+        self.overwrite = overwrite
         self.cache_dir = cache_dir
         self.random_state = random_state
         self.verbose = verbose
 
-    @_in_python
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train on images and their labels, which are always needed.
 
@@ -130,7 +130,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         if y is None:
             raise InputError(
                 "fit requires y to be passed, but the target y is None; for normal images alone, "
-                "give zeros and settings={'method': 'fit'}"
+                "give zeros and `settings={'method': 'fit'}`"
             )
         labels = self._two(column_or_1d(y, warn=True))
         classes, normal = self._classes(labels)
@@ -146,17 +146,23 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
             cache = None if self.cache_dir is None else Path(self.cache_dir)
-            train(config, folder, split, cache_dir=cache, progress=self.verbose)
+            train(
+                config,
+                folder,
+                split,
+                overwrite=self.overwrite,
+                cache_dir=cache,
+                progress=self.verbose,
+            )
             predictor = load(folder)
         self.classes_, self._normal = classes, normal
         self.predictor_ = predictor
         calibration = predictor.calibrated()
         self.threshold_ = calibration.threshold(self.fpr)
         if shortfall := calibration.shortfall(self.fpr):
-            warnings.warn(in_python(shortfall), stacklevel=3)
+            warnings.warn(shortfall, stacklevel=2)
         return self
 
-    @_in_python
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
         """Minus the anomaly scores: lower for more anomalous, as in scikit-learn's detectors.
 
@@ -226,12 +232,13 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         """The shape of an image in a row of so many values."""
         if self.image_shape is None:
             raise InputError(
-                f"X has rows of {features} values; give image_shape, (h, w) or (h, w, 3), or "
+                f"X has rows of {features} values; give `image_shape`, (h, w) or (h, w, 3), or "
                 "images as [n, h, w, 3], or paths"
             )
         if int(np.prod(self.image_shape)) != features:
             raise InputError(
-                f"image_shape is {tuple(self.image_shape)}, which does not make rows of {features}"
+                f"`image_shape` is {tuple(self.image_shape)}, which does not make rows of "
+                f"{features} values"
             )
         return self.image_shape
 
@@ -263,7 +270,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         if only not in self._normal_labels() or not self._takes_normals_alone():
             raise InputError(
                 f"y has one class, {only!r}; give normal images and at least one anomaly, or "
-                "normal images alone with settings={'method': 'fit'}"
+                "normal images alone with `settings={'method': 'fit'}`"
             )
         if isinstance(only, str):
             return np.unique([only, ANOMALY]), only
@@ -281,7 +288,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         if len(found) != 1:
             raise InputError(
                 f"y has the labels {classes.tolist()}, and which of them is normal is not clear; "
-                "name it by normal_label"
+                "name it by `normal_label`"
             )
         return found[0]
 
@@ -289,7 +296,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         check_fpr(self.fpr)
         if not self.held_out > 0:
             raise UserError(
-                f"held_out is {self.held_out}; it must be above 0, as these normals set the "
+                f"`held_out` is {self.held_out}; it must be above 0, as these normals set the "
                 "threshold"
             )
         seed = self.random_state
@@ -305,7 +312,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         others = dict(self.settings or {})
         if twice := others.keys() & (settings.keys() | _BY_FIT):
             raise UserError(
-                f"settings has {min(twice)!r}, which an argument of its own or fit decides; "
+                f"`settings` has {min(twice)!r}, which an argument of its own or fit decides; "
                 "leave it out"
             )
         given = {"shots": shots, "held_out": self.held_out, "limit": None, "seed": int(seed)}

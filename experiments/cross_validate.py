@@ -159,4 +159,4 @@ def _table(options: Options, found: dict[int, dict[Factors, float]]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, Options)

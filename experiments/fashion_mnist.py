@@ -56,14 +56,14 @@ def main() -> None:
     """Write the folders, all of them or none."""
     options = tyro.cli(Fashion, description=__doc__)
     if unknown := set(options.normal) - set(CLASSES):
-        raise UserError(f"--normal has no '{min(unknown)}'; choose from {', '.join(CLASSES)}")
+        raise UserError(f"`normal` has no '{min(unknown)}'; choose from {', '.join(CLASSES)}")
     if not options.normal:
-        raise UserError(f"--normal has no value; choose from {', '.join(CLASSES)}")
+        raise UserError(f"`normal` has no value; choose from {', '.join(CLASSES)}")
     for name in ("train", "test", "anomalies"):
         if (value := getattr(options, name)) < 1:
-            raise UserError(f"--{name} is {value}; it must be 1 or more")
+            raise UserError(f"`{name}` is {value}; it must be 1 or more")
     if options.out.exists():
-        raise UserError(f"--out {options.out} is there already; name a new folder")
+        raise UserError(f"`out` {options.out} is there already; name a new folder")
     images = _images(options.package)
     for name, found in images.items():
         wanted = options.train + options.test if name in options.normal else options.anomalies
@@ -82,7 +82,7 @@ def main() -> None:
             (Path(unfinished) / "all").rename(options.out)
     except OSError as error:
         raise UserError(
-            f"cannot write to --out {options.out} ({error.strerror}); name another folder"
+            f"cannot write to `out` {options.out} ({error.strerror}); name another folder"
         ) from error
     print(f"{options.out} holds {', '.join(sorted(path.name for path in options.out.iterdir()))}")
 
@@ -115,4 +115,4 @@ def _write(folder: Path, images: UInt8[np.ndarray, "n 28 28"]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, Fashion)

@@ -157,4 +157,4 @@ def _target(cell: Cell) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CrossDomain)

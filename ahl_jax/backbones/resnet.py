@@ -104,7 +104,7 @@ class ResNet(nnx.Module):
         name = cls.__name__.lower()
         raise UserError(
             f"{name} needs torchvision's ImageNet weights: download {cls.file} and run `ahl "
-            f"weights import {cls.file} --trunk {name}`, or give it with --trunk-weights"
+            f"weights import {cls.file} --trunk {name}`, or give it with `trunk_weights`"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command ``ahl data``: which data sets there are, preparing one, and looking at one."""
+"""The commands `ahl data ...`: which data sets there are, preparing one, and looking at one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,33 +47,8 @@ class Show:
     """A PNG file for a sheet with up to six images of every class, of one category."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """List, prepare and show data sets."""
-
-    command: (
-        Annotated[List, tyro.conf.subcommand("list")]
-        | Annotated[Prepare, tyro.conf.subcommand("prepare")]
-        | Annotated[Show, tyro.conf.subcommand("show")]
-    )
-
-
-def run(data: Data) -> None:
-    """Run ``ahl data``.
-
-    Raises:
-        UserError: for a data set that is not there, or is not as it should be.
-    """
-    command = data.command
-    if isinstance(command, List):
-        _list()
-    elif isinstance(command, Prepare):
-        _prepare(command)
-    else:
-        _show(command)
-
-
-def _list() -> None:
+def run_list(_: List) -> None:
+    """Run ``ahl data list``."""
     from ahl_jax.data.prepared import prepared_categories
 
     print(f"Prepared data sets are in {data_folder()}.")
@@ -91,7 +66,12 @@ def _list() -> None:
         print(f"  {name:<14}{builder.TITLE:<14}{state}; {builder.PAGE}")
 
 
-def _prepare(command: Prepare) -> None:
+def run_prepare(command: Prepare) -> None:
+    """Run ``ahl data prepare``.
+
+    Raises:
+        UserError: for a data set that is not there, or is not as it should be.
+    """
     from ahl_jax.data.prepare import prepare
     from ahl_jax.data.prepared import read_manifest
 
@@ -101,7 +81,12 @@ def _prepare(command: Prepare) -> None:
         print(f"{folder}: {counts['train']['good']} images to train on; to test on: {test}")
 
 
-def _show(command: Show) -> None:
+def run_show(command: Show) -> None:
+    """Run ``ahl data show``.
+
+    Raises:
+        UserError: for a data set that is not there, or is not as it should be.
+    """
     from ahl_jax.data.contact_sheet import draw, rows
     from ahl_jax.data.open import categories, load_dataset
 

@@ -14,11 +14,11 @@ from ahl_jax.reports.build import compare, report
 class Report:
     """Write what a run came to as one HTML file that opens without a network."""
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
     out: Path | None = None
-    """The file; by default WORKDIR/report.html."""
+    """The file; by default RUN/report.html."""
 
     fpr: float = FPR
     """The rate of false positives among normal images that the threshold is set for."""

@@ -5,34 +5,41 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
 
+from ahl_jax.cli.options import names_of
+from ahl_jax.cli.sentences import with_options
 from ahl_jax.common.errors import IncompleteError, UserError
 from ahl_jax.common.files import default_folder
 
 log = logging.getLogger("ahl_jax")
 
 
-def run_command(command: Callable[[], None]) -> None:
+def run_command(command: Callable[[], None], *kinds: type) -> None:
     """Run a command; say what goes wrong in one sentence, and exit with a code that tells.
 
     2 for bad input, 3 for input that is bad in part, 130 for Ctrl-C, 141 for a closed pipe, 143 for
     SIGTERM.
 
     Progress and warnings of the package go to stderr.
+
+    Args:
+        command: what to run.
+        kinds: dataclasses whose fields are the options that messages name.
     """
-    _set_up_logging()
+    names = names_of(kinds)
+    _set_up_logging(names)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
     except UserError as error:
-        print(f"ahl: {error}", file=sys.stderr)
+        print("ahl:", with_options(str(error), names), file=sys.stderr)
         sys.exit(2)
     except IncompleteError as error:
-        print(f"ahl: {error}", file=sys.stderr)
+        print("ahl:", with_options(str(error), names), file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt as stop:
         # We are about to end; a second signal would only break the sentence.
@@ -60,9 +67,20 @@ def keep_compiled_programs(cache_dir: Path | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _set_up_logging() -> None:
+class _Formatter(logging.Formatter):
+    """Messages alone, with options in them."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__("%(message)s")
+        self._names = names
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_options(super().format(record), self._names)
+
+
+def _set_up_logging(names: Collection[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter(names))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

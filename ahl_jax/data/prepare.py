@@ -43,7 +43,7 @@ def prepare(name: str, manual_dir: Path | None = None, category: str | None = No
     builder = builder_class(name)
     known = [config.name for config in builder.BUILDER_CONFIGS]
     if category is not None and not known:
-        raise UserError(f"{name} has no categories; leave out --category {category}")
+        raise UserError(f"{name} has no categories; leave out `category={category!r}`")
     if category is not None and category not in known:
         raise UserError(f"{name} has no category {category!r}; it has: {', '.join(known)}")
     home = data_folder() / name
@@ -76,11 +76,11 @@ def _source(builder: Any, manual_dir: Path | None, unpacked: Path) -> Path:
     if manual_dir is None:
         raise UserError(
             f"{builder.TITLE} has to be downloaded first: take {builder.DOWNLOAD} from "
-            f"{builder.PAGE}, and name the folder that it is in with --manual-dir"
+            f"{builder.PAGE}, and name the folder that it is in with `manual_dir`"
         )
     if not manual_dir.is_dir():
         raise UserError(
-            f"--manual-dir {manual_dir} is not a folder; name the one that the download is in"
+            f"`manual_dir` {manual_dir} is not a folder; name the one that the download is in"
         )
     folder = manual_dir.absolute()
     if builder.root(folder) is None:

@@ -63,7 +63,7 @@ def _folder(name: str, category: str | None) -> Path:
     whole = prepared_folder(name)
     if is_prepared(whole):
         if category is not None:
-            raise UserError(f"{name} has no categories; leave out --category {category}")
+            raise UserError(f"{name} has no categories; leave out `category={category!r}`")
         return whole
     categories = prepared_categories(name)
     # A look-up among what is there, so that no name can lead out of the folder.
@@ -71,7 +71,7 @@ def _folder(name: str, category: str | None) -> Path:
         return prepared_folder(name, category)
     there = ", ".join(categories)
     if categories and category is None:
-        raise UserError(f"{name} has several categories; choose one with --category: {there}")
+        raise UserError(f"{name} has several categories; choose one with `category`: {there}")
     wanted = name if category is None else f"category {category!r} of {name}"
     also = f" (prepared are: {there})" if categories else ""
     folder = f", or write ./{name} for the folder here" if Path(name).is_dir() else ""

@@ -53,7 +53,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         by_class.setdefault(sample.anomaly_class, []).append(sample)
     normals, held_out = hold_out(_thinned(dataset.train_normals, config.limit), config.held_out)
     if not normals:
-        raise UserError(f"{where} has one training normal; add images, or give --held-out 0")
+        raise UserError(f"{where} has one training normal; add images, or give `held_out=0`")
     if not config.shots and not any(dataset.anomalies.values()):
         return Split(train_normals=normals, seen=(), test=(), held_out=held_out)
     split = _without_shared(
@@ -69,7 +69,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     if all(sample.anomaly_class is None for sample in split.test):
         raise UserError(
             f"{where} has no anomaly left for the test after {len(seen)} for training; add "
-            "images, or lower --shots"
+            "images, or lower `shots`"
         )
     return split
 
@@ -124,12 +124,12 @@ def _draw(
         if not pool and config.shots:
             raise UserError(
                 f"{where} has no {source} to train on; add images of them, or train on normals "
-                "alone: --shots 0 --method fit --detector density or patchcore"
+                'alone: `shots=0, method="fit", detector="density"` or `"patchcore"`'
             )
         if len(pool) < config.shots:
             raise UserError(
                 f"{where} has {len(pool)} {source}, fewer than the {config.shots} that training is "
-                "to see; add images, or lower --shots"
+                "to see; add images, or lower `shots`"
             )
         drawn = set(rng.choice(len(pool), config.shots, replace=False).tolist())
         seen += [sample for i, sample in enumerate(pool) if i in drawn]
@@ -143,13 +143,13 @@ def _seen_class(dataset: Dataset, config: DataConfig, where: str) -> str:
     wanted = unicodedata.normalize("NFC", config.seen_class or "")
     if wanted not in dataset.anomalies:
         raise UserError(
-            f"{where} has no anomaly class {config.seen_class!r}; --seen-class takes one of: "
+            f"{where} has no anomaly class {config.seen_class!r}; `seen_class` takes one of: "
             f"{', '.join(dataset.anomalies) or 'none'}"
         )
     if len(dataset.anomalies) == 1:
         raise UserError(
             f"{where} has the one anomaly class {wanted}, so the hard setting leaves none for the "
-            "test; use --setting general"
+            'test; use `setting="general"`'
         )
     return wanted
 

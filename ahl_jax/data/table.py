@@ -28,7 +28,7 @@ def load(config: DataConfig) -> Dataset:
     """
     file = Path(config.data)
     if config.category is not None:
-        raise UserError(f"{file} has no categories; leave out --category {config.category}")
+        raise UserError(f"{file} has no categories; leave out `category={config.category!r}`")
     normals: dict[str, list[Path]] = {"train": [], "test": []}
     anomalies: dict[str, list[Path]] = {}
     seen: set[Path] = set()
@@ -45,7 +45,7 @@ def load(config: DataConfig) -> Dataset:
             if split not in ("", "test"):
                 raise UserError(
                     f"{where} has an anomaly in the split {split!r}; leave it empty, because which "
-                    "anomalies training sees is drawn from all (--shots)"
+                    "anomalies training sees is drawn from all (`shots`)"
                 )
             if kind in ("normal", "good"):
                 raise UserError(f"{where} has an anomaly of class {kind!r}; name its kind")

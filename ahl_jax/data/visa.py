@@ -95,14 +95,14 @@ def _homes(root: Path) -> dict[str, Path]:
 
 def _chosen(names: list[str], category: str | None, root: Path) -> str:
     if names == [""] and category is not None:
-        raise UserError(f"{root} is a single data set; leave out --category {category}")
+        raise UserError(f"{root} is a single data set; leave out `category={category!r}`")
     if category is None and len(names) == 1:
         return names[0]
     if category in names:
         return category
     if category is None:
         raise UserError(
-            f"{root} holds several categories; choose one with --category: {', '.join(names)}"
+            f"{root} holds several categories; choose one with `category`: {', '.join(names)}"
         )
     raise UserError(f"{root} has no category {category!r}; it has: {', '.join(names)}")
 

@@ -53,7 +53,7 @@ def mesh_for(
     devices = jax.devices() if devices is None else devices
     if len(devices) % data_shards:
         raise UserError(
-            f"--data-shards is {data_shards}, which does not divide the {len(devices)} devices; "
+            f"`data_shards` is {data_shards}, which does not divide the {len(devices)} devices; "
             "choose one that does"
         )
     of_process: dict[int, list[jax.Device]] = defaultdict(list)
@@ -70,8 +70,8 @@ def mesh_for(
     if not shapes:
         raise UserError(
             f"{processes} processes with {each} devices each cannot share out {seeds} seeds, "
-            f"{subsets} subsets and --data-shards {data_shards} evenly; set --data-shards or "
-            f"--subsets to a multiple of {processes}, or use fewer processes"
+            f"{subsets} subsets and `data_shards={data_shards}` evenly; set `data_shards` or "
+            f"`subsets` to a multiple of {processes}, or use fewer processes"
         )
     # Whole seeds need no communication, so of equal sizes the one with more of them is better.
     shape = max(shapes, key=lambda abn: (math.prod(abn), abn[0]))

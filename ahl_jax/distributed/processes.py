@@ -53,15 +53,15 @@ def initialize(coordinator: str | None, process_id: int | None, processes: int |
     """
     given = (coordinator, process_id, processes)
     if None in given and given != (None, None, None):
-        raise UserError("--coordinator, --process-id and --processes go together; give all three")
+        raise UserError("`coordinator`, `process_id` and `processes` go together; give all three")
     if coordinator is not None and process_id is not None and processes is not None:
         host, colon, port = coordinator.rpartition(":")
         if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
-            raise UserError(f"--coordinator is '{coordinator}'; it must be HOST:PORT")
+            raise UserError(f"`coordinator` is '{coordinator}'; it must be HOST:PORT")
         if not 0 <= process_id < processes:
             raise UserError(
-                f"--process-id is {process_id}; it must be from 0 to {processes - 1}, as "
-                f"--processes is {processes}"
+                f"`process_id` is {process_id}; it must be from 0 to {processes - 1}, as "
+                f"`processes` is {processes}"
             )
         if process_id:
             _await_port(host.strip("[]"), int(port))
@@ -73,10 +73,10 @@ def initialize(coordinator: str | None, process_id: int | None, processes: int |
         )
     except (RuntimeError, ValueError, OSError) as error:
         advice = (
-            "check --coordinator"
+            "check `coordinator`"
             if coordinator
-            else "on machines other than TPU slices and Slurm or MPI clusters, give --coordinator, "
-            "--process-id and --processes"
+            else "on machines other than TPU slices and Slurm or MPI clusters, give `coordinator`, "
+            "`process_id` and `processes`"
         )
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"cannot join the other processes ({reason}); {advice}") from error
@@ -286,7 +286,7 @@ def _await_port(host: str, port: int) -> None:
             if time.monotonic() > end or isinstance(error, socket.gaierror):
                 raise UserError(
                     f"process 0 cannot be reached at {host}:{port} "
-                    f"({(error.strerror or str(error)).lower()}); check --coordinator, and that "
+                    f"({(error.strerror or str(error)).lower()}); check `coordinator`, and that "
                     "process 0 runs there"
                 ) from error
             time.sleep(0.2)

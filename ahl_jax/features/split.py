@@ -182,7 +182,7 @@ def held_out_features(
     if not kept:
         raise UserError(
             f"no held-out normal of {config.data.data} can be read; replace the images, or give "
-            "--held-out 0"
+            "`held_out=0`"
         )
     return maps
 

@@ -27,7 +27,7 @@ PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 class Export:
     """Write a run's detector, with its trunk and threshold, as one file that JAX alone runs."""
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -96,7 +96,7 @@ def export_model(
     unknown = set(platforms) - {*get_args(Platform)}
     if unknown or not platforms:
         raise UserError(
-            f"platforms are {', '.join(platforms) or 'none'}; choose from "
+            f"`platforms` are {', '.join(platforms) or 'none'}; choose from "
             f"{', '.join(get_args(Platform))}"
         )
     file = Path(file)

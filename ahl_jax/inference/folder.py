@@ -37,7 +37,7 @@ class Predict:
     content, are left out.
     """
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -50,7 +50,7 @@ class Predict:
     """The rate of false positives among normal images that the threshold is set for."""
 
     heat_maps: bool = True
-    """Whether to draw where the anomaly is, beside each image; --no-heat-maps leaves that out."""
+    """Whether to draw where the anomaly is, beside each image."""
 
     json: bool = False
     """Print each result as a line of JSON on stdout, too."""
@@ -59,7 +59,7 @@ class Predict:
     """Go on with the images that come into the folders, until stopped."""
 
     overwrite: bool = False
-    """Replace the scores of another detector or threshold that --out holds."""
+    """Replace the scores of another detector or threshold that `out` holds."""
 
 
 def run(command: Predict) -> None:
@@ -72,12 +72,12 @@ def run(command: Predict) -> None:
     """
     check_fpr(command.fpr)
     if not command.images:
-        raise UserError("no images are named; name image files or folders after WORKDIR")
+        raise UserError("no images are named; name image files or folders after RUN")
     for path in command.images:
         if not path.exists():
             raise UserError(f"there is no file or folder {path}; check the path")
         if command.watch and not path.is_dir():
-            raise UserError(f"{path} is a file; --watch takes folders")
+            raise UserError(f"{path} is a file; `watch` takes folders")
     if not command.watch and not found_images(command.images):
         raise UserError(
             f"there is no image in {', '.join(map(str, command.images))}; images end in "
@@ -199,12 +199,12 @@ def _stamp(path: Path) -> _Stamp:
 
 def _in_use(folder: Path) -> None:
     raise UserError(
-        f"another ahl predict is writing to {folder}; wait for it, or give another --out"
+        f"another ahl predict is writing to {folder}; wait for it, or give another `out`"
     )
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); give --out another "
+        f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); give `out` another "
         "folder, or make room"
     )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from ahl_jax.backbones import Trunk, trunk_from_params
-from ahl_jax.common.errors import UserError, in_python, said_in_python
+from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.images import Picture, as_image
 from ahl_jax.detectors import make_inputs
@@ -67,7 +67,6 @@ class Predictor:
         """
         return self.outcome(images).scores
 
-    @said_in_python()
     def probability(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
         """The share of normal images that score lower than each of n images.
 
@@ -77,7 +76,6 @@ class Predictor:
         """
         return self.calibrated().probability(self.score(images))
 
-    @said_in_python()
     def predict(self, images: Sequence[Picture], *, fpr: float = FPR) -> np.ndarray:
         """Whether each of n images is an anomaly, bool [n].
 
@@ -94,7 +92,7 @@ class Predictor:
         check_fpr(fpr)
         calibration = self.calibrated()
         if shortfall := calibration.shortfall(fpr):
-            warnings.warn(in_python(shortfall), stacklevel=3)
+            warnings.warn(shortfall, stacklevel=2)
         return self.score(images) > calibration.threshold(fpr)
 
     def outcome(self, images: Sequence[Picture]) -> Outcome:
@@ -143,7 +141,7 @@ class Predictor:
             raise UserError("this run has no threshold, as its training is not finished; give the "
                             "training's command again")  # fmt: skip
         raise UserError(
-            "this run has no threshold, as it held no normals out; train with --held-out 0.1"
+            "this run has no threshold, as it held no normals out; train with `held_out=0.1`"
         )
 
     @functools.cached_property

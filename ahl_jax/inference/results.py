@@ -87,12 +87,12 @@ class Results:
             if json.loads(path.read_text(encoding="utf-8")) != about:
                 raise UserError(
                     f"{self.folder} holds the scores of another detector or threshold; give "
-                    "another --out, or --overwrite to replace them"
+                    "another `out`, or `overwrite=True` to replace them"
                 )
         elif self.csv.exists() and not overwrite:
             raise UserError(
-                f"{self.csv} is there already, and not of this detector; give another --out, or "
-                "--overwrite to replace it"
+                f"{self.csv} is there already, and not of this detector; give another `out`, or "
+                "`overwrite=True` to replace it"
             )
         else:
             replace_file(self.csv, _line(self.columns))

@@ -60,7 +60,7 @@ class Calibration:
         return (
             f"{counted(len(self.scores), 'held-out normal')} can promise no less than "
             f"{100 * self.promised(fpr):.2g} % of false positives, where {100 * fpr:.2g} % are "
-            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} of them (--held-out)"
+            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} of them (`held_out`)"
         )
 
     def warn_of(self, fpr: float = FPR) -> None:
@@ -155,4 +155,4 @@ def check_fpr(fpr: float) -> None:
         UserError: if it is not between 0 and 1.
     """
     if not 0 < fpr < 1:
-        raise UserError(f"--fpr is {fpr}; it must be between 0 and 1")
+        raise UserError(f"`fpr` is {fpr}; it must be between 0 and 1")

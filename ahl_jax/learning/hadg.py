@@ -72,7 +72,7 @@ def check_clusters(clusters: int, normals: int) -> None:
     """
     if normals < clusters:
         raise UserError(
-            f"--clusters is {clusters}, but there are only {normals} training normals; "
+            f"`clusters` is {clusters}, but there are only {normals} training normals; "
             "use fewer clusters or give more normals"
         )
 
@@ -107,7 +107,7 @@ def cluster_normals(
     kept = [m for m in members if len(m) >= SMALLEST_CLUSTER]
     if len(kept) < 2:
         raise UserError(
-            f"k-means with --clusters {clusters} left {counted(len(kept), 'cluster')} of "
+            f"k-means with `clusters={clusters}` left {counted(len(kept), 'cluster')} of "
             f"{SMALLEST_CLUSTER} or more of the {len(features)} training normals, and AHL needs "
             "two; use fewer clusters or give more normals"
         )
@@ -129,7 +129,7 @@ def random_groups(normals: int, groups: int, seed: int) -> list[Int[np.ndarray, 
     """
     if normals < groups * SMALLEST_CLUSTER:
         raise UserError(
-            f"--clusters is {groups}, but {normals} training normals make no {groups} random "
+            f"`clusters` is {groups}, but {normals} training normals make no {groups} random "
             f"groups of {SMALLEST_CLUSTER}; use fewer clusters or give more normals"
         )
     shuffled = np.random.default_rng([seed, 3]).permutation(normals)

@@ -198,7 +198,7 @@ def _write(out: Path, template: str, **values: Any) -> Path:
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({(error.strerror or str(error)).lower()}); name another "
-            "file with --out"
+            "file with `out`"
         ) from error
     return out
 

@@ -58,26 +58,26 @@ def check_stage_one(config: Config) -> None:
     fit = [known for known, kind in DETECTORS.items() if kind.trained and not kind.whitened]
     if one.stage_one and name not in fit:
         raise UserError(
-            f"--stage-one-detector has no '{name}'; choose from {', '.join(sorted(fit))}"
+            f"`stage_one_detector` has no '{name}'; choose from {', '.join(sorted(fit))}"
         )
     if not one.stage_one_heads:
         return
     if not one.stage_one:
-        raise UserError("--stage-one-heads needs --stage-one; add it, or leave both out")
+        raise UserError("`stage_one_heads` needs `stage_one=True`; add it, or leave both out")
     if config.detector.detector != name:
         raise UserError(
-            f"--stage-one-heads needs the same detector in both stages, and --stage-one-detector "
-            f"is {name} where --detector is {config.detector.detector}; name one with both"
+            "`stage_one_heads` needs the same detector in both stages, and `stage_one_detector` "
+            f"is {name} where `detector` is {config.detector.detector}; name one with both"
         )
     if config.features.whiten:
         raise UserError(
-            "stage one sees features that are not whitened; leave out --stage-one-heads, or give "
-            "--no-whiten"
+            "stage one sees features that are not whitened; leave out `stage_one_heads`, or give "
+            "`whiten=False`"
         )
     if config.learning.method == "ensemble":
         raise UserError(
-            "an ensemble starts from different weights; leave out --stage-one-heads, or choose "
-            "another --method"
+            "an ensemble starts from different weights; leave out `stage_one_heads`, or choose "
+            "another `method`"
         )
 
 
@@ -190,7 +190,7 @@ def _alone(folder: Path, *, progress: bool) -> Iterator[None]:
         except OSError as error:
             raise UserError(
                 f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); name "
-                "another folder with --cache-dir, or set AHL_CACHE to one"
+                "another folder with `cache_dir`, or set AHL_CACHE to one"
             ) from error
         yield
 

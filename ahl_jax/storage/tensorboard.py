@@ -26,8 +26,8 @@ def check_event_files() -> None:
         import tensorboardX  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "--tensorboard needs tensorboardX, which is not installed; "
-            "run pip install tensorboardX, or leave the option out"
+            "`tensorboard` needs tensorboardX, which is not installed; "
+            "run `pip install tensorboardX`, or leave it out"
         ) from error
 
 

@@ -58,7 +58,7 @@ class Workdir:
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.path} ({(error.strerror or str(error)).lower()}); "
-                "give --workdir another folder"
+                "give `workdir` another folder"
             ) from error
 
     def check(self, config: Config) -> None:
@@ -123,7 +123,7 @@ class Workdir:
         if run.get(name, digest) != digest:
             raise UserError(
                 f"the {what} changed since the run in {self.path} began; restore them, "
-                "start over with --overwrite, or give another --workdir"
+                "start over with `overwrite=True`, or give another `workdir`"
             )
 
     def data_digest(self) -> str | None:
@@ -149,7 +149,7 @@ class Workdir:
                 rows = list(csv.DictReader(file))[:epochs]
         if len(rows) < epochs:
             raise UserError(
-                f"{path} lacks epochs that the checkpoint has; start over with --overwrite"
+                f"{path} lacks epochs that the checkpoint has; start over with `overwrite=True`"
             )
         return rows
 
@@ -191,7 +191,7 @@ class Workdir:
 
     def _check_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; give --workdir a folder")
+            raise UserError(f"{self.path} is a file; give `workdir` a folder")
 
     def _there(self) -> list[str]:
         return [name for name in FILES if (self.path / name).exists()]
@@ -200,7 +200,7 @@ class Workdir:
         if "run.json" not in there:
             raise UserError(
                 f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
-                "give another --workdir, or --overwrite to replace it"
+                "give another `workdir`, or `overwrite=True` to replace it"
             )
         saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), located(config)))
         different = [name for name in wanted if saved.get(name) != wanted[name]]
@@ -208,9 +208,9 @@ class Workdir:
             name = different[0]
             more = f" and {len(different) - 1} more" if len(different) > 1 else ""
             raise UserError(
-                f"{self.path} already holds a different run (--{name.replace('_', '-')} is "
-                f"{saved.get(name)} there and {wanted[name]} here{more}); give another --workdir, "
-                "or --overwrite to replace it"
+                f"{self.path} already holds a different run (`{name}` is "
+                f"{saved.get(name)} there and {wanted[name]} here{more}); give another `workdir`, "
+                "or `overwrite=True` to replace it"
             )
 
     def _clear(self) -> None:

@@ -188,7 +188,7 @@ def parse(kind: type[T], description: str | None) -> T:
     """
     args = tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     if args.json is not None and not (args.json.parent.is_dir() and not args.json.is_dir()):
-        raise UserError(f"--json {args.json} cannot be written; name a file in an existing folder")
+        raise UserError(f"`json` {args.json} cannot be written; name a file in an existing folder")
     return args
 
 

@@ -132,7 +132,7 @@ def main() -> None:
     """Measure trunk by trunk and print the table."""
     args = common.parse(Extract, __doc__)
     if args.images < 1:
-        raise UserError(f"--images is {args.images}; it must be 1 or more")
+        raise UserError(f"`images` is {args.images}; it must be 1 or more")
     paths = distinct_images(16 if args.quick else args.images)
     rows = []
     for name in args.trunks:
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, Extract)

@@ -107,13 +107,13 @@ def check(args: Peers) -> list[str]:
     for name in names:
         if name not in METHODS:
             known = ", ".join(f"'{known}'" for known in METHODS)
-            raise UserError(f"--methods has no '{name}'; choose from {known}")
+            raise UserError(f"`methods` has no '{name}'; choose from {known}")
     for option in ("seeds", "batch", "timed_images", "threads"):
         value = getattr(args, option)
         if not value or (isinstance(value, int) and value < 1):
-            raise UserError(f"--{option.replace('_', '-')} must be 1 or more")
+            raise UserError(f"`{option}` must be 1 or more")
     if not 0 < args.coreset <= 1:
-        raise UserError(f"--coreset is {args.coreset}; it must be above 0 and at most 1")
+        raise UserError(f"`coreset` is {args.coreset}; it must be above 0 and at most 1")
     needed = dict.fromkeys(module for name in names for module in METHODS[name].needs)
     missing = [module for module in needed if importlib.util.find_spec(module) is None]
     if missing:
@@ -252,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, Peers)

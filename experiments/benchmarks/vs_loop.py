@@ -280,7 +280,7 @@ def main() -> None:
             "vs_loop compares with PyTorch, which is not installed; run: pip install torch"
         )
     if args.epochs < 1:
-        raise UserError(f"--epochs is {args.epochs}; it must be 1 or more")
+        raise UserError(f"`epochs` is {args.epochs}; it must be 1 or more")
     if args.quick:
         rows = [Row(d, 2, "quick", args.epochs) for d in args.detectors]
     else:
@@ -296,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, VsLoop)

@@ -43,7 +43,7 @@ def test_what_is_imported_needs_no_file_from_then_on(
     pth: Path, cache: Path, capsys: Capture
 ) -> None:
     with pytest.raises(
-        UserError, match=r"run `ahl weights import .*--trunk resnet18`, or .*--trunk-weights"
+        UserError, match=r"run `ahl weights import .*--trunk resnet18`, or .*`trunk_weights`"
     ):
         load_trunk("resnet18")
     main(["weights", "import", str(pth), "--trunk", "resnet18"])
@@ -106,5 +106,5 @@ def test_narrow_and_wide_numbers_keep_their_values(pth: Path, tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_written_to_is_named(pth: Path, cache: Path) -> None:
     cache.write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot write weights to .*--cache-dir"):
+    with pytest.raises(UserError, match=r"cannot write weights to .*`cache_dir`"):
         import_weights(pth, "resnet18")

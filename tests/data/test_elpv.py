@@ -112,5 +112,5 @@ def test_a_broken_copy_of_the_package_is_refused(package, old, new, message):
 
 
 def test_elpv_has_no_categories():
-    with pytest.raises(UserError, match="--category"):
+    with pytest.raises(UserError, match="`category="):
         load_dataset(DataConfig("elpv", category="mono"))

@@ -122,7 +122,7 @@ def test_wrong_categories_are_answered_with_the_right_ones(tmp_path, category):
 
 
 def test_a_single_data_set_has_no_category(tmp_path):
-    with pytest.raises(UserError, match="leave out --category"):
+    with pytest.raises(UserError, match="leave out `category="):
         load_dataset(DataConfig(str(layout(tmp_path)), category="cup"))
 
 

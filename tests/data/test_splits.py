@@ -140,18 +140,18 @@ def test_where_there_are_no_anomalies_and_none_are_asked_for_there_is_no_test():
 @pytest.mark.parametrize(
     ("parts", "settings_", "words"),
     [
-        (dataset(), {"shots": 23}, ["22", "23", "parts", "--shots"]),
-        (dataset(), {"shots": 22}, ["no anomaly left", "--shots"]),
+        (dataset(), {"shots": 23}, ["22", "23", "parts", "`shots`"]),
+        (dataset(), {"shots": 22}, ["no anomaly left", "`shots`"]),
         (dataset(), {"setting": "hard", "seen_class": "rust"}, ["'rust'", "cut, dent, hole"]),
         (dataset(), {"setting": "hard", "seen_class": "hole"}, ["5", "class hole", "10"]),
-        (dataset(cut=20), {"setting": "hard", "seen_class": "cut"}, ["--setting general"]),
-        (dataset(), {"setting": "full", "shots": 6}, ["5", "class hole", "6", "--shots"]),
+        (dataset(cut=20), {"setting": "hard", "seen_class": "cut"}, ['`setting="general"`']),
+        (dataset(), {"setting": "full", "shots": 6}, ["5", "class hole", "6", "`shots`"]),
         (dataset(cut=4, dent=4), {"setting": "full", "shots": 4}, ["no anomaly left", "after 8"]),
         (dataclasses.replace(dataset(), anomalies={}), {"setting": "full"}, ["no anomalies"]),
         (dataset(train=0), {}, ["train/good", "parts"]),
         (dataset(test=0), {}, ["test/good", "parts"]),
         (dataset(train=0), {"category": "cup"}, ["parts (cup)"]),
-        (dataclasses.replace(dataset(), anomalies={}), {}, ["no anomalies", "--shots 0"]),
+        (dataclasses.replace(dataset(), anomalies={}), {}, ["no anomalies", "`shots=0, "]),
     ],
 )
 def test_impossible_splits_are_explained(parts, settings_, words):

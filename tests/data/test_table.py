@@ -59,7 +59,7 @@ BAD = {
     "label": ("a.png,odd,,train", "line 2 of .* has the label 'odd'; write normal or anomaly"),
     "split": ("a.png,normal,,validation", "the split 'validation'; write train or test"),
     "no split": ("a.png,normal,,", "the split ''"),
-    "seen": ("a.png,anomaly,x,train", "an anomaly in the split 'train'.*--shots"),
+    "seen": ("a.png,anomaly,x,train", "an anomaly in the split 'train'.*`shots`"),
     "class": ("a.png,normal,scratch,train", "a normal of class 'scratch'"),
     "good": ("a.png,anomaly,good,test", "an anomaly of class 'good'"),
     "twice": ("a.png,normal,,train\na.png,normal,,test", "line 3 of .* 'a.png' once more"),
@@ -108,7 +108,7 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 def test_a_list_has_no_categories(tmp_path):
     config = listed(tmp_path, HEADER)
-    with pytest.raises(UserError, match="leave out --category x"):
+    with pytest.raises(UserError, match="leave out `category='x'`"):
         load_dataset(DataConfig(config.data, category="x"))
 
 

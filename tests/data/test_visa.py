@@ -64,7 +64,7 @@ def test_the_categories_are_named(tmp_path, split, category):
 
 def test_one_category_needs_no_name(tmp_path):
     assert load_dataset(DataConfig(str(visa(tmp_path, ("candle",))))).name == "candle"
-    with pytest.raises(UserError, match="leave out --category"):
+    with pytest.raises(UserError, match="leave out `category="):
         load_dataset(DataConfig(str(tmp_path / "candle"), category="candle"))
 
 

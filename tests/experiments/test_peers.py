@@ -100,11 +100,11 @@ def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             {"methods": ("SVDD",)},
-            "--methods has no 'SVDD'; choose from 'AHL(Density)'",
+            "`methods` has no 'SVDD'; choose from 'AHL(Density)'",
         ),
-        ({"seeds": ()}, "--seeds must be 1 or more"),
-        ({"timed_images": 0}, "--timed-images must be 1 or more"),
-        ({"coreset": 0.0}, "--coreset is 0.0; it must be above 0 and at most 1"),
+        ({"seeds": ()}, "`seeds` must be 1 or more"),
+        ({"timed_images": 0}, "`timed_images` must be 1 or more"),
+        ({"coreset": 0.0}, "`coreset` is 0.0; it must be above 0 and at most 1"),
     ],
 )
 def test_bad_options(options, message) -> None:

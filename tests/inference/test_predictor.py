@@ -134,7 +134,7 @@ def test_predictions_are_by_the_calibration_of_the_run(
 ) -> None:
     calibration = read_calibration(finished.workdir / "checkpoint")
     assert calibration is not None
-    with pytest.warns(UserWarning, match=r"2 held-out normals can promise .* \(held_out\)"):
+    with pytest.warns(UserWarning, match=r"2 held-out normals can promise .* \(`held_out`\)"):
         found = predictor.predict(images)
     np.testing.assert_array_equal(found, scores > calibration.threshold())
     loose = predictor.predict(images, fpr=0.5)
@@ -193,7 +193,7 @@ def test_a_run_without_held_out_normals_has_no_threshold(
     without = dataclasses.replace(predictor, calibration=None, config=config)
     assert without.score(images[:1]).shape == (1,)
     for method in (without.predict, without.probability):
-        with pytest.raises(UserError, match=r"train with held_out 0\.1"):
+        with pytest.raises(UserError, match=r"train with `held_out=0\.1`"):
             method(images[:1])
 
 

@@ -92,5 +92,5 @@ def test_a_damaged_one_is_refused(tmp_path, text: str) -> None:
 
 @pytest.mark.parametrize("fpr", [0, 1, -0.1, float("nan")])
 def test_rates_are_between_0_and_1(fpr: float) -> None:
-    with pytest.raises(UserError, match="--fpr"):
+    with pytest.raises(UserError, match="`fpr`"):
         check_fpr(fpr)

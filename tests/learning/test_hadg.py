@@ -249,7 +249,7 @@ def test_fewer_than_two_clusters_is_the_users_error(sizes):
 
 
 def test_fewer_normals_than_clusters_is_the_users_error():
-    with pytest.raises(UserError, match="--clusters is 3, but there are only 2 training normals"):
+    with pytest.raises(UserError, match="`clusters` is 3, but there are only 2 training normals"):
         cluster_normals(blobs([1, 1]), 3, seed=0)
 
 

@@ -98,7 +98,7 @@ def test_two_at_once_train_it_once(
 
 def test_a_folder_that_cannot_be_written_to_is_named(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot write to .*file/stage_one.*--cache-dir"):
+    with pytest.raises(UserError, match=r"cannot write to .*file/stage_one.*`cache_dir`"):
         run_stage_one(config, tmp_path / "file")
 
 

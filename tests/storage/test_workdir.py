@@ -63,7 +63,7 @@ def test_a_run_is_known_by_where_its_files_are(
     if not earlier:
         monkeypatch.chdir(tmp_path / "deeper")
         folder.check(given("../photos", "../w.pth"))
-        with pytest.raises(UserError, match=r"--data is .*/photos there and .*/deeper/photos here"):
+        with pytest.raises(UserError, match=r"`data` is .*/photos there and .*/deeper/photos here"):
             folder.check(given("photos", "../w.pth"))
 
 

@@ -189,5 +189,5 @@ def missing(builder: type[AnomalyBuilder], folder: Path) -> str:
     """The sentence for a folder that does not hold the source."""
     return (
         f"{folder} does not hold {builder.TITLE}; download {builder.DOWNLOAD} from {builder.PAGE} "
-        "into a folder, and name that folder with --manual-dir"
+        "into a folder, and name that folder with `manual_dir`"
     )

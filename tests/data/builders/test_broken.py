@@ -181,7 +181,7 @@ def test_what_to_download_is_said(tmp_path):
     empty.mkdir()
     for name, folder, message in (
         ("aitex", None, r"7z x.*https://www\.aitex\.es"),
-        ("aitex", empty, r"Mask_images\.7z.*--manual-dir"),
+        ("aitex", empty, r"Mask_images\.7z.*`manual_dir`"),
         ("sdd", tmp_path / "gone", "is not a folder"),
         ("screws", None, "no builder for 'screws'; there are: mvtec_ad"),
         ("../sdd", None, "no builder"),
@@ -201,5 +201,5 @@ def test_categories_are_checked(source):
             prepare(name, root, category)
     assert len(prepare("mvtec_ad", root, "tile")) == 1
     for name in ("elpv", "sdd"):
-        with pytest.raises(UserError, match="no categories; leave out --category"):
+        with pytest.raises(UserError, match="no categories; leave out `category="):
             prepare(name, None, "mono")

@@ -236,7 +236,7 @@ def test_categories_are_looked_up_among_those_prepared(source):
     prepare("mvtec_ad", source("mvtec_ad"))
     assert load_dataset(DataConfig("mvtec_ad", category="tile")).name == "tile"
     for category, message in (
-        (None, "choose one with --category: screw, tile"),
+        (None, "choose one with `category`: screw, tile"),
         ("wood", r"'wood' of mvtec_ad is not prepared.*screw, tile.*ahl data prepare mvtec_ad"),
         ("../mvtec_ad/tile", "not prepared"),
         ("", "not prepared"),

@@ -1,0 +1,237 @@
+"""The commands that make runs and test them: `ahl train`, `ablate`, `finetune` and `evaluate`."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ahl_jax.cli.sentences import metrics_in_words, training_in_words
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted, mean_std
+from ahl_jax.config.checks import AtLeast, Between
+from ahl_jax.config.settings import Config, DataConfig
+from ahl_jax.distributed.processes import initialize, is_primary
+from ahl_jax.inference.threshold import FPR
+from ahl_jax.run.evaluate import evaluate
+from ahl_jax.run.finetune import EPOCHS, finetune
+from ahl_jax.run.options import RunOptions
+from ahl_jax.run.train import train, train_seeds
+from ahl_jax.storage.workdir import Workdir
+from ahl_jax.sweeps.ablate import ablate
+
+
+@dataclass(frozen=True)
+class _Training:
+    config: Config
+
+    workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """The folder for the run: checkpoint/, history.csv, metrics.json, run.json."""
+
+    preset: Literal["density", "paper", "debug"] = "density"
+    """Where the other settings start from. density: what is most accurate; paper: the published
+    method; debug: a slice of the data and a few epochs, to see in under a minute that everything
+    works."""
+
+    seeds: tuple[int, ...] = ()
+    """Train these seeds in one program, each in RUN/seed-N, instead of `seed` alone."""
+
+    how: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class Train(_Training):
+    """Train a detector from normal images and a few labelled anomalies, then test it.
+
+    The same command on the same folder goes on with a run that was stopped, from its last epoch.
+    """
+
+    distributed: bool = False
+    """One of several processes that train together, each given this same command; the folder for
+    the run is process 0's. On TPU slices, Slurm and MPI clusters they find each other."""
+
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens, for processes that do not find each other."""
+
+    process_id: int | None = None
+    """This process's number, from 0; the only thing that differs from process to process."""
+
+    processes: int | None = None
+    """How many processes there are."""
+
+
+@dataclass(frozen=True)
+class Ablate(_Training):
+    """Vary settings one at a time; train, test, tabulate and draw every value.
+
+    The same command on the same folder goes on with a sweep that was stopped.
+    """
+
+    workdir: Path
+    """The folder for ablation.csv, .md, .png, and for the runs NAME-VALUE/seed-N."""
+
+    seeds: tuple[int, ...] = ()
+    """Train these seeds in one program for every value, instead of `seed` alone."""
+
+    over: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=V1,V2,...")
+    ] = ()
+    """A numeric setting or one with choices, by its option's name, and its values; T, C, K and M
+    stand for subsets, clusters, history and shots. Given several times, each setting is varied
+    alone, with the others as this command has them."""
+
+    base: bool = False
+    """Compare with the base detector alone."""
+
+    typed: Annotated[str, tyro.conf.Suppress] = ""
+    """The command as it was typed, for the table."""
+
+
+@dataclass(frozen=True)
+class Target(DataConfig):
+    """Which images, and which of them are seen in training."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """The target: a data set of `ahl data list`, a folder, or a CSV file of images."""
+
+    held_out: Annotated[float, Between(0, 0.5)] = 0.1
+    """The share of the target's training normals that is kept out of training; a threshold on the
+    score is set by them."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train a finished run's detector on other data, then test it there.
+
+    The same command on the same folder goes on with a fine-tuning that was stopped.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="START")]
+    """The folder of the finished run, which is needed until the fine-tuning is finished too."""
+
+    target: Target
+
+    workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """The folder for the fine-tuned run."""
+
+    normals_only: bool = False
+    """Train on the target's normals alone: without labelled anomalies, so that the test has all of
+    them, and without pseudo-anomalies."""
+
+    epochs: Annotated[int, AtLeast(1)] = EPOCHS
+    """Epochs; the last one is what counts. Learning rates and batches are those of START."""
+
+    seed: int | None = None
+    """Seed of the labelled anomalies and the batches; by default that of START."""
+
+    how: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score the test images with a run's newest checkpoint and print the metrics."""
+
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder that was given to the training."""
+
+    data: str | None = None
+    """Where the data is now, if it moved since the training."""
+
+    fpr: float = FPR
+    """The rate of false positives among normal images that the threshold is set for."""
+
+    json: bool = False
+    """Print the metrics as JSON and nothing else on stdout."""
+
+    cache_dir: Path | None = None
+    """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+def run_train(command: Train) -> None:
+    """Run ``ahl train``.
+
+    Raises:
+        UserError: as ``ahl_jax.train`` does, or for processes that cannot meet.
+    """
+    where = (command.coordinator, command.process_id, command.processes)
+    if command.distributed:
+        initialize(*where)
+    elif where != (None, None, None):
+        raise UserError(
+            "`coordinator`, `process_id` and `processes` need `distributed=True`; add it"
+        )
+    if not command.seeds:
+        metrics = train(command.config, command.workdir, **vars(command.how))
+        if is_primary():
+            print(training_in_words(command.config, metrics, command.workdir))
+        return
+    results = train_seeds(command.config, command.workdir, command.seeds, **vars(command.how))
+    if not is_primary():
+        return
+    if not results:
+        print(training_in_words(command.config, {}, command.workdir))
+        return
+    for metrics in results:
+        folder = command.workdir / f"seed-{metrics['seed']}"
+        print(f"Seed {metrics['seed']}:", training_in_words(command.config, metrics, folder))
+    values = [metrics["auc_roc"] for metrics in results]
+    print(f"AUC-ROC over {counted(len(values), 'seed')}: {mean_std(values, 4)}.")
+
+
+def run_ablate(command: Ablate) -> None:
+    """Run ``ahl ablate``.
+
+    Raises:
+        UserError: as ``ahl_jax.sweeps.ablate.ablate`` does.
+    """
+    rows = ablate(
+        command.config,
+        command.workdir,
+        command.over,
+        command.seeds,
+        base=command.base,
+        command=command.typed,
+        **vars(command.how),
+    )
+    for name, value in dict.fromkeys((row["over"], row["value"]) for row in rows):
+        scores = [row["auc_roc"] for row in rows if (row["over"], row["value"]) == (name, value)]
+        print(f"{name} {value}: AUC-ROC {mean_std(scores, 4)}")
+    print(f"The tables and the figure are {command.workdir}/ablation.csv, .md and .png.")
+
+
+def run_finetune(command: Finetune) -> None:
+    """Run ``ahl finetune``.
+
+    Raises:
+        UserError: as ``ahl_jax.finetune`` does.
+    """
+    target = DataConfig(**vars(command.target))
+    if command.normals_only:
+        target = dataclasses.replace(target, shots=0)
+    metrics = finetune(
+        command.run,
+        target,
+        command.workdir,
+        epochs=command.epochs,
+        seed=command.seed,
+        **vars(command.how),
+    )
+    print(training_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
+
+
+def run_evaluate(command: Evaluate) -> None:
+    """Run ``ahl evaluate``.
+
+    Raises:
+        UserError: as ``ahl_jax.evaluate`` does.
+    """
+    metrics = evaluate(
+        command.workdir, data=command.data, fpr=command.fpr, cache_dir=command.cache_dir
+    )
+    if command.json:
+        print(json.dumps(metrics, ensure_ascii=False))
+        return
+    for line in metrics_in_words(metrics, command.fpr):
+        print(line)

@@ -1,0 +1,80 @@
+"""What `ahl` says of itself, and of words that it does not know."""
+
+import re
+
+import pytest
+
+from ahl_jax.backbones import TRUNKS
+from ahl_jax.cli.main import COMMANDS, main
+from ahl_jax.detectors import DETECTORS
+from ahl_jax.pseudo import GENERATORS
+from tests.cli.test_cli import Capture, refused
+
+
+def _help(capsys: Capture, *words: str) -> str:
+    main([*words])
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_without_the_traces_of_python(name: str, capsys: Capture) -> None:
+    text = _help(capsys, *name.split(), "--help-all")
+    assert f"usage: ahl {name}" in text
+    assert not re.search(r"None|\(default: \)|default: (True|False)|WORKDIR", text)
+
+
+def test_the_short_help_leaves_options_to_the_long_one(capsys: Capture) -> None:
+    short, whole = _help(capsys, "train", "--help"), _help(capsys, "train", "--help-all")
+    assert short.startswith("usage: ahl train DATA --workdir RUN [options]")
+    assert "--shots INT" in short
+    assert "--subsets" not in short
+    left = len(set(re.findall(r" --[a-z-]+ ", whole)) - set(re.findall(r" --[a-z-]+ ", short)))
+    assert left > 40
+    assert re.search(r"`ahl train --help-all` shows \d+ more options.$", short)
+    assert "--subsets INT T, the number" in whole
+
+
+def test_help_has_the_defaults_of_the_preset(capsys: Capture) -> None:
+    assert "--limit INT" in _help(capsys, "train", "--help-all")
+    assert "(default: 24)" in _help(capsys, "train", "--preset", "debug", "--help-all")
+    assert "(default: --whiten)" in _help(capsys, "train", "--help-all")
+    assert "(default: --whiten)" not in _help(capsys, "train", "--preset", "paper", "--help-all")
+
+
+def test_help_has_the_names_that_the_registries_have(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for registry in (DETECTORS, TRUNKS, GENERATORS):
+        monkeypatch.setitem(registry, "brand_new", next(iter(registry.values())))  # type: ignore[arg-type]
+    text = _help(capsys, "train", "--help-all")
+    # Density is whitened, so that the new one is nothing for stage one.
+    assert text.count("brand_new") == 3
+
+
+def test_the_list_of_commands_can_be_of_one_group(capsys: Capture) -> None:
+    assert "weights import Keep" in _help(capsys, "--help")
+    text = _help(capsys, "data", "--help")
+    assert "data prepare Turn" in text
+    assert "train Train" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "x", "--shot", "3"], "there is no option --shot; did you mean --shots?"),
+        (
+            ["train", "x", "--held_outs=0"],
+            "there is no option --held_outs; did you mean --held-out?",
+        ),
+        (["evaluate", "x", "--qqq"], "there is no option --qqq; `ahl evaluate --help-all` lists"),
+        (["ablate", "x", "--distributed"], "there is no option --distributed;"),
+        (["trian", "x"], "there is no command trian; did you mean train?"),
+        (["data", "prepair", "x"], "there is no command data prepair; did you mean data prepare?"),
+        (["data"], "a command is missing; choose from data list, data prepare, data show"),
+        (["qqq"], "there is no command qqq; `ahl --help` lists them"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_the_nearest(
+    words: list[str], sentence: str, capsys: Capture
+) -> None:
+    assert refused(capsys, *words).startswith(f"ahl: {sentence}")
