@@ -12,7 +12,7 @@ from ahl_jax.reports.build import compare, report
 
 @dataclass(frozen=True)
 class Report:
-    """Write what a run came to as one HTML file that opens without a network."""
+    """Write a run's results as one HTML file that opens without a network."""
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""

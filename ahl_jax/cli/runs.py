@@ -31,9 +31,8 @@ class _Training:
     """The folder for the run: checkpoint/, history.csv, metrics.json, run.json."""
 
     preset: Literal["density", "paper", "debug"] = "density"
-    """Where the other settings start from. density: what is most accurate; paper: the published
-    method; debug: a slice of the data and a few epochs, to see in under a minute that everything
-    works."""
+    """The settings to start from. density: the default; paper: the published method; debug: a slice
+    of the data and a few epochs, to see that everything works."""
 
     seeds: tuple[int, ...] = ()
     """Train these seeds in one program, each in RUN/seed-N, instead of `seed` alone."""

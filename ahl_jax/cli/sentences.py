@@ -1,4 +1,4 @@
-"""Sentences for the command line: what runs and tests came to, and options in messages."""
+"""Sentences for the command line: results of runs and tests, and options in messages."""
 
 import ast
 import re

@@ -24,7 +24,7 @@ def _paper(data: str) -> Config:
 
 
 def _density(data: str) -> Config:
-    """The most accurate: the density detector on whitened features, averaged over eight views."""
+    """The default: the density detector on whitened features, averaged over eight views."""
     return Config(
         DataConfig(data, held_out=0.1),
         features=FeatureConfig(views=8, whiten=True),
@@ -34,7 +34,7 @@ def _density(data: str) -> Config:
 
 
 def _debug(data: str) -> Config:
-    """A slice of the data and a few short epochs: shows in under a minute that all parts work."""
+    """A slice of the data and a few short epochs, to see that all parts work."""
     return Config(
         DataConfig(data, limit=24, shots=3, held_out=0.1),
         features=FeatureConfig(image_size=192),

@@ -18,12 +18,12 @@ from ahl_jax.config.checks import check, check_types
 Precision = Literal["float32", "bfloat16"]
 
 SCALES = 2
-"""Sizes that an image is looked at."""
+"""Scales of an image."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and which of them are seen in training."""
+    """Images, and those of them that training sees."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A data set of `ahl data list`, a folder in MVTec or VisA layout, or a CSV file of images."""

@@ -30,7 +30,7 @@ def report(
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write what a run came to as one HTML file that opens without a network.
+    """Write a run's results as one HTML file that opens without a network.
 
     What a run has not, such as subsets or a threshold, is left out, with a sentence that says so.
 
