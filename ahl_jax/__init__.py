@@ -15,34 +15,52 @@ from ahl_jax.config.settings import (
     ImportanceConfig,
     LearningConfig,
     PseudoConfig,
+    StageOneConfig,
     SubsetConfig,
 )
+from ahl_jax.data.types import Sample, Split
 from ahl_jax.estimator import AHLDetector
+from ahl_jax.features.split import load_split
 from ahl_jax.inference.export import export_model
+from ahl_jax.inference.heatmaps import heat_scale, overlay
 from ahl_jax.inference.predictor import Predictor, load
+from ahl_jax.inference.scorer import Outcome
+from ahl_jax.inference.threshold import Calibration
 from ahl_jax.reports import compare, report
 from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import finetune
+from ahl_jax.run.options import RunOptions
 from ahl_jax.run.train import train, train_seeds
+from ahl_jax.sweeps.ablate import ablate
 
 __all__ = [
     "AHLDetector",
     "BadImageError",
+    "Calibration",
     "Config",
     "DataConfig",
     "DetectorConfig",
     "FeatureConfig",
     "ImportanceConfig",
     "LearningConfig",
+    "Outcome",
     "Predictor",
     "PseudoConfig",
+    "RunOptions",
+    "Sample",
+    "Split",
+    "StageOneConfig",
     "SubsetConfig",
     "UserError",
+    "ablate",
     "compare",
     "evaluate",
     "export_model",
     "finetune",
+    "heat_scale",
     "load",
+    "load_split",
+    "overlay",
     "preset",
     "report",
     "train",

@@ -3,7 +3,7 @@
     python -m experiments.cross_validate --data elpv [--trunk efficientnet_lite2]
 
 For every seed, the training normals and the labelled anomalies are divided into folds. A detector
-is calibrated on all folds but one, and scores that one; its AUC-ROC says how well it tells labelled
+is prepared on all folds but one, and scores that one; its AUC-ROC says how well it tells labelled
 anomalies that it has not seen from normals that it has not seen. No test image is read. Writes
 experiments/results/cross_validate_DATA.md (_TRUNK too where it is named): the mean over seeds and
 folds.
@@ -115,7 +115,7 @@ def _folds(
 def _scores(
     config: Config, training: Sequence[FeatureMaps], images: FeatureMaps
 ) -> Float[np.ndarray, "b heads"]:
-    """Head scores of images by a detector that is calibrated on normals and anomalies."""
+    """Head scores of images by a detector that is prepared on normals and anomalies."""
     averages = global_averages(training[0])
     whitening = fit_whitening(averages, SCALES)
     normals, anomalies, test = (
@@ -124,7 +124,7 @@ def _scores(
     functional, model = make_detector(config.detector, normals.channels, jax.random.key(0))
     measured = [functional.measured(model, inputs) for inputs in (normals, anomalies)]
     groups = similar_normals(averages, config.detector.groups, config.seed)
-    model = functional.calibrated(model, *measured, jnp.asarray(groups))
+    model = functional.prepared(model, *measured, jnp.asarray(groups))
     return np.asarray(functional.head_scores(model, test, normals.take(np.array(0))))
 
 

@@ -22,7 +22,7 @@ def make_config(**settings: Any) -> Config:
     """A quick config; settings are named as on the command line."""
     values = {
         "steps": 2, "batch": 9, "passes": 2, "epochs": 2, "hidden": 3, "references": 2,
-        "psi_batch": 16, "history": 2, "subsets": 3, **settings,
+        "history": 2, "subsets": 3, **settings,
     }  # fmt: skip
     config = Config(DataConfig("none"), seed=values.pop("seed", 0))
     for room in ROOMS:

@@ -14,7 +14,7 @@ from ahl_jax.backbones.folding import fold_batch_norm, layers, names, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
 from ahl_jax.backbones.weights import read_torch_weights
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import default_folder, replace_file
+from ahl_jax.common.files import default_folder, replace_file, writing
 
 
 def load_trunk(
@@ -98,12 +98,8 @@ def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path
         for key in names(layer)
     }
     path = imported_file(name, cache_dir)
-    try:
+    advice = "make room there, or name another folder with `cache_dir`"
+    with writing(path.parent, advice, "weights"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, safetensors.numpy.save(kept))
-    except OSError as error:
-        raise UserError(
-            f"cannot write weights to {path.parent} ({(error.strerror or str(error)).lower()}); "
-            "make room there, or name another folder with `cache_dir`"
-        ) from error
     return path

@@ -5,9 +5,12 @@ import csv
 import fcntl
 import io
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from ahl_jax.common.errors import UserError
 
 
 def user_folder(variable: str, *inside: str) -> Path:
@@ -58,11 +61,64 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def replace_file(path: Path, content: str | bytes, *, several_writers: bool = False) -> None:
+    """Replace a file in one step, so that a kill leaves the old one or the new one.
+
+    Args:
+        path: the file.
+        content: text becomes UTF-8.
+        several_writers: whether others may write the same file at the same time; then what a kill
+            leaves unfinished stays beside it, and a power failure may cost the file.
+
+    Raises:
+        OSError: if it cannot be written; nothing unfinished is left then.
+    """
+    name = f".{path.name}.{uuid.uuid4().hex}.tmp" if several_writers else f".{path.name}.tmp"
+    temporary = path.with_name(name)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if not several_writers:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing(
+    target: Path,
+    advice: str,
+    what: str = "",
+    errors: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[None]:
+    """Turn a failure to write into one sentence.
+
+    Args:
+        target: the file or folder.
+        advice: the way out.
+        what: the things that are written, if it says more than the target does.
+        errors: what stands for a failure to write; some libraries raise others than OSError.
+
+    Raises:
+        UserError: saying so.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # Of stdout.
+    except errors as error:
+        things = f"{what} " if what else ""
+        raise UserError(f"cannot write {things}to {target} ({reason(error)}); {advice}") from error
+
+
+def reason(error: Exception) -> str:
+    """The reason of a failure, in a few words."""
+    if "No space left" in str(error):
+        return "the disk is full"
+    if said := getattr(error, "strerror", None):
+        return said.lower()
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,11 +1,13 @@
-"""Every setting of a run, as frozen dataclasses: one per room, and the only place with defaults.
+"""Every setting of a run, as frozen dataclasses: one per part, and the only place with defaults.
 
-The defaults are the published hyper-parameters of AHL. Field docstrings are what ``ahl train
---help`` prints. A config is saved as JSON beside every checkpoint; ``Config.from_dict`` reads it.
+The defaults are the published hyper-parameters of AHL. A range stands beside its field. Field
+docstrings are the text of ``ahl train --help``. A config is saved as JSON beside every checkpoint;
+``Config.from_dict`` reads it.
 """
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.config.checks import check, check_types
+from ahl_jax.config.checks import Above, AtLeast, Between, MultipleOf, NameIn, check_values
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -38,13 +40,13 @@ class DataConfig:
     seen_class: str | None = None
     """The one anomaly class that training sees; needed in the hard setting."""
 
-    shots: int = 10
+    shots: Annotated[int, AtLeast(0)] = 10
     """M, the number of labelled anomalies in training; in the full setting, of each class."""
 
-    limit: int | None = None
+    limit: Annotated[int | None, AtLeast(3)] = None
     """Use at most this many training normals, test normals and test images per anomaly class."""
 
-    held_out: float = 0.0
+    held_out: Annotated[float, Between(0, 0.5)] = 0.0
     """The share of the training normals kept out of training; they set a threshold on the score."""
 
     skip_bad_images: bool = False
@@ -55,14 +57,13 @@ class DataConfig:
 class FeatureConfig:
     """How an image becomes feature maps."""
 
-    trunk: str = "efficientnet_lite0"
-    """The network whose last feature map is used: efficientnet_lite0, efficientnet_lite1,
-    efficientnet_lite2, resnet18, resnet34, resnet50 or wide_resnet50_2."""
+    trunk: Annotated[str, NameIn("trunks")] = "efficientnet_lite0"
+    """The network whose last feature map is used."""
 
     trunk_weights: Path | None = None
     """A torchvision state dict (.pth, .safetensors); by default what `ahl weights import` kept."""
 
-    image_size: int = 256
+    image_size: Annotated[int, AtLeast(192), MultipleOf(64)] = 256
     """Side in pixels of the larger scale; the second scale is half of it."""
 
     views: Literal[1, 2, 4, 8] = 1
@@ -73,7 +74,7 @@ class FeatureConfig:
     """Whether to whiten the features by the normals' covariance; --whiten where the preset does
     not, --no-whiten where it does."""
 
-    image_batch: int = 16
+    image_batch: Annotated[int, AtLeast(1)] = 16
     """Images in one pass through the trunk."""
 
     precision: Precision = "float32"
@@ -89,26 +90,26 @@ class StageOneConfig:
     """Train the trunk first, with a detector on top, on the images of training. It then replaces
     the ImageNet one in everything that follows."""
 
-    stage_one_detector: str = "dra"
-    """The detector on top: devnet, dra, flos, mlep or saoe."""
+    stage_one_detector: Annotated[str, NameIn("detectors")] = "dra"
+    """The detector on top; one that trains on features as they are."""
 
     stage_one_heads: bool = False
     """Start with that detector as it was trained, not with a new one; it has to be --detector. With
     --method fit it is tested as it is: the detector trained from images, end to end."""
 
-    stage_one_epochs: int = 30
+    stage_one_epochs: Annotated[int, AtLeast(1)] = 30
     """Epochs of stage one; the last one is what counts. The learning rate decays as later on."""
 
-    stage_one_steps: int = 20
+    stage_one_steps: Annotated[int, AtLeast(1)] = 20
     """Batches in one of these epochs."""
 
-    stage_one_batch: int = 48
+    stage_one_batch: Annotated[int, AtLeast(3)] = 48
     """Images per batch: equal thirds of normals, anomalies and new pseudo-anomalies."""
 
-    stage_one_lr: float = 0.0002
+    stage_one_lr: Annotated[float, Above(0)] = 0.0002
     """Learning rate of trunk and detector (Adam)."""
 
-    weight_decay: float = 1e-5
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-5
     """Decay of their weights, as part of the gradient."""
 
     augment: Literal["none", "mirrored", "turned"] = "mirrored"
@@ -125,10 +126,10 @@ class StageOneConfig:
 class PseudoConfig:
     """The pseudo-anomalies made from training normals."""
 
-    generators: tuple[str, ...] = ("cutmix", "cutpaste", "draem")
+    generators: Annotated[tuple[str, ...], NameIn("generators")] = ("cutmix", "cutpaste", "draem")
     """The generators in use; the support and the query set of a subset take two different ones."""
 
-    pseudo_per_generator: int = 256
+    pseudo_per_generator: Annotated[int, AtLeast(0)] = 256
     """How many pseudo-anomalies each generator makes."""
 
 
@@ -136,10 +137,10 @@ class PseudoConfig:
 class SubsetConfig:
     """Heterogeneous anomaly distribution generation (HADG)."""
 
-    subsets: int = 6
+    subsets: Annotated[int, AtLeast(1)] = 6
     """T, the number of heterogeneous subsets, each with a base model of its own."""
 
-    clusters: int = 3
+    clusters: Annotated[int, AtLeast(2)] = 3
     """C, the number of k-means clusters of the normal features."""
 
     grouping: Literal["kmeans", "random"] = "kmeans"
@@ -156,27 +157,25 @@ class SubsetConfig:
 class DetectorConfig:
     """The base detector."""
 
-    detector: str = "dra"
-    """The base detector: density (with --whiten), devnet, dra, flos, mlep or saoe; or, with
-    --method fit, one that trains nothing and sees no anomaly: gaussian (with --whiten), patchcore.
-    """
+    detector: Annotated[str, NameIn("detectors")] = "dra"
+    """The base detector. One that trains nothing and sees no anomaly needs the method fit."""
 
-    top_k: float = 0.1
+    top_k: Annotated[float, Above(0, 1)] = 0.1
     """The fraction of locations, at least one, whose scores a head averages."""
 
-    references: int = 5
+    references: Annotated[int, AtLeast(1)] = 5
     """Random normal images that the latent residual head compares with."""
 
-    hidden: int = 256
+    hidden: Annotated[int, AtLeast(1)] = 256
     """Units of the hidden layer: of DRA's normality head, and of flos, mlep and saoe."""
 
-    margin: float = 5.0
+    margin: Annotated[float, Above(0)] = 5.0
     """m, the margin of the deviation loss."""
 
-    groups: int = 1
+    groups: Annotated[int, AtLeast(1)] = 1
     """k-means groups of similar normals; density compares an image with those of its group."""
 
-    coreset: int = 5000
+    coreset: Annotated[int, AtLeast(1)] = 5000
     """Locations of normal images that patchcore compares with."""
 
 
@@ -189,19 +188,19 @@ class LearningConfig:
     of those that start from different weights and draw different batches, by their mean score;
     fit: what training would start from, in one epoch that changes nothing."""
 
-    epochs: int = 30
+    epochs: Annotated[int, AtLeast(1)] = 30
     """Epochs; the last one is what counts."""
 
-    steps: int = 20
+    steps: Annotated[int, AtLeast(1)] = 20
     """Batches that an epoch draws from each support set, and from each query set."""
 
-    batch: int = 48
+    batch: Annotated[int, AtLeast(3)] = 48
     """Images per batch: equal thirds of normals, anomalies and pseudo-anomalies."""
 
-    passes: int = 3
+    passes: Annotated[int, AtLeast(1)] = 3
     """Inner passes over the support batches."""
 
-    updates_per_epoch: int = 1
+    updates_per_epoch: Annotated[int, AtLeast(1)] = 1
     """How often an epoch updates the unified model. 1 is the paper's: all inner steps, then one
     update on all query batches. N splits the same batches into N rounds with an update each."""
 
@@ -212,19 +211,19 @@ class LearningConfig:
     inner_optimizer: Literal["adam", "sgd"] = "adam"
     """The optimiser of the base models' inner steps."""
 
-    lr_base: float = 0.0002
+    lr_base: Annotated[float, Above(0)] = 0.0002
     """Learning rate of the base models, and of a detector trained alone."""
 
-    lr: float = 0.002
+    lr: Annotated[float, Above(0)] = 0.002
     """Learning rate of the unified model (Adam)."""
 
-    clip: float = 1.0
+    clip: Annotated[float, Above(0)] = 1.0
     """Gradients are clipped to this global norm."""
 
-    decay_every: int = 10
+    decay_every: Annotated[int, AtLeast(1)] = 10
     """Epochs between two decays of the learning rates."""
 
-    decay: float = 0.1
+    decay: Annotated[float, Above(0, 1)] = 0.1
     """Factor of one decay."""
 
     @property
@@ -241,17 +240,11 @@ class ImportanceConfig:
     """psi: importance scores w_i from the sequence model; uniform: always w_i = 1/T; accuracy: from
     each base model's error rate on the training images outside of its support set."""
 
-    history: int = 5
+    history: Annotated[int, AtLeast(1)] = 5
     """K, how many past epochs of scores psi sees; until then w_i = 1/T."""
 
-    psi_lr: float = 0.002
+    psi_lr: Annotated[float, Above(0)] = 0.002
     """Learning rate of psi (Adam)."""
-
-    psi_passes: int = 1
-    """Passes over the training images that psi trains for in each epoch."""
-
-    psi_batch: int = 48
-    """Images per psi batch."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +252,7 @@ class Config:
     """Everything that decides the outcome of a run."""
 
     data: DataConfig
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**31 - 1)] = 0
     """Seed of everything random: the labelled anomalies, the subsets, the weights, the batches."""
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -269,12 +262,12 @@ class Config:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
-    source: Annotated[str | None, tyro.conf.Suppress] = None
-    """What a fine-tuned run starts from, see ``ahl_jax.run.start.Source.digest``."""
+    start: Annotated[str | None, tyro.conf.Suppress] = None
+    """The run that a fine-tuned one starts from, see ``ahl_jax.run.start.Start.digest``."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check(self)
+        check_values(self)
+        _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types (tuples become lists, paths strings)."""
@@ -285,16 +278,17 @@ class Config:
         """The inverse of ``to_dict``.
 
         Raises:
-            UserError: if ``values`` is not a config of this version.
+            UserError: if ``values`` is not a config of this version, or of an earlier one.
         """
         try:
-            rooms: dict[str, Any] = {
-                # What an earlier version did not know is at its default there.
-                f.name: f.type(**_untupled(f.type, values.get(f.name, {})))
+            # A setting that an earlier version did not know is at its default there.
+            parts: dict[str, Any] = {
+                f.name: f.type(**_untupled(f.type, _without_retired(values.get(f.name, {}))))
                 for f in dataclasses.fields(cls)
                 if dataclasses.is_dataclass(f.type) and isinstance(f.type, type)
             }
-            return cls(seed=values["seed"], source=values.get("source"), **rooms)
+            start = values.get("start", values.get("source"))
+            return cls(seed=values["seed"], start=start, **parts)
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"the saved settings do not fit this version of ahl_jax ({error}); "
@@ -302,9 +296,28 @@ class Config:
             ) from error
 
 
-def _untupled(room: type, values: dict[str, Any]) -> dict[str, Any]:
+_RETIRED = {"psi_passes": 1, "psi_batch": 48}
+"""Settings of earlier versions, and the value that they always have now."""
+
+
+def _without_retired(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a part without settings that are none any more.
+
+    Raises:
+        UserError: if one of those had another value than the one that is left.
+    """
+    for name in values.keys() & _RETIRED.keys():
+        if values[name] != _RETIRED[name]:
+            raise UserError(
+                f"the saved settings have {name} = {values[name]}, which is always "
+                f"{_RETIRED[name]} in this version of ahl_jax; use the version that wrote them"
+            )
+    return {name: value for name, value in values.items() if name not in _RETIRED}
+
+
+def _untupled(part: type, values: dict[str, Any]) -> dict[str, Any]:
     """JSON lists back to tuples, and the path fields back to paths."""
-    paths = {f.name for f in dataclasses.fields(room) if f.type == Path | None}
+    paths = {f.name for f in dataclasses.fields(part) if f.type == Path | None}
     return {
         key: tuple(value)
         if isinstance(value, list)
@@ -316,3 +329,51 @@ def _untupled(room: type, values: dict[str, Any]) -> dict[str, Any]:
 def data_name(config: Config) -> str:
     """The data set's name, without its folder."""
     return " ".join(filter(None, [Path(config.data.data).name, config.data.category]))
+
+
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting of ``Config.to_dict`` under its own name."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value)
+        else:
+            yield name, value
+
+
+def _check_together(config: Config) -> None:
+    """Refuse values that are in range each, but do not go together.
+
+    Names are looked up in their registries later, by ``ahl_jax.run.checks``.
+
+    Raises:
+        UserError: for the first ones.
+    """
+    data, learning = config.data, config.learning
+    # Fine-tuning, and training that changes nothing, may have normals alone.
+    if not config.start and learning.method != "fit":
+        if not data.shots:
+            raise UserError(
+                '`shots` is 0; it must be 1 or more, or train nothing: `method="fit"` '
+                '`detector="patchcore"`'
+            )
+        if not config.pseudo.pseudo_per_generator:
+            raise UserError("`pseudo_per_generator` is 0; it must be 1 or more")
+    names = config.pseudo.generators
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(
+            "`generators` needs two or more different generators, because the support and the "
+            "query set of a subset never share one"
+        )
+    if learning.steps % learning.updates_per_epoch:
+        raise UserError(
+            f"`updates_per_epoch` is {learning.updates_per_epoch}; it must divide `steps` "
+            f"({learning.steps})"
+        )
+    if not data.shots and data.setting != "general":
+        raise UserError(
+            f'no anomaly is drawn from normals only; leave out `setting="{data.setting}"`'
+        )
+    if data.setting == "hard" and data.seen_class is None:
+        raise UserError("the hard setting needs `seen_class`, the anomaly class seen in training")
+    if data.setting != "hard" and data.seen_class is not None:
+        raise UserError('`seen_class` belongs to the hard setting; add `setting="hard"`')

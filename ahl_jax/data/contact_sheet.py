@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ahl_jax.common.errors import BadImageError, UserError
+from ahl_jax.common.files import writing
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Dataset
@@ -46,11 +47,6 @@ def draw(dataset: Dataset, out: Path) -> None:
                     axes.text(0.5, 0.5, "unreadable", ha="center", va="center")
                 name = Path(path.name).name
                 axes.set_title(name if len(name) <= 24 else f"…{name[-23:]}", fontsize=7)
-    try:
+    with writing(out, "name another file with `out`"):
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({(error.strerror or str(error)).lower()}); name another "
-            "file with `out`"
-        ) from error

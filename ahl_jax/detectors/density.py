@@ -64,7 +64,7 @@ class Density(DeviationDetector):
         """Z, then the scores that do not depend on the direction of the labelled anomalies."""
         return jnp.concatenate([_flat(inputs), self._lengths(inputs)], axis=1)
 
-    def calibrate(
+    def prepare(
         self,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],

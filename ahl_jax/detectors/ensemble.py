@@ -16,7 +16,7 @@ from ahl_jax.detectors.protocol import Functional, Model
 class MeanScore(Functional):
     """The scores of models with a leading axis T.
 
-    ``merge``, ``loss``, ``measured`` and ``calibrated`` are of one of them.
+    ``merge``, ``loss``, ``measured`` and ``prepared`` are of one of them.
     """
 
     def each(self, function: Callable[[Model], Model], model: Model) -> Model:

@@ -34,7 +34,7 @@ class PatchCore(DeviationDetector):
         """All locations of an image, one after the other."""
         return _locations(inputs).reshape(inputs.images, -1)
 
-    def calibrate(
+    def prepare(
         self,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],

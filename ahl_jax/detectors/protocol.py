@@ -38,22 +38,22 @@ class Detector(nnx.Module):
     """Whether it needs whitened features, see ``ahl_jax.detectors.whitening``."""
 
     trained: ClassVar[bool] = True
-    """Whether there is anything to train after ``calibrate``; otherwise only ``fit`` takes it."""
+    """Whether there is anything to train after ``prepare``; otherwise only ``fit`` takes it."""
 
     @classmethod
-    def calibrates(cls) -> bool:
-        """Whether ``calibrate`` sets anything."""
-        return cls.calibrate is not Detector.calibrate
+    def has_closed_form(cls) -> bool:
+        """Whether ``prepare`` sets anything."""
+        return cls.prepare is not Detector.prepare
 
     @abstractmethod
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         raise NotImplementedError
 
     def measure(self, inputs: Inputs) -> Float[Array, "b r"]:
-        """The rows that ``calibrate`` reads, one for each of b images; by default empty."""
+        """The rows that ``prepare`` reads, one for each of b images; by default empty."""
         return jnp.zeros((inputs.images, 0))
 
-    def calibrate(
+    def prepare(
         self,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],
@@ -205,16 +205,16 @@ class Functional:
         """The rows of ``Detector.measure``."""
         return self.merge(model).measure(inputs)
 
-    def calibrated(
+    def prepared(
         self,
         model: Model,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],
         groups: Int[Array, " n"],
     ) -> Model:
-        """The model after ``Detector.calibrate``."""
+        """The model after ``Detector.prepare``."""
         detector = self.merge(model)
-        detector.calibrate(normals, anomalies, groups)
+        detector.prepare(normals, anomalies, groups)
         return functional(detector)[1]
 
     def loss(

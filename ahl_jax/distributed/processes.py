@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # The coordination service has no public handle.
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
+from orbax.checkpoint import multihost
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.distributed.host_arrays import from_host, to_host
@@ -218,9 +218,7 @@ def _raise(process: int, kind: str, what: Any) -> None:
 
 def _exchange(value: str) -> list[str]:
     """Every process's value, on every process. All must call this in the same order."""
-    client = distributed.global_state.client
-    if client is None:
-        raise RuntimeError("several processes, but jax.distributed is not initialized")
+    client = multihost.get_jax_distributed_client()
     number, me = next(_numbers), jax.process_index()
     folder = f"ahl_jax/{number}"
     if me == 0:

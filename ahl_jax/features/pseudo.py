@@ -37,7 +37,7 @@ class PseudoFeatures:
     generator: Int[np.ndarray, " n"]
     """Which made it: an index into the configured generators."""
 
-    source: Int[np.ndarray, " n"]
+    origin: Int[np.ndarray, " n"]
     """The normal image it was made from: an index into the given normals."""
 
 
@@ -91,7 +91,7 @@ def extract_pseudo(
 def origins(
     pseudo: PseudoConfig, normals: int, seed: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Where pseudo-anomalies come from: ``generator`` and ``source`` of ``PseudoFeatures``."""
+    """Where pseudo-anomalies come from: ``generator`` and ``origin`` of ``PseudoFeatures``."""
     count = pseudo.pseudo_per_generator
     sources = [_draw(normals, count, seed, name)[:, 0] for name in pseudo.generators]
     return np.repeat(np.arange(len(pseudo.generators)), count), np.concatenate(sources)

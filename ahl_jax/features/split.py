@@ -158,7 +158,7 @@ def training_features(
             normals.paths, trunk, config.features, made, config.seed, store, part,
             progress=progress,
         )  # fmt: skip
-    counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.source))]).T
+    counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.origin))]).T
     return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
 
 

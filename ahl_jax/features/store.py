@@ -6,17 +6,15 @@ import json
 import math
 import os
 import tempfile
-import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 
-from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import default_folder
+from ahl_jax.common.files import default_folder, replace_file, writing
 
 
 class Store:
@@ -85,19 +83,12 @@ class Store:
             UserError: if the disk is full or the folder cannot be written to.
         """
         path = self.path(key)
-        part = path.with_name(f"{key}.{uuid.uuid4().hex}.tmp")
         content = safetensors.numpy.save(
             {f"scale{i}": np.ascontiguousarray(m, np.float32) for i, m in enumerate(maps)}
         )
         with _writing(self.folder):
             path.parent.mkdir(exist_ok=True)
-            try:
-                part.write_bytes(content)
-                os.replace(part, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
-                raise
+            replace_file(path, content, several_writers=True)
 
 
 def entry_key(**origin: str | int) -> str:
@@ -105,13 +96,5 @@ def entry_key(**origin: str | int) -> str:
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turns a failure to write into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write features to {folder} ({(error.strerror or str(error)).lower()}); make "
-            "room there, or set AHL_CACHE to another folder"
-        ) from error
+def _writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return writing(folder, "make room there, or set AHL_CACHE to another folder", "features")

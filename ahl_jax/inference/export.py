@@ -13,7 +13,7 @@ from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import replace_file
+from ahl_jax.common.files import replace_file, writing
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import FPR, check_fpr
 
@@ -124,10 +124,6 @@ def export_model(
     (n,) = jax_export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, size, size, 3), jnp.uint8)
     exported = jax_export.export(jax.jit(model), platforms=list(platforms))(images)
-    try:
+    with writing(file, "name another file"):
         replace_file(file, bytes(exported.serialize()))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file} ({(error.strerror or str(error)).lower()}); name another file"
-        ) from error
     return exported

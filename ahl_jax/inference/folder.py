@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
-from ahl_jax.common.files import alone
+from ahl_jax.common.files import alone, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.data.folder import images_below
@@ -91,22 +91,20 @@ def run(command: Predict) -> None:
             log.warning("scores alone, no decisions: %s", error)
     else:
         predictor.calibration.warn_of(command.fpr)
-    try:
-        with alone(command.out, lambda: _in_use(command.out)):
-            results = Results(
-                command.out,
-                predictor,
-                command.fpr,
-                heat_maps=command.heat_maps,
-                lines=command.json,
-                tell=command.watch,
-                overwrite=command.overwrite,
-            )
-            _run(command, predictor, results)
-    except BrokenPipeError:
-        raise  # Of stdout.
-    except OSError as error:
-        raise _unwritable(command.out, error) from error
+    with (
+        writing(command.out, "give `out` another folder, or make room"),
+        alone(command.out, lambda: _in_use(command.out)),
+    ):
+        results = Results(
+            command.out,
+            predictor,
+            command.fpr,
+            heat_maps=command.heat_maps,
+            lines=command.json,
+            tell=command.watch,
+            overwrite=command.overwrite,
+        )
+        _run(command, predictor, results)
 
 
 def _run(command: Predict, predictor: Predictor, results: Results) -> None:
@@ -200,11 +198,4 @@ def _stamp(path: Path) -> _Stamp:
 def _in_use(folder: Path) -> None:
     raise UserError(
         f"another ahl predict is writing to {folder}; wait for it, or give another `out`"
-    )
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); give `out` another "
-        "folder, or make room"
     )

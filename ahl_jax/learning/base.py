@@ -63,7 +63,7 @@ class Plain:
 
 
 class Fit(Plain):
-    """Leaves the detector as it was calibrated; what closed forms reach without any training."""
+    """Leaves the detector as it was prepared: closed forms without any training."""
 
     def epoch(
         self, state: tuple[Trained, Key[Array, ""]], data: TrainingData, epoch: Array

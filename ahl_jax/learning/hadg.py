@@ -23,7 +23,7 @@ HOLISTIC = -1
 
 
 @dataclass(frozen=True)
-class Bank:
+class Roles:
     """The kind of each training image, by its position in the bank.
 
     The order is: n normals, then M labelled anomalies, then the pseudo-anomalies.
@@ -34,7 +34,7 @@ class Bank:
     generator: Int[np.ndarray, " p"]
     """Which generator made each pseudo-anomaly."""
 
-    source: Int[np.ndarray, " p"]
+    origin: Int[np.ndarray, " p"]
     """The normal that each pseudo-anomaly was made from."""
 
     @property
@@ -151,7 +151,7 @@ def _cycle_pairs(
 
 def make_subsets(
     config: SubsetConfig,
-    bank: Bank,
+    roles: Roles,
     clusters: list[Int[np.ndarray, " m"]],
     generators: int,
     seed: int,
@@ -164,7 +164,7 @@ def make_subsets(
 
     Args:
         config: T, whether to add the holistic subset, whether query shares the support anomalies.
-        bank: what the positions are.
+        roles: what the positions are.
         clusters: positions of the normals of each cluster.
         generators: how many generators there are.
         seed: seed of every choice.
@@ -173,7 +173,7 @@ def make_subsets(
     pairs = _cycle_pairs(len(clusters), config.subsets, rng, shuffle_first=False)
     normals = [(clusters[a], clusters[b]) for a, b in pairs]
     if config.holistic:
-        shuffled = rng.permutation(bank.normal_index)
+        shuffled = rng.permutation(roles.normal_index)
         half = len(shuffled) // 2
         pairs.append((HOLISTIC, HOLISTIC))
         normals.append((np.sort(shuffled[:half]), np.sort(shuffled[half:])))
@@ -183,10 +183,10 @@ def make_subsets(
             clusters=pair,
             generators=maker,
             normals=sides,
-            anomalies=_halve(bank.anomaly_index, rng, share=config.share_anomalies),
+            anomalies=_halve(roles.anomaly_index, rng, share=config.share_anomalies),
             pseudo=(
-                _pseudo_of(bank, maker[0], sides[0]),
-                _pseudo_of(bank, maker[1], sides[1]),
+                _pseudo_of(roles, maker[0], sides[0]),
+                _pseudo_of(roles, maker[1], sides[1]),
             ),
         )
         for pair, sides, maker in zip(pairs, normals, makers, strict=True)
@@ -203,23 +203,23 @@ def _halve(
     return np.sort(shuffled[:half]), np.sort(anomalies if share else shuffled[half:])
 
 
-def _pseudo_of(bank: Bank, generator: int, normals: Int[np.ndarray, " n"]) -> np.ndarray:
-    made = bank.generator == generator
-    own = made & np.isin(bank.source, normals)
-    return bank.pseudo_index[own if own.any() else made]
+def _pseudo_of(roles: Roles, generator: int, normals: Int[np.ndarray, " n"]) -> np.ndarray:
+    made = roles.generator == generator
+    own = made & np.isin(roles.origin, normals)
+    return roles.pseudo_index[own if own.any() else made]
 
 
-def pool_sets(subsets: list[Subset], bank: Bank) -> tuple[PoolSet, PoolSet]:
+def pool_sets(subsets: list[Subset], roles: Roles) -> tuple[PoolSet, PoolSet]:
     """The support and the query sets as padded index arrays with a leading T axis.
 
-    Their shapes depend on the bank's counts and on T alone, not on how k-means split the normals:
-    other clusters or another seed need no other compiled program.
+    Their shapes depend on the counts of the roles and on T alone, not on how k-means split the
+    normals: other clusters or another seed need no other compiled program.
     """
-    most_made = int(np.bincount(bank.generator).max(initial=0))
+    most_made = int(np.bincount(roles.generator).max(initial=0))
 
     def side(k: int) -> PoolSet:
         return PoolSet(
-            normals=pad_pools([s.normals[k] for s in subsets], bank.normals),
+            normals=pad_pools([s.normals[k] for s in subsets], roles.normals),
             anomalies=pad_pools([s.anomalies[k] for s in subsets]),
             pseudo=pad_pools([s.pseudo[k] for s in subsets], most_made),
         )
@@ -227,21 +227,21 @@ def pool_sets(subsets: list[Subset], bank: Bank) -> tuple[PoolSet, PoolSet]:
     return side(0), side(1)
 
 
-def everything(bank: Bank) -> PoolSet:
+def everything(roles: Roles) -> PoolSet:
     """All training images as one set with no leading axis: what a detector alone trains on."""
-    sets = (bank.normal_index, bank.anomaly_index, bank.pseudo_index)
+    sets = (roles.normal_index, roles.anomaly_index, roles.pseudo_index)
     pools = [pad_pools([members]) for members in sets]
     return PoolSet(*(Pool(pool.members[0], pool.size[0]) for pool in pools))
 
 
-def error_weights(subsets: list[Subset], bank: Bank) -> Float[np.ndarray, "t n"]:
+def error_weights(subsets: list[Subset], roles: Roles) -> Float[np.ndarray, "t n"]:
     """c_j of AHL Eq. 6 for each subset and training image; 0 where j is not in D'.
 
     D' is every training image, pseudo-anomalies aside, without the subset's support normals.
     c_j is 1.0 for an anomaly that the base model does not train on, else 0.5.
     """
-    weights = np.full((len(subsets), bank.normals + bank.anomalies), 0.5, np.float32)
-    weights[:, bank.normals :] = 1.0
+    weights = np.full((len(subsets), roles.normals + roles.anomalies), 0.5, np.float32)
+    weights[:, roles.normals :] = 1.0
     for row, subset in zip(weights, subsets, strict=True):
         row[subset.normals[0]] = 0.0
         row[subset.anomalies[0]] = 0.5

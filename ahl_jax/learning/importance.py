@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Key
 from ahl_jax.config.settings import ImportanceConfig
 from ahl_jax.detectors.protocol import Params
 
+PSI_BATCH = 48
+"""Images per batch of psi."""
+
 
 class ScorePredictor(nnx.Module):
     """Two-layer bidirectional LSTM with T units each way, and a linear layer on its last output.
@@ -99,11 +102,18 @@ def importance_scores(errors: Float[Array, " t"]) -> Float[Array, " t"]:
 
 
 class Estimator:
-    """Initialises and updates an ``Importance``; holds no arrays."""
+    """Initialises and updates an ``Importance``; holds no arrays.
 
-    def __init__(self, config: ImportanceConfig, subsets: int):
+    Args:
+        config: K, the learning rate of psi, and how w_i is set.
+        subsets: T.
+        batch: images per batch of psi.
+    """
+
+    def __init__(self, config: ImportanceConfig, subsets: int, batch: int = PSI_BATCH):
         self.config = config
         self.subsets = subsets
+        self.batch = batch
         self.optimizer = optax.adam(config.psi_lr)
         # Flax's recurrent layers hold a random state for initial carries; ours are given.
         self.graph, _, *rest = nnx.split(self._module(jax.random.key(0)), nnx.Param, ...)
@@ -170,9 +180,9 @@ class Estimator:
     def _train(
         self, state: Importance, scores: Float[Array, "n t"], key: Key[Array, ""]
     ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
-        """Minimise psi's mean squared error on this epoch's scores (AHL Eq. 5)."""
+        """Minimise psi's mean squared error on this epoch's scores, in one pass (AHL Eq. 5)."""
         images = scores.shape[0]
-        batch = min(self.config.psi_batch, images)
+        batch = min(self.batch, images)
         batches = -(-images // batch)
 
         def loss_of(params: Params, history: Array, target: Array) -> Array:
@@ -189,8 +199,8 @@ class Estimator:
             shuffled = jax.random.permutation(key, images)
             return jnp.resize(shuffled, (batches, batch))
 
-        keys = jax.random.split(key, self.config.psi_passes)
-        index = jax.vmap(order)(keys).reshape(-1, batch)
+        # Split once, as runs of earlier versions did: they resume to the same result.
+        (key,) = jax.random.split(key, 1)
         before = loss_of(state.params, state.history, scores)
-        (params, optimizer), _ = jax.lax.scan(step, (state.params, state.optimizer), index)
+        (params, optimizer), _ = jax.lax.scan(step, (state.params, state.optimizer), order(key))
         return params, optimizer, before

@@ -89,8 +89,8 @@ NO_BANK: Any = ()
 """For ``dataclasses.replace``, where a seed's data is handled without the shared features."""
 
 
-def calibrated(functional: Functional, model: Model, data: TrainingData, normals: int) -> Model:
-    """The model that training starts from, see ``Detector.calibrate``.
+def prepared(functional: Functional, model: Model, data: TrainingData, normals: int) -> Model:
+    """The model that training starts from, see ``Detector.prepare``.
 
     Args:
         functional: the detector.
@@ -106,7 +106,7 @@ def calibrated(functional: Functional, model: Model, data: TrainingData, normals
             lambda index: functional.measured(model, data.images(index)), padded.reshape(-1, batch)
         )
         rows = rows.reshape(len(padded), -1)[: len(data.followed)]
-        return functional.calibrated(model, rows[:normals], rows[normals:], data.groups)
+        return functional.prepared(model, rows[:normals], rows[normals:], data.groups)
 
     return functional.each(one, model)
 

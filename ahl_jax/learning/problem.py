@@ -20,7 +20,7 @@ from ahl_jax.learning.batches import PoolSet
 from ahl_jax.learning.cdl import CDL
 from ahl_jax.learning.ensemble import Ensemble
 from ahl_jax.learning.hadg import (
-    Bank,
+    Roles,
     Subset,
     cluster_normals,
     error_weights,
@@ -60,7 +60,7 @@ def make_problem(
     anomalies: Maps,
     pseudo: Maps,
     generator: Int[np.ndarray, " p"],
-    source: Int[np.ndarray, " p"],
+    origin: Int[np.ndarray, " p"],
 ) -> Problem:
     """Set up a run from the feature maps of its training images, one array per scale.
 
@@ -72,7 +72,7 @@ def make_problem(
         anomalies: maps of the M labelled anomalies.
         pseudo: maps of the pseudo-anomalies.
         generator: which generator made each pseudo-anomaly.
-        source: which normal each pseudo-anomaly was made from.
+        origin: which normal each pseudo-anomaly was made from.
 
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
@@ -83,10 +83,10 @@ def make_problem(
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    return problem_on(config, bank, averages, generator, source)
+    return problem_on(config, bank, averages, generator, origin)
 
 
-def subsets_on(config: Config, roles: Bank, averages: Float[np.ndarray, "n d"]) -> list[Subset]:
+def subsets_on(config: Config, roles: Roles, averages: Float[np.ndarray, "n d"]) -> list[Subset]:
     """The heterogeneous subsets of a run.
 
     Args:
@@ -112,7 +112,7 @@ def problem_on(
     bank: SharedBank,
     averages: Float[np.ndarray, "n d"],
     generator: Int[np.ndarray, " p"],
-    source: Int[np.ndarray, " p"],
+    origin: Int[np.ndarray, " p"],
 ) -> Problem:
     """Set up a run whose images are in a bank.
 
@@ -121,13 +121,13 @@ def problem_on(
         bank: the features, and where the run's images are in them.
         averages: ``global_averages`` of the n training normals, which k-means divides.
         generator: which generator made each pseudo-anomaly.
-        source: which normal each pseudo-anomaly was made from.
+        origin: which normal each pseudo-anomaly was made from.
 
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
     anomalies = len(bank.place) - len(averages) - len(generator)
-    roles = Bank(len(averages), anomalies, np.asarray(generator), np.asarray(source))
+    roles = Roles(len(averages), anomalies, np.asarray(generator), np.asarray(origin))
     subsets = subsets_on(config, roles, averages)
     support, query = pool_sets(subsets, roles)
     followed = roles.normals + roles.anomalies

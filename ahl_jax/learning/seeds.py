@@ -42,7 +42,7 @@ def stack_problems(problems: Sequence[Problem]) -> tuple[Any, TrainingData]:
     return stack(states), dataclasses.replace(stack(rest), inputs=inputs)
 
 
-def run_epochs(
+def scan_epochs(
     learner: Learner,
     states: Any,
     data: TrainingData,
@@ -81,7 +81,7 @@ def run_epochs(
 
 
 def compile_epochs(mesh: Mesh) -> jax.stages.Wrapped:
-    """``run_epochs``, compiled for the mesh; the states' memory is used again."""
+    """``scan_epochs``, compiled for the mesh; the states' memory is used again."""
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
     def in_turn(states: Any) -> bool:
@@ -89,7 +89,7 @@ def compile_epochs(mesh: Mesh) -> jax.stages.Wrapped:
 
     def epochs(learner: Learner, states: Any, data: TrainingData, numbers: Array) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return run_epochs(learner, states, data, numbers, in_turn=in_turn(states))
+            return scan_epochs(learner, states, data, numbers, in_turn=in_turn(states))
 
     # Without the shardings the compiler would place its results as it likes, and a second call
     # would be compiled anew for that.
@@ -111,12 +111,12 @@ def inference_references(data: TrainingData, mesh: Mesh) -> Inputs:
     return jax.jit(every_seed, out_shardings=everywhere(mesh))(data)
 
 
-def calibrated(learner: Learner, states: Any, data: TrainingData, normals: int, mesh: Mesh) -> Any:
-    """The states with each seed's detector calibrated, see ``Detector.calibrate``.
+def prepared(learner: Learner, states: Any, data: TrainingData, normals: int, mesh: Mesh) -> Any:
+    """The states with each seed's detector prepared, see ``Detector.prepare``.
 
     States and data are on the mesh.
     """
-    if learner.functional.kind.calibrate is Detector.calibrate:
+    if learner.functional.kind.prepare is Detector.prepare:
         return states
 
     def every_seed(states: Any, data: TrainingData) -> Any:
@@ -124,7 +124,7 @@ def calibrated(learner: Learner, states: Any, data: TrainingData, normals: int, 
             own = dataclasses.replace(seed[1], inputs=data.inputs)
             model = learner.model(seed[0])
             return learner.with_model(
-                seed[0], learning.calibrated(learner.functional, model, own, normals)
+                seed[0], learning.prepared(learner.functional, model, own, normals)
             )
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import replace_file
+from ahl_jax.common.files import replace_file, writing
 from ahl_jax.config.settings import data_name
 from ahl_jax.data.images import image_digest
 from ahl_jax.detectors.names import method_name
@@ -191,15 +191,10 @@ def _write(out: Path, template: str, **values: Any) -> Path:
     )
     environment.filters |= {"setting": _setting}
     text = environment.get_template(template).render(**values)
-    try:
+    with writing(out, "name another file with `out`"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        # A file name may hold what is no UTF-8.
+        # A file name may hold bytes that are no UTF-8.
         replace_file(out, text.encode(errors="replace"))
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({(error.strerror or str(error)).lower()}); name another "
-            "file with `out`"
-        ) from error
     return out
 
 

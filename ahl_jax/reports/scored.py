@@ -9,14 +9,14 @@ from jaxtyping import Bool
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import PRESETS
-from ahl_jax.config.settings import Config
+from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.types import Sample, Split
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import Calibration, check_fpr
 from ahl_jax.reports.bootstrap import Resampled, resample
-from ahl_jax.run.evaluate import load_tested
-from ahl_jax.storage.workdir import Workdir, flat
+from ahl_jax.run.evaluate import load_test
+from ahl_jax.storage.workdir import Workdir
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def score(
         UserError: as ``ahl_jax.evaluate`` does.
     """
     check_fpr(fpr)
-    tested = load_tested(workdir, data=data, cache_dir=cache_dir, progress=progress)
+    tested = load_test(workdir, data=data, cache_dir=cache_dir, progress=progress)
     outcome = tested.predictor.scorer.outcome(tested.test.maps)
     metrics = tested.metrics(outcome.scores, outcome.heat, fpr)
     try:

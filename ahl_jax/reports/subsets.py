@@ -11,7 +11,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.pseudo import origins, pseudo_images
-from ahl_jax.learning.hadg import HOLISTIC, Bank, Subset
+from ahl_jax.learning.hadg import HOLISTIC, Roles, Subset
 from ahl_jax.learning.problem import subsets_on
 from ahl_jax.reports.pictures import data_uri, file_name
 from ahl_jax.reports.scored import Scored
@@ -84,7 +84,7 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
 
     normals, averages = readable(run.split.train_normals, "training normals")
     anomalies, _ = readable([sample.path for sample in run.split.seen], "labelled anomalies")
-    roles = Bank(len(normals), len(anomalies), *origins(config.pseudo, len(normals), config.seed))
+    roles = Roles(len(normals), len(anomalies), *origins(config.pseudo, len(normals), config.seed))
     classes = {sample.path: sample.anomaly_class for sample in run.split.seen}
     size = config.features.image_size
     drawn: dict[int, Sample] = {}

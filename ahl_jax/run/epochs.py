@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import pace
-from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Inputs
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import give_back_memory
@@ -23,139 +24,141 @@ from ahl_jax.learning import seeds
 from ahl_jax.learning.bank import Streamed
 from ahl_jax.learning.learner import NO_BANK, EpochLog, Learner, TrainingData
 from ahl_jax.learning.problem import Problem
-from ahl_jax.learning.seeds import spread
-from ahl_jax.storage.checkpoints import Checkpoints
-from ahl_jax.storage.workdir import Workdir
+from ahl_jax.run.claim import Run
+from ahl_jax.run.options import RunOptions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One seed's run."""
+class Training:
+    """A run that has epochs to train."""
 
-    config: Config
+    run: Run
     normals: int
     """How many training normals there are."""
 
     anomalies: int
     """How many labelled anomalies there are."""
 
-    workdir: Workdir
-    checkpoints: Checkpoints | None
-    """Process 0 alone has them."""
-
     whitening: Whitening | None = None
-    """What its features are whitened with."""
-
-    @property
-    def writer(self) -> Checkpoints:
-        """The checkpoints, on process 0."""
-        assert self.checkpoints is not None
-        return self.checkpoints
+    """How its features are whitened."""
 
 
-def run_epochs(
-    runs: Sequence[Run],
-    problems: list[Problem],
-    chunk: int,
-    *,
-    data_shards: int = 1,
-    progress: bool,
-) -> None:
+def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: RunOptions) -> None:
     """Train runs that differ in their seeds alone, from their last common checkpoint to the end.
 
     Args:
-        runs: the runs.
+        trainings: the runs.
         problems: their training problems; taken out of the list, so that the host's copy of their
             bank can go once the devices have it.
-        chunk: epochs per call of the compiled program.
-        data_shards: number of parts of the images, see ``ahl_jax.distributed.mesh.mesh_for``.
-        progress: whether to report on each epoch.
+        options: how often to save, how to divide the images, and whether to report on each epoch.
 
     Raises:
         UserError: if the settings fit neither the data nor the devices.
     """
-    epochs = runs[0].config.learning.planned_epochs
+    epochs = trainings[0].run.config.learning.planned_epochs
     with together():
         states, data = seeds.stack_problems(problems)
-        mesh = mesh_for(len(runs), data.error_weights.shape[1], data_shards)
-        if mesh.size > 1 and isinstance(data.inputs, Streamed):
-            raise UserError(
-                "the features are over --feature-memory, and they stream to one device only; "
-                "divide them with a larger --data-shards, or allow more"
-            )
+        mesh = _mesh(data, len(trainings), options.data_shards)
     learner = problems[0].learner
     problems.clear()
+    done, histories, states = _restore(trainings, states)
+    # What was drawn or clustered on one machine need not be the same to the last bit on another.
+    states, drawn = arrays_of_primary((states, dataclasses.replace(data, inputs=NO_BANK)))
+    data = dataclasses.replace(drawn, inputs=data.inputs)
+    if options.progress:
+        _announce(data, mesh, epochs, done)
+    states, data = seeds.spread(states, data, mesh)
+    if not done:
+        states = seeds.prepared(learner, states, data, trainings[0].normals, mesh)
+    # Constant over the run, and read back by nothing but the checkpoints.
+    references = on_this_process(seeds.inference_references(data, mesh), mesh)
+    chunks = _chunks(done, epochs, options.checkpoint_every)
+    with together():  # No process's epochs begin while another one still compiles.
+        programs = _compiled(learner, states, data, mesh, chunks)
+    give_back_memory()
+    if options.progress and chunks:
+        _announce_memory(programs[len(chunks[0])])
+    for numbers in chunks:
+        began = time.perf_counter()
+        states, logs = programs[len(numbers)](states, data, numbers)
+        logs = jax.device_get(logs)
+        seconds = (time.perf_counter() - began) / len(numbers)
+        readable = on_this_process(states, mesh)
+        with together():
+            if is_primary():
+                rows = _rows(learner, logs, numbers, seconds / len(trainings))
+                for history, new in zip(histories, rows, strict=True):
+                    history += new
+                _save(trainings, learner, (readable, references), histories)
+        if options.progress:
+            log.info("%s", _progress(logs, int(numbers[-1]) + 1, epochs, seconds))
+
+
+def _mesh(data: TrainingData, runs: int, data_shards: int) -> Mesh:
+    """The mesh for the seeds and subsets of the data.
+
+    Raises:
+        UserError: if there is none, or the features would stream to several devices.
+    """
+    mesh = mesh_for(runs, data.error_weights.shape[1], data_shards)
+    if mesh.size > 1 and isinstance(data.inputs, Streamed):
+        raise UserError(
+            "the features are over `feature_memory`, and they stream to one device only; "
+            "divide them with a larger `data_shards`, or allow more"
+        )
+    return mesh
+
+
+def _restore(
+    trainings: Sequence[Training], states: Any
+) -> tuple[int, list[list[dict[str, Any]]], Any]:
+    """How many epochs all runs have done; on process 0 also their histories and states then."""
+    runs = [training.run for training in trainings]
     done = on_primary(lambda: max(set.intersection(*({0, *r.writer.epochs()} for r in runs))))
     histories: list[list[dict[str, Any]]] = [[] for _ in runs]
     with together():
         if is_primary():
             histories = [run.workdir.read_history(done) for run in runs]
             if done:
-                states = _restored(runs, states, done)
-    # What was drawn or clustered on one machine need not be the same to the last bit on another.
-    states, drawn = arrays_of_primary((states, dataclasses.replace(data, inputs=NO_BANK)))
-    data = dataclasses.replace(drawn, inputs=data.inputs)
-    if progress:
-        _announce(data, data_shards, runs, done)
-        if mesh.size > 1:
-            log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
-        log.info("compiling, which takes a while the first time")
-    states, data = spread(states, data, mesh)
-    if not done:
-        states = seeds.calibrated(learner, states, data, runs[0].normals, mesh)
-    # Constant over the run, and read back by nothing but the checkpoints.
-    references = on_this_process(seeds.inference_references(data, mesh), mesh)
+                fresh = [seeds.one_seed(states, i) for i in range(len(runs))]
+                states = seeds.stack(
+                    [run.writer.restore_state(s, done) for run, s in zip(runs, fresh, strict=True)]
+                )
+    return done, histories, states
+
+
+def _chunks(done: int, epochs: int, length: int) -> list[Int[np.ndarray, " e"]]:
+    """The numbers of the epochs left, in the chunks that one call of the program trains."""
+    starts = range(done, epochs, length)
+    return [np.arange(first, min(first + length, epochs), dtype=np.int32) for first in starts]
+
+
+def _compiled(
+    learner: Learner, states: Any, data: TrainingData, mesh: Mesh, chunks: Sequence[Any]
+) -> dict[int, jax.stages.Compiled]:
+    """A program for each length of a chunk: two at most, as the last epochs may be fewer."""
     step = seeds.compile_epochs(mesh)
-    starts = range(done, epochs, chunk)
-    chunks = [np.arange(first, min(first + chunk, epochs), dtype=np.int32) for first in starts]
-    # Two at most, as the last epochs may be fewer than a chunk.
-    with together():  # No process's epochs begin while another one still compiles.
-        programs = {
-            length: step.lower(learner, states, data, numbers).compile()
-            for length, numbers in {len(numbers): numbers for numbers in chunks}.items()
-        }
-    give_back_memory()
-    if progress and chunks:
-        _announce_memory(programs[len(chunks[0])])
-    for numbers in chunks:
-        start = time.perf_counter()
-        states, logs = programs[len(numbers)](states, data, numbers)
-        logs = jax.device_get(logs)
-        seconds = (time.perf_counter() - start) / len(numbers) / len(runs)
-        done = int(numbers[-1]) + 1
-        readable = on_this_process(states, mesh)
-        with together():
-            if is_primary():
-                for i, (run, rows) in enumerate(zip(runs, histories, strict=True)):
-                    for k, number in enumerate(numbers):
-                        one = jax.tree.map(lambda x, i=i, k=k: x[k, i], logs)
-                        rows.append(_row(int(number) + 1, learner, one, seconds))
-                    run.workdir.write_history(rows)
-                    state, reference = seeds.one_seed((readable, references), i)
-                    _save(run, learner, state, reference, rows)
-        if progress:
-            log.info("%s", _progress(logs, done, epochs, seconds * len(runs)))
+    return {
+        length: step.lower(learner, states, data, numbers).compile()
+        for length, numbers in {len(numbers): numbers for numbers in chunks}.items()
+    }
 
 
-def _restored(runs: Sequence[Run], states: Any, done: int) -> Any:
-    """The states that all runs had after ``done`` epochs."""
-    return seeds.stack(
-        [run.writer.restore_state(seeds.one_seed(states, i), done) for i, run in enumerate(runs)]
-    )
-
-
-def _announce(data: TrainingData, data_shards: int, runs: Sequence[Run], done: int) -> None:
-    """Say where the features will be, and where the run goes on."""
+def _announce(data: TrainingData, mesh: Mesh, epochs: int, done: int) -> None:
+    """Say where the features will be, where the run goes on, and on which devices."""
     images, mib = data.inputs.images, data.inputs.nbytes / 2**20
     if isinstance(data.inputs, Streamed):
         log.info("the features of %d training images, %.0f MiB, are streamed", images, mib)
     else:
-        mib /= data_shards
+        mib /= mesh.shape["data"]
         log.info("the features of %d training images take %.0f MiB on each device", images, mib)
     if done:
-        log.info("going on after epoch %d of %d", done, runs[0].config.learning.planned_epochs)
+        log.info("going on after epoch %d of %d", done, epochs)
+    if mesh.size > 1:
+        log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
+    log.info("compiling, which takes a while the first time")
 
 
 def _announce_memory(compiled: jax.stages.Compiled) -> None:
@@ -172,21 +175,55 @@ def _announce_memory(compiled: jax.stages.Compiled) -> None:
 
 
 def _save(
-    run: Run, learner: Learner, state: Any, reference: Inputs, rows: list[dict[str, Any]]
+    trainings: Sequence[Training],
+    learner: Learner,
+    on_host: tuple[Any, Inputs],
+    histories: Sequence[list[dict[str, Any]]],
 ) -> None:
-    scorer = Scorer(learner.functional, learner.model(state), reference, run.whitening)
-    run.writer.save(
-        len(rows),
-        inference=scorer.arrays(),
-        state=state,
-        metadata={
-            "config": run.config.to_dict(),
-            "epochs": len(rows),
-            "n_train_normal": run.normals,
-            "n_seen": run.anomalies,
-            "seconds": round(sum(float(row["seconds"]) for row in rows), 3),
-        },
-    )
+    """Write every run's history, and its checkpoint after the last epoch of it.
+
+    Args:
+        trainings: the runs.
+        learner: how they train.
+        on_host: their states and references, with a leading seed axis.
+        histories: their histories.
+    """
+    for i, (training, rows) in enumerate(zip(trainings, histories, strict=True)):
+        run = training.run
+        run.workdir.write_history(rows)
+        state, reference = seeds.one_seed(on_host, i)
+        scorer = Scorer(learner.functional, learner.model(state), reference, training.whitening)
+        run.writer.save(
+            len(rows),
+            inference=scorer.arrays(),
+            state=state,
+            metadata={
+                "config": run.config.to_dict(),
+                "epochs": len(rows),
+                "n_train_normal": training.normals,
+                "n_seen": training.anomalies,
+                "seconds": round(sum(float(row["seconds"]) for row in rows), 3),
+            },
+        )
+
+
+def _rows(
+    learner: Learner, logs: EpochLog, numbers: Int[np.ndarray, " e"], seconds: float
+) -> list[list[dict[str, Any]]]:
+    """The new rows of each run's history.
+
+    Args:
+        learner: how they train.
+        logs: leading axes epoch and seed.
+        numbers: of the epochs, from 0.
+        seconds: of an epoch of one run.
+    """
+
+    def row(k: int, i: int) -> dict[str, Any]:
+        return _row(int(numbers[k]) + 1, learner, jax.tree.map(lambda x: x[k, i], logs), seconds)
+
+    epochs, runs = logs.weights.shape[:2]
+    return [[row(k, i) for k in range(epochs)] for i in range(runs)]
 
 
 def _row(epoch: int, learner: Learner, epoch_log: EpochLog, seconds: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ahl_jax.features.split import (
 )
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import FPR, calibration_of, check_fpr
+from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
 from ahl_jax.run.pixel_metrics import pixel_metrics
 from ahl_jax.storage.workdir import Workdir
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class TestData:
     """The newest detector of a run, and its test images."""
 
     predictor: Predictor
@@ -58,16 +59,16 @@ class Tested:
         heat: Float[np.ndarray, "n h w"] | None,
         fpr: float = FPR,
     ) -> dict[str, Any]:
-        """What ``evaluate`` returns, by the scores and heat maps of the test images."""
-        found = image_metrics(scores, self.classes)
+        """The metrics that ``evaluate`` returns, by scores and heat maps of the test images."""
+        metrics = image_metrics(scores, self.classes)
         if self.predictor.calibration:
             normal = [name is None for name in self.classes]
-            found["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
+            metrics["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
         if self.masks and heat is not None:
             pixels = pixel_metrics(heat[list(self.masks)], self.masks.values())
-            found["pixel"] = pixels | {"images": len(self.masks)}
+            metrics["pixel"] = pixels | {"images": len(self.masks)}
         metadata = self.predictor.metadata
-        return found | {
+        return metrics | {
             "n_train_normal": metadata["n_train_normal"],
             "n_seen": metadata["n_seen"],
             "n_test": len(self.test.samples),
@@ -76,6 +77,14 @@ class Tested:
             "epochs": metadata["epochs"],
             "seconds": metadata["seconds"],
         }
+
+    def score(self, fpr: float) -> dict[str, Any]:
+        """Score the test images; heat maps take time, and are made only for pixel metrics."""
+        scorer = self.predictor.scorer
+        if not self.masks:
+            return self.metrics(scorer.score(self.test.maps), None, fpr)
+        outcome = scorer.outcome(self.test.maps)
+        return self.metrics(outcome.scores, outcome.heat, fpr)
 
 
 def evaluate(
@@ -107,21 +116,18 @@ def evaluate(
         UserError: if the folder holds no checkpoint, or the data cannot be read.
     """
     check_fpr(fpr)
-    found = load_tested(workdir, data=data, split=split, cache_dir=cache_dir, progress=progress)
-    if not found.masks:
-        return found.metrics(found.predictor.scorer.score(found.test.maps), None, fpr)
-    outcome = found.predictor.scorer.outcome(found.test.maps)
-    return found.metrics(outcome.scores, outcome.heat, fpr)
+    test = load_test(workdir, data=data, split=split, cache_dir=cache_dir, progress=progress)
+    return test.score(fpr)
 
 
-def load_tested(
+def load_test(
     workdir: Path | str,
     *,
     data: str | None = None,
     split: Split | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
-) -> Tested:
+) -> TestData:
     """The newest detector of a run, and the features of its test images.
 
     Args:
@@ -142,7 +148,7 @@ def load_tested(
         if data is not None:
             raise
         raise UserError(
-            f"the data of {workdir} is not where it was ({error}); say where with --data"
+            f"the data of {workdir} is not where it was ({error}); say where with `data`"
         ) from error
     if not split.test:
         raise UserError(f"{config.data.data} has no anomalies to test on; add images of them")
@@ -153,34 +159,62 @@ def load_tested(
             "the test may hold images that training has seen",
             workdir,
         )
-    test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    return Tested(predictor, config, split, test, same, _masks(config, test.samples))
+    return _test_data(predictor, config, split, cache_dir, same_images=same, progress=progress)
 
 
-def calibrate(
-    workdir: Path, split: Split, *, cache_dir: Path | None = None, progress: bool = True
-) -> None:
-    """Score the held-out normals of a finished run, and keep that beside its checkpoint.
+def test_run(run: Run, *, cache_dir: Path | None, progress: bool) -> dict[str, Any]:
+    """Set the threshold of a finished run, test it, and keep its metrics.
 
     Args:
-        workdir: the folder that ``train`` was given.
-        split: what was trained on.
+        run: the run, whose images are those that it was trained on.
         cache_dir: as for ``evaluate``.
         progress: whether to show progress on stderr.
+
+    Returns:
+        As ``evaluate`` does; empty, and not kept, where the run has no test.
 
     Raises:
         UserError: as by ``evaluate``.
     """
-    predictor = load(workdir)
-    config = predictor.config
-    if not split.held_out or predictor.calibration:
-        return
-    maps = held_out_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    found = predictor.scorer.outcome(maps)
-    calibration = calibration_of(found.scores, found.heat)
+    predictor = load(run.workdir.path)
+    if run.split.held_out and not predictor.calibration:
+        predictor = _calibrated(predictor, run, cache_dir, progress=progress)
+    if not run.split.test:
+        return {}
+    test = _test_data(
+        predictor, predictor.config, run.split, cache_dir, same_images=True, progress=progress
+    )
+    metrics = test.score(FPR)
+    run.workdir.write_metrics(metrics)
+    return metrics
+
+
+def _calibrated(
+    predictor: Predictor, run: Run, cache_dir: Path | None, *, progress: bool
+) -> Predictor:
+    """The detector with a threshold by the held-out normals, kept beside its checkpoint."""
+    store = Store(cache_dir)
+    maps = held_out_features(run.config, run.split, predictor.trunk, store, progress=progress)
+    outcome = predictor.scorer.outcome(maps)
+    calibration = calibration_of(outcome.scores, outcome.heat)
     if progress:
         calibration.warn_of()
-    Workdir(workdir).write_calibration(calibration.text())
+    run.workdir.write_calibration(calibration.text())
+    return dataclasses.replace(predictor, calibration=calibration)
+
+
+def _test_data(
+    predictor: Predictor,
+    config: Config,
+    split: Split,
+    cache_dir: Path | None,
+    *,
+    same_images: bool,
+    progress: bool,
+) -> TestData:
+    test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
+    masks = _masks(config, test.samples)
+    return TestData(predictor, config, split, test, same_images, masks)
 
 
 def _masks(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
@@ -190,11 +224,11 @@ def _masks(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
     """
     size, root = config.features.image_size, Path(config.data.data)
     none = np.zeros((size, size), bool)
-    found = {
+    read = {
         i: none if sample.anomaly_class is None else read_mask(sample.path, root, size)
         for i, sample in enumerate(samples)
     }
-    masks = {i: mask for i, mask in found.items() if mask is not None}
+    masks = {i: mask for i, mask in read.items() if mask is not None}
     return masks if any(mask is not none for mask in masks.values()) else {}
 
 

@@ -12,15 +12,16 @@ keeps its meaning, and parameters learnt on the one whitened features are of use
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import tyro
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config, DataConfig, PseudoConfig
 from ahl_jax.detectors import DETECTORS
-from ahl_jax.run.start import load_source
-from ahl_jax.run.train import Options, train
+from ahl_jax.run.options import run_options
+from ahl_jax.run.start import load_start
+from ahl_jax.run.train import train, train_runs
 from ahl_jax.storage.workdir import Workdir, located
 
 EPOCHS = 10
@@ -92,7 +93,7 @@ def finetune(
     *,
     epochs: int = EPOCHS,
     seed: int | None = None,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> dict[str, Any]:
     """Train a finished run's detector on other data, or finish the fine-tuning in ``workdir``.
 
@@ -105,7 +106,7 @@ def finetune(
         workdir: the fine-tuned run's folder, made if missing.
         epochs: how long to train.
         seed: by default that of ``run``.
-        options: see ``ahl_jax.run.train.Options``; ``source`` is not for the caller.
+        options: the fields of ``RunOptions``.
 
     Returns:
         The metrics on the target's test images, as ``ahl_jax.train`` does.
@@ -116,38 +117,40 @@ def finetune(
     """
     run, workdir = Path(run), Path(workdir)
     if run.resolve() == workdir.resolve():
-        raise UserError(f"{run} is the run to start from; give --workdir another folder")
-    there = Workdir(workdir)
-    if not run.exists() and not options.get("overwrite") and there.metrics():
-        # Finished, so that it is only compared with what is asked for.
-        saved = there.config()
-        return train(_config(saved, saved.source, data, epochs, seed), workdir, **options)
-    source = load_source(run)
-    config = located(_config(source.config, source.digest, data, epochs, seed))
-    if not options.get("overwrite") and (workdir / "run.json").is_file():
-        saved = there.config()
-        if saved.source and saved != config == dataclasses.replace(saved, source=config.source):
+        raise UserError(f"{run} is the run to start from; give another folder as `workdir`")
+    how = run_options(options)
+    earlier = Workdir(workdir)
+    if not run.exists() and not how.overwrite and earlier.metrics():
+        # Finished, so that it is only compared with these settings.
+        saved = earlier.config()
+        return train(_config(saved, saved.start, data, epochs, seed), workdir, **options)
+    start = load_start(run)
+    config = located(_config(start.config, start.digest, data, epochs, seed))
+    if not how.overwrite and (workdir / "run.json").is_file():
+        saved = earlier.config()
+        if saved.start and saved != config == dataclasses.replace(saved, start=config.start):
             raise UserError(
                 f"{run} is not the run that the fine-tuning in {workdir} began with; restore it, "
-                "start over with --overwrite, or give another --workdir"
+                "start over with `overwrite=True`, or give another `workdir`"
             )
-    return train(config, workdir, **options | {"source": source})
+    metrics = train_runs([config], [workdir], how, start=start)
+    return metrics[0] if metrics else {}
 
 
 def _config(
-    start: Config, digest: str | None, data: DataConfig, epochs: int, seed: int | None
+    of: Config, digest: str | None, data: DataConfig, epochs: int, seed: int | None
 ) -> Config:
     """The settings of a fine-tuned run; the same when they are made from themselves."""
-    made = start.pseudo.pseudo_per_generator or PseudoConfig.pseudo_per_generator
-    learning = dataclasses.replace(start.learning, epochs=epochs)
-    if DETECTORS[start.detector.detector].trained and learning.method != "ensemble":
+    made = of.pseudo.pseudo_per_generator or PseudoConfig.pseudo_per_generator
+    learning = dataclasses.replace(of.learning, epochs=epochs)
+    if DETECTORS[of.detector.detector].trained and learning.method != "ensemble":
         learning = dataclasses.replace(learning, method="base")
     return dataclasses.replace(
-        start,
+        of,
         data=data,
-        seed=start.seed if seed is None else seed,
-        source=digest,
-        stage_one=dataclasses.replace(start.stage_one, stage_one=False, stage_one_heads=False),
-        pseudo=dataclasses.replace(start.pseudo, pseudo_per_generator=made if data.shots else 0),
+        seed=of.seed if seed is None else seed,
+        start=digest,
+        stage_one=dataclasses.replace(of.stage_one, stage_one=False, stage_one_heads=False),
+        pseudo=dataclasses.replace(of.pseudo, pseudo_per_generator=made if data.shots else 0),
         learning=learning,
     )

@@ -15,8 +15,8 @@ from ahl_jax.inference.predictor import load
 
 
 @dataclass(frozen=True)
-class Source:
-    """What fine-tuning takes from a run."""
+class Start:
+    """A run's part in fine-tuning."""
 
     config: Config
     trunk: Trunk
@@ -29,7 +29,7 @@ class Source:
     """SHA-256 of the arrays of both."""
 
 
-def load_source(run: Path) -> Source:
+def load_start(run: Path) -> Start:
     """Read a finished run's trunk and detector from its newest checkpoint.
 
     Args:
@@ -38,13 +38,13 @@ def load_source(run: Path) -> Source:
     Raises:
         UserError: if it holds no run, or one that is not finished or is damaged.
     """
-    found = load(run)
-    done, epochs = found.metadata["epochs"], found.config.learning.planned_epochs
+    predictor = load(run)
+    done, epochs = predictor.metadata["epochs"], predictor.config.learning.planned_epochs
     if done < epochs:
         raise UserError(
             f"the run in {run} is not finished (epoch {done} of {epochs}); finish it first, by the "
             "command that started it"
         )
-    model = found.scorer.model
-    arrays = jax.tree.map(np.asarray, {"trunk": found.trunk.params, "model": model})
-    return Source(found.config, found.trunk, model, digest(arrays))
+    model = predictor.scorer.model
+    arrays = jax.tree.map(np.asarray, {"trunk": predictor.trunk.params, "model": model})
+    return Start(predictor.config, predictor.trunk, model, digest(arrays))

@@ -4,6 +4,6 @@ AHL takes its features from the trunk of a detector that has been trained before
 training as pure functions of arrays, ``run`` reads the images and saves what comes of it.
 """
 
-from ahl_jax.stage_one.run import check_stage_one, trained_trunk
+from ahl_jax.stage_one.run import trained_trunk
 
-__all__ = ["check_stage_one", "trained_trunk"]
+__all__ = ["trained_trunk"]

@@ -23,13 +23,13 @@ from jaxtyping import UInt8
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone
+from ahl_jax.common.files import alone, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
 from ahl_jax.data.images import iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
-from ahl_jax.detectors import DETECTORS, Model, make_detector
+from ahl_jax.detectors import Model, make_detector
 from ahl_jax.distributed.mesh import everywhere, mesh_for, on_this_process, put_everywhere
 from ahl_jax.distributed.processes import arrays_of_primary, is_primary, on_primary, together
 from ahl_jax.features.images import VERSION, left_out, trunk_dtype
@@ -44,41 +44,6 @@ _READ = 64
 
 # To be raised by whoever changes what a given trunk and given images train to.
 _STAGE_ONE_VERSION = 1
-
-
-def check_stage_one(config: Config) -> None:
-    """Find out before any work whether the detector can be trained from images.
-
-    Raises:
-        UserError: if there is none of that name that trains on features as they are, or it cannot
-            be the start of what follows.
-    """
-    one = config.stage_one
-    name = one.stage_one_detector
-    fit = [known for known, kind in DETECTORS.items() if kind.trained and not kind.whitened]
-    if one.stage_one and name not in fit:
-        raise UserError(
-            f"`stage_one_detector` has no '{name}'; choose from {', '.join(sorted(fit))}"
-        )
-    if not one.stage_one_heads:
-        return
-    if not one.stage_one:
-        raise UserError("`stage_one_heads` needs `stage_one=True`; add it, or leave both out")
-    if config.detector.detector != name:
-        raise UserError(
-            "`stage_one_heads` needs the same detector in both stages, and `stage_one_detector` "
-            f"is {name} where `detector` is {config.detector.detector}; name one with both"
-        )
-    if config.features.whiten:
-        raise UserError(
-            "stage one sees features that are not whitened; leave out `stage_one_heads`, or give "
-            "`whiten=False`"
-        )
-    if config.learning.method == "ensemble":
-        raise UserError(
-            "an ensemble starts from different weights; leave out `stage_one_heads`, or choose "
-            "another `method`"
-        )
 
 
 def trained_trunk(
@@ -185,13 +150,8 @@ def _alone(folder: Path, *, progress: bool) -> Iterator[None]:
             log.info("stage one: another process trains this trunk in %s; waiting for it", folder)
 
     with contextlib.ExitStack() as stack:
-        try:
+        with writing(folder, "name another folder with `cache_dir`, or set AHL_CACHE to one"):
             stack.enter_context(alone(folder, busy))
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); name "
-                "another folder with `cache_dir`, or set AHL_CACHE to one"
-            ) from error
         yield
 
 

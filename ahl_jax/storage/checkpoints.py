@@ -10,7 +10,6 @@ format does not notice every damaged byte. Of several processes only one reads a
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import reason, writing
 from ahl_jax.distributed.host_arrays import digest, flat_host, from_host, host_shape, to_host
 
 PyTree = Any
@@ -289,24 +289,12 @@ def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
         return arrays, about["metadata"]
     except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(
-            f"the checkpoint in {folder} is damaged ({_first_line(error)}); remove this folder to "
+            f"the checkpoint in {folder} is damaged ({reason(error)}); remove this folder to "
             "go on from an older checkpoint, if there is one, or train again"
         ) from error
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turns what Orbax raises when it cannot write into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        full = "No space left" in str(error)
-        raise UserError(
-            f"cannot write checkpoints to {folder} "
-            f"({'the disk is full' if full else _first_line(error)}); make room there, or "
-            "name another folder"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def _writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """As ``writing``, for the errors that Orbax raises."""
+    advice = "make room there, or name another folder"
+    return writing(folder, advice, "checkpoints", (OSError, ValueError, RuntimeError))

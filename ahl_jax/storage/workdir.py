@@ -6,13 +6,12 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import csv_text, replace_file
-from ahl_jax.config.settings import Config
+from ahl_jax.common.files import csv_text, replace_file, writing
+from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
 from ahl_jax.storage.tensorboard import EventFiles, check_event_files
 
@@ -52,14 +51,9 @@ class Workdir:
             self.check(config)
             if self._there():
                 return
-        try:
+        with writing(self.path, "give another folder as `workdir`"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._write("run.json", _json({"config": located(config).to_dict()}))
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.path} ({(error.strerror or str(error)).lower()}); "
-                "give `workdir` another folder"
-            ) from error
 
     def check(self, config: Config) -> None:
         """Find out, without changing anything, whether ``claim`` would refuse the folder.
@@ -78,7 +72,12 @@ class Workdir:
             return False
         done = [self.path / "history.csv", self.path / "metrics.json"]
         trained = any(path.exists() for path in done) or any(self.path.glob("checkpoint/epoch_*"))
-        return not trained and self._run()["config"] != located(config).to_dict()
+        if trained or "config" not in self._run():
+            return False
+        try:
+            return self.config() != located(config)
+        except UserError:  # Of another version.
+            return True
 
     def config(self) -> Config:
         """The settings of the run, as by ``located``.
@@ -240,12 +239,3 @@ def located(config: Config) -> Config:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every field of a config under its own name, which is also its option's."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value)
-        else:
-            yield name, value

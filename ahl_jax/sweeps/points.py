@@ -116,7 +116,7 @@ def _settings(config: Config) -> dict[str, _Setting]:
             setting = _Setting(str, {"false": False, "true": True})
         elif name == "detector":
             setting = _Setting(str, {name: name for name in sorted(DETECTORS)})
-        elif kind in (int, float):
+        elif kind in (int, float) and name != "seed":
             setting = _Setting(kind, {})
         else:
             continue
@@ -133,7 +133,7 @@ def _parse(text: str, settings: Mapping[str, _Setting]) -> tuple[str, list[Any]]
     if name == "seed":
         raise UserError("`over` cannot vary the seed; give `seeds`, which every value is run with")
     if name not in settings:
-        known = ", ".join([*SHORT, *sorted(settings.keys() - {"seed"})])
+        known = ", ".join([*SHORT, *sorted(settings)])
         raise UserError(f"`over` cannot vary '{name}'; choose from {known}")
     parsed = [_value(name, settings[name], item.strip()) for item in values.split(",")]
     repeated = [value for i, value in enumerate(parsed) if value in parsed[:i]]

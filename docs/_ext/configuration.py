@@ -3,14 +3,18 @@
 import ast
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import tyro
 from sphinx.application import Sphinx
 
 from ahl_jax.config import settings as config
+from ahl_jax.config.checks import NameIn, Range
 from ahl_jax.config.presets import PRESETS, differing_settings
+from ahl_jax.run.checks import names_for
 
 _HEAD = """# Configuration
 
@@ -36,17 +40,17 @@ def _write(app: Sphinx) -> None:
 
 def _reference() -> Iterator[str]:
     yield _HEAD
-    rooms = [f.type for f in dataclasses.fields(config.Config) if inspect.isclass(f.type)]
-    for room in [config.Config, *rooms]:
-        if not dataclasses.is_dataclass(room):
-            continue
-        said = _docstrings(room)
-        fields = [f for f in dataclasses.fields(room) if f.name in said]
-        yield f"## {room.__name__}\n\n{inspect.getdoc(room)}\n"
-        yield "| setting | default | |\n|---|---|---|"
-        for field in fields:
+    parts = [f.type for f in dataclasses.fields(config.Config) if inspect.isclass(f.type)]
+    for part in [config.Config, *filter(dataclasses.is_dataclass, parts)]:
+        said, hints = _docstrings(part), get_type_hints(part, include_extras=True)
+        yield f"## {part.__name__}\n\n{inspect.getdoc(part)}\n"
+        yield "| setting | default | values | |\n|---|---|---|---|"
+        for field in dataclasses.fields(part):
+            hint = hints[field.name]
+            if field.name not in said or tyro.conf.Suppress in _marks(hint):
+                continue
             default = "" if field.default is dataclasses.MISSING else f"`{_plain(field.default)}`"
-            yield f"| `{field.name}` | {default} | {said[field.name]} |"
+            yield f"| `{field.name}` | {default} | {_values(field.name, hint)} | {said[field.name]} |"
         yield ""
     yield "## Presets\n"
     paper = PRESETS["paper"]("")
@@ -57,9 +61,31 @@ def _reference() -> Iterator[str]:
     yield ""
 
 
-def _docstrings(room: type) -> dict[str, str]:
+def _marks(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+def _values(name: str, hint: Any) -> str:
+    """The values that a setting may have: choices, names of a registry, or a range."""
+    kind = getattr(hint, "__origin__", hint) if _marks(hint) else hint
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    said = [str(mark) for mark in _marks(hint) if isinstance(mark, Range)]
+    for one in kinds:
+        if get_origin(one) is Literal:
+            said.append(_listed(get_args(one)))
+    for mark in _marks(hint):
+        if isinstance(mark, NameIn):
+            said.append(_listed(names_for(name, mark.registry)))
+    return "; ".join(said)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _docstrings(part: type) -> dict[str, str]:
     """The string behind each field."""
-    (found,) = ast.parse(inspect.getsource(room)).body
+    (found,) = ast.parse(inspect.getsource(part)).body
     assert isinstance(found, ast.ClassDef)
     said = {}
     for field, text in zip(found.body, found.body[1:], strict=False):

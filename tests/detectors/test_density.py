@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.learning.learner import calibrated
+from ahl_jax.learning.learner import prepared
 from ahl_jax.learning.problem import make_problem
 from tests.problems import CHANNELS, SIDES, make_config, make_setting, setting_maps
 
@@ -19,12 +19,12 @@ NORMALS = 40
 
 def setting(**settings):
     problem = make_setting(make_config(**DENSITY, **settings), normals=NORMALS)
-    model = calibrated(problem.learner.functional, problem.model, problem.data, NORMALS)
+    model = prepared(problem.learner.functional, problem.model, problem.data, NORMALS)
     return problem, model
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_the_calibrated_scores_are_the_closed_form(groups):
+def test_the_prepared_scores_are_the_closed_form(groups):
     problem, model = setting(top_k=0.3, groups=groups)
     normals, anomalies, *_ = setting_maps(NORMALS)
     averages = [
@@ -102,7 +102,7 @@ def test_training_changes_the_metric_but_not_the_direction_and_lowers_the_loss(m
 def test_without_labelled_anomalies_the_direction_stays_and_the_moments_do_not():
     problem, model = setting()
     other = make_setting(make_config(**DENSITY, method="base"), 50, 0, 0)
-    again = calibrated(problem.learner.functional, model, other.data, 50)
+    again = prepared(problem.learner.functional, model, other.data, 50)
     np.testing.assert_array_equal(again.stats["direction"], model.stats["direction"])
     scores = problem.learner.functional.merge(again).head_scores(
         other.data.images(other.data.followed), other.data.inference_reference(), jnp.ones(50)
@@ -122,7 +122,7 @@ def test_images_that_training_has_not_seen_are_standardised_as_such():
         [m[:0] for m in maps],
         *[np.zeros(0, int)] * 2,
     )
-    model = calibrated(problem.learner.functional, problem.model, problem.data, 60)
+    model = prepared(problem.learner.functional, problem.model, problem.data, 60)
     whitening = fit_whitening(
         np.concatenate([m[:60].mean((1, 2), dtype=np.float64) for m in maps], axis=1), 2
     )
@@ -139,7 +139,7 @@ def test_images_that_training_has_not_seen_are_standardised_as_such():
 def test_groups_without_members_and_of_one_change_nothing_much():
     problem, model = setting(groups=6)
     few = make_setting(make_config(**DENSITY, groups=6, method="base"), normals=4)
-    again = calibrated(problem.learner.functional, model, few.data, 4)
+    again = prepared(problem.learner.functional, model, few.data, 4)
     scores = problem.learner.functional.head_scores(
         again, few.data.images(few.data.followed), few.data.inference_reference()
     )
@@ -147,7 +147,7 @@ def test_groups_without_members_and_of_one_change_nothing_much():
     assert np.asarray(scores)[4:].mean() > np.asarray(scores)[:4].mean()
 
 
-def test_fit_leaves_the_detector_as_it_was_calibrated():
+def test_fit_leaves_the_detector_as_it_was_prepared():
     problem, model = setting(method="fit")
     learner = problem.learner
     state = learner.with_model(learner.init(problem.model, problem.data, problem.key), model)

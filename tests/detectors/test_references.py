@@ -14,8 +14,8 @@ from ahl_jax.config.presets import with_settings
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.patchcore import greedy_coreset
 from ahl_jax.features.images import global_averages
-from ahl_jax.learning.learner import calibrated
-from ahl_jax.run.checks import check_names
+from ahl_jax.learning.learner import prepared
+from ahl_jax.run.checks import check_settings
 from tests.problems import SIDES, make_config, make_setting, setting_maps
 
 LOCATIONS = SIDES[0][0] * SIDES[0][1]
@@ -26,7 +26,7 @@ def fitted(**settings):
     """A fitted detector, as a function from maps to scores and location maps."""
     problem = make_setting(make_config(method="fit", **settings), NORMALS)
     learner, data = problem.learner, problem.data
-    model = calibrated(learner.functional, problem.model, data, NORMALS)
+    model = prepared(learner.functional, problem.model, data, NORMALS)
     reference = data.inference_reference()
 
     def outcome(maps):
@@ -139,14 +139,14 @@ def test_projections_choose_almost_as_well():
 @pytest.mark.parametrize("method", ["ahl", "base", "ensemble"])
 def test_there_is_nothing_to_train(name, method):
     with pytest.raises(UserError) as error:
-        check_names(make_config(detector=name, whiten=True, method=method))
-    assert str(error.value) == f"the detector {name} has nothing to train; add --method fit"
-    check_names(make_config(detector=name, whiten=True, method="fit"))
+        check_settings(make_config(detector=name, whiten=True, method=method))
+    assert str(error.value) == f"the detector {name} has nothing to train; add `method=\"fit\"`"
+    check_settings(make_config(detector=name, whiten=True, method="fit"))
 
 
 def test_what_has_no_closed_form_is_not_left_untrained():
     with pytest.raises(UserError, match="the detector dra has no closed form"):
-        check_names(make_config(detector="dra", method="fit"))
-    check_names(make_config(detector="density", whiten=True, method="fit"))
+        check_settings(make_config(detector="dra", method="fit"))
+    check_settings(make_config(detector="density", whiten=True, method="fit"))
     from_images = {"stage_one": True, "stage_one_heads": True}
-    check_names(with_settings(make_config(detector="dra", method="fit"), from_images))
+    check_settings(with_settings(make_config(detector="dra", method="fit"), from_images))

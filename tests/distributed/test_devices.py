@@ -18,8 +18,8 @@ _SCRIPT = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
 from ahl_jax import UserError
-from ahl_jax.devices import mesh_for, spread
-from ahl_jax.seeds import compile_epochs, stack_problems
+from ahl_jax.distributed.mesh import mesh_for
+from ahl_jax.learning.seeds import compile_epochs, spread, stack_problems
 from tests.problems import as_float64, make_config, make_setting
 
 # In float32 Adam makes steps of the rounding of a gradient that is next to nothing.
@@ -54,10 +54,12 @@ print(json.dumps({
 _FROM_THE_HOST = """
 import json
 import jax, numpy as np
-from ahl_jax.bank import HostBank, Part, global_averages, shared_bank
-from ahl_jax.devices import mesh_for, spread
-from ahl_jax.problem import problem_on
-from ahl_jax.seeds import inference_references, stack_problems
+from ahl_jax.distributed.part import Part
+from ahl_jax.features.images import global_averages
+from ahl_jax.learning.bank import HostBank, shared_bank
+from ahl_jax.distributed.mesh import mesh_for
+from ahl_jax.learning.problem import problem_on
+from ahl_jax.learning.seeds import inference_references, spread, stack_problems
 from tests.problems import make_config, setting_maps
 
 normals, anomalies, pseudo, *made = setting_maps()

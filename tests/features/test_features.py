@@ -344,10 +344,10 @@ def test_pseudo_features_tell_their_generator_and_source(images, store):
     assert made.generator.tolist() == [0] * 6 + [1] * 6
     assert made.maps[0].shape == (12, 2, 2, 5)
     assert made.maps[1].shape == (12, 1, 1, 5)
-    assert set(made.source) <= set(range(9))
+    assert set(made.origin) <= set(range(9))
     # Each is an altered copy of its source: not equal to it, and nearer to it than to the others.
     distance = np.abs(made.maps[0][:, None] - normal[0][None]).sum((2, 3, 4))
-    own = distance[np.arange(12), made.source]
+    own = distance[np.arange(12), made.origin]
     assert (own > 0).all()
     assert (own < np.median(distance, axis=1)).mean() > 0.8
 
@@ -356,7 +356,7 @@ def test_pseudo_features_are_deterministic_in_the_seed(images, store, tmp_path):
     first = pseudo_features(images, store)
     again = pseudo_features(images, Store(tmp_path / "again"))
     other = pseudo_features(images, store, seed=4)
-    np.testing.assert_array_equal(first.source, again.source)
+    np.testing.assert_array_equal(first.origin, again.origin)
     for a, b, c in zip(first.maps, again.maps, other.maps, strict=True):
         assert a.tobytes() == b.tobytes()
         assert not np.array_equal(a, c)
@@ -383,7 +383,7 @@ def test_pseudo_anomalies_do_not_depend_on_batches_or_other_generators(images, t
     alone = pseudo_features(
         images, Store(tmp_path / "c"), pseudo=PseudoConfig(("cutpaste", "cutmix"), 4)
     )
-    np.testing.assert_array_equal(alone.source, whole.source[[6, 7, 8, 9, 0, 1, 2, 3]])
+    np.testing.assert_array_equal(alone.origin, whole.origin[[6, 7, 8, 9, 0, 1, 2, 3]])
     np.testing.assert_array_equal(alone.maps[0][:4], whole.maps[0][6:10])
     np.testing.assert_array_equal(alone.maps[0][4:], whole.maps[0][:4])
 
@@ -397,7 +397,7 @@ def test_parts_of_the_pseudo_anomalies_are_those_of_the_whole(images, store, pro
         for p in range(processes)
     ]  # fmt: skip
     for made in found:
-        np.testing.assert_array_equal(made.source, whole.source)
+        np.testing.assert_array_equal(made.origin, whole.origin)
         np.testing.assert_array_equal(made.generator, whole.generator)
     lengths = [len(made.maps[0]) for made in found]
     assert max(lengths) <= min(lengths) + 1
@@ -422,7 +422,7 @@ def test_an_interrupted_pseudo_run_goes_on_to_the_same_features(images, store, t
 
 def test_one_normal_is_its_own_source(images, store):
     made = pseudo_features(images[:1], store)
-    assert made.source.tolist() == [0] * 12
+    assert made.origin.tolist() == [0] * 12
     assert np.isfinite(made.maps[0]).all()
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +259,7 @@ def test_evaluate_asks_where_data_is_that_moved(
         raise UserError("'weave' is no folder")
 
     # The package has the function under the module's name.
-    monkeypatch.setattr(sys.modules["ahl_jax.evaluate"], "load_split", gone)
+    monkeypatch.setattr("ahl_jax.run.evaluate.load_split", gone)
     with pytest.raises(UserError, match="say where with data"):
         evaluate(finished.workdir)
     with pytest.raises(UserError, match=r"^'weave' is no folder$"):

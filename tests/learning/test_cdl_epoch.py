@@ -16,7 +16,7 @@ from tests.problems import assert_trees_equal, make_config, make_setting, plain
 T = 6
 SETTINGS = {
     "steps": 4, "batch": 12, "lr": 0.05, "lr_base": 0.05, "decay_every": 100, "clip": 1e6,
-    "references": 15, "psi_lr": 0.02, "psi_passes": 3, "history": 2, "subsets": T,
+    "references": 15, "psi_lr": 0.05, "history": 2, "subsets": T,
 }  # fmt: skip
 IMAGES = 20
 """15 normals and 5 anomalies."""

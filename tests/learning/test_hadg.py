@@ -12,7 +12,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import SubsetConfig
 from ahl_jax.learning.hadg import (
     HOLISTIC,
-    Bank,
+    Roles,
     cluster_normals,
     error_weights,
     everything,
@@ -22,14 +22,14 @@ from ahl_jax.learning.hadg import (
 )
 
 
-def make_bank(normals: int, anomalies: int, generators: int, per_generator: int = 6) -> Bank:
+def make_roles(normals: int, anomalies: int, generators: int, per_generator: int = 6) -> Roles:
     made = np.arange(generators * per_generator)
-    return Bank(normals, anomalies, made // per_generator, made % normals)
+    return Roles(normals, anomalies, made // per_generator, made % normals)
 
 
 @st.composite
 def cases(draw, most_subsets=14):
-    """Clusters of arbitrary members (not ranges), a bank and settings."""
+    """Clusters of arbitrary members (not ranges), a roles and settings."""
     sizes = draw(st.lists(st.integers(3, 6), min_size=2, max_size=5))
     outside = draw(st.integers(0, 3))
     seed = draw(st.integers(0, 999))
@@ -42,14 +42,14 @@ def cases(draw, most_subsets=14):
         share_anomalies=draw(st.booleans()),
     )
     generators = draw(st.integers(2, 4))
-    bank = make_bank(len(shuffled), draw(st.integers(1, 7)), generators)
-    return config, bank, clusters, generators, seed
+    roles = make_roles(len(shuffled), draw(st.integers(1, 7)), generators)
+    return config, roles, clusters, generators, seed
 
 
 @given(cases())
 def test_support_and_query_normals_are_the_members_of_two_different_clusters(case):
-    config, bank, clusters, generators, seed = case
-    subsets = make_subsets(config, bank, clusters, generators, seed)
+    config, roles, clusters, generators, seed = case
+    subsets = make_subsets(config, roles, clusters, generators, seed)
     assert len(subsets) == config.subsets + config.holistic
     for subset in subsets[: config.subsets]:
         support, query = subset.clusters
@@ -61,8 +61,8 @@ def test_support_and_query_normals_are_the_members_of_two_different_clusters(cas
 
 @given(cases(most_subsets=45))
 def test_no_ordered_pair_of_clusters_returns_before_all_are_used(case):
-    config, bank, clusters, generators, seed = case
-    subsets = make_subsets(config, bank, clusters, generators, seed)[: config.subsets]
+    config, roles, clusters, generators, seed = case
+    subsets = make_subsets(config, roles, clusters, generators, seed)[: config.subsets]
     every = len(clusters) * (len(clusters) - 1)
     for start in range(0, len(subsets), every):
         cycle = [s.clusters for s in subsets[start : start + every]]
@@ -71,83 +71,83 @@ def test_no_ordered_pair_of_clusters_returns_before_all_are_used(case):
 
 def test_three_clusters_and_six_subsets_take_every_ordered_pair_once():
     clusters = [np.arange(3 * c, 3 * c + 3) for c in range(3)]
-    subsets = make_subsets(SubsetConfig(), make_bank(9, 4, 3), clusters, 3, seed=0)
+    subsets = make_subsets(SubsetConfig(), make_roles(9, 4, 3), clusters, 3, seed=0)
     pairs = sorted(s.clusters for s in subsets)
     assert pairs == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
 
 
 def test_fewer_subsets_than_pairs_take_random_ones():
     clusters = [np.arange(3 * c, 3 * c + 3) for c in range(3)]
-    config, bank = SubsetConfig(subsets=1), make_bank(9, 4, 3)
-    first = {make_subsets(config, bank, clusters, 3, seed)[0].clusters for seed in range(60)}
+    config, roles = SubsetConfig(subsets=1), make_roles(9, 4, 3)
+    first = {make_subsets(config, roles, clusters, 3, seed)[0].clusters for seed in range(60)}
     assert len(first) == 6
 
 
 @given(cases())
 def test_the_labelled_anomalies_are_split_between_support_and_query(case):
-    config, bank, clusters, generators, seed = case
-    for subset in make_subsets(config, bank, clusters, generators, seed):
+    config, roles, clusters, generators, seed = case
+    for subset in make_subsets(config, roles, clusters, generators, seed):
         support, query = (list(a) for a in subset.anomalies)
-        every = list(bank.anomaly_index)
+        every = list(roles.anomaly_index)
         assert len(set(support)) == len(support)
-        if bank.anomalies == 1:
+        if roles.anomalies == 1:
             assert support == query == every
         elif config.share_anomalies:
             assert query == every
             assert set(support) < set(every)
         else:
             assert sorted(support + query) == every
-        if bank.anomalies > 1:
-            assert len(support) == (bank.anomalies + 1) // 2
+        if roles.anomalies > 1:
+            assert len(support) == (roles.anomalies + 1) // 2
 
 
 def test_subsets_split_the_anomalies_differently():
     clusters = [np.arange(3 * c, 3 * c + 3) for c in range(3)]
-    subsets = make_subsets(SubsetConfig(), make_bank(9, 10, 3), clusters, 3, seed=0)
+    subsets = make_subsets(SubsetConfig(), make_roles(9, 10, 3), clusters, 3, seed=0)
     assert len({tuple(s.anomalies[0]) for s in subsets}) > 1
 
 
 @given(cases())
 def test_support_and_query_pseudo_anomalies_come_from_two_generators(case):
-    config, bank, clusters, generators, seed = case
-    for subset in make_subsets(config, bank, clusters, generators, seed):
+    config, roles, clusters, generators, seed = case
+    for subset in make_subsets(config, roles, clusters, generators, seed):
         assert subset.generators[0] != subset.generators[1]
         for maker, members, normals in zip(
             subset.generators, subset.pseudo, subset.normals, strict=True
         ):
-            made = members - bank.normals - bank.anomalies
+            made = members - roles.normals - roles.anomalies
             assert (made >= 0).all()
-            assert set(bank.generator[made]) == {maker}
+            assert set(roles.generator[made]) == {maker}
             assert len(made) > 0
-            own = (bank.generator == maker) & np.isin(bank.source, normals)
+            own = (roles.generator == maker) & np.isin(roles.origin, normals)
             if own.any():
                 np.testing.assert_array_equal(made, np.flatnonzero(own))
             else:
-                np.testing.assert_array_equal(made, np.flatnonzero(bank.generator == maker))
+                np.testing.assert_array_equal(made, np.flatnonzero(roles.generator == maker))
 
 
 @given(cases())
 def test_the_holistic_subset_is_all_normals_in_two_random_halves(case):
-    config, bank, clusters, generators, seed = case
+    config, roles, clusters, generators, seed = case
     config = replace(config, holistic=True)
-    last = make_subsets(config, bank, clusters, generators, seed)[-1]
+    last = make_subsets(config, roles, clusters, generators, seed)[-1]
     assert last.clusters == (HOLISTIC, HOLISTIC)
     support, query = last.normals
-    np.testing.assert_array_equal(np.sort(np.concatenate([support, query])), bank.normal_index)
+    np.testing.assert_array_equal(np.sort(np.concatenate([support, query])), roles.normal_index)
     assert abs(len(support) - len(query)) <= 1
 
 
 def test_the_holistic_halves_are_random():
     clusters = [np.arange(10), np.arange(10, 20)]
-    config, bank = SubsetConfig(holistic=True), make_bank(20, 2, 2)
-    halves = {tuple(make_subsets(config, bank, clusters, 2, k)[-1].normals[0]) for k in range(4)}
+    config, roles = SubsetConfig(holistic=True), make_roles(20, 2, 2)
+    halves = {tuple(make_subsets(config, roles, clusters, 2, k)[-1].normals[0]) for k in range(4)}
     assert len(halves) == 4
 
 
 @given(cases())
 def test_the_seed_decides_everything(case):
-    config, bank, clusters, generators, seed = case
-    subsets, again = (make_subsets(config, bank, clusters, generators, seed) for _ in range(2))
+    config, roles, clusters, generators, seed = case
+    subsets, again = (make_subsets(config, roles, clusters, generators, seed) for _ in range(2))
     for a, b in zip(subsets, again, strict=True):
         assert (a.clusters, a.generators) == (b.clusters, b.generators)
         for one, two in zip(
@@ -159,9 +159,9 @@ def test_the_seed_decides_everything(case):
 @settings(max_examples=15)
 @given(cases())
 def test_pools_hold_each_subsets_members_and_their_number(case):
-    config, bank, clusters, generators, seed = case
-    subsets = make_subsets(config, bank, clusters, generators, seed)
-    for side, pools in enumerate(jax.device_get(pool_sets(subsets, bank))):
+    config, roles, clusters, generators, seed = case
+    subsets = make_subsets(config, roles, clusters, generators, seed)
+    for side, pools in enumerate(jax.device_get(pool_sets(subsets, roles))):
         for name in ("normals", "anomalies", "pseudo"):
             pool = getattr(pools, name)
             for row, subset in enumerate(subsets):
@@ -174,19 +174,19 @@ def test_pools_hold_each_subsets_members_and_their_number(case):
 @settings(max_examples=15)
 @given(cases())
 def test_the_shapes_of_pools_come_from_counts_not_from_the_clusters(case):
-    config, bank, clusters, generators, seed = case
-    subsets = make_subsets(config, bank, clusters, generators, seed)
-    side = (bank.anomalies + 1) // 2, max(bank.anomalies // 2, 1)
+    config, roles, clusters, generators, seed = case
+    subsets = make_subsets(config, roles, clusters, generators, seed)
+    side = (roles.anomalies + 1) // 2, max(roles.anomalies // 2, 1)
     if config.share_anomalies:
-        side = side[0], bank.anomalies
-    for pools, anomalies in zip(pool_sets(subsets, bank), side, strict=True):
+        side = side[0], roles.anomalies
+    for pools, anomalies in zip(pool_sets(subsets, roles), side, strict=True):
         widths = [pool.members.shape for pool in pools]
-        assert widths == [(len(subsets), n) for n in (bank.normals, anomalies, 6)]
+        assert widths == [(len(subsets), n) for n in (roles.normals, anomalies, 6)]
 
 
 def test_everything_is_each_training_image_once():
-    bank = make_bank(7, 3, 2)
-    pools = everything(bank)
+    roles = make_roles(7, 3, 2)
+    pools = everything(roles)
     members = [np.asarray(pool.members) for pool in pools]
     np.testing.assert_array_equal(np.concatenate(members), np.arange(7 + 3 + 12))
     assert [int(pool.size) for pool in pools] == [7, 3, 12]
@@ -194,15 +194,15 @@ def test_everything_is_each_training_image_once():
 
 @given(cases())
 def test_error_weights_follow_what_a_base_model_has_seen(case):
-    config, bank, clusters, generators, seed = case
-    subsets = make_subsets(config, bank, clusters, generators, seed)
-    weights = error_weights(subsets, bank)
-    assert weights.shape == (len(subsets), bank.normals + bank.anomalies)
+    config, roles, clusters, generators, seed = case
+    subsets = make_subsets(config, roles, clusters, generators, seed)
+    weights = error_weights(subsets, roles)
+    assert weights.shape == (len(subsets), roles.normals + roles.anomalies)
     for row, subset in zip(weights, subsets, strict=True):
         for j, weight in enumerate(row):
             if j in subset.normals[0]:
                 expected = 0.0
-            elif j >= bank.normals and j not in subset.anomalies[0]:
+            elif j >= roles.normals and j not in subset.anomalies[0]:
                 expected = 1.0
             else:
                 expected = 0.5
@@ -284,5 +284,5 @@ def test_too_few_normals_for_random_groups_are_the_users_error():
 
 def test_every_generator_pair_is_used_before_one_returns():
     clusters = [np.arange(3 * c, 3 * c + 3) for c in range(3)]
-    subsets = make_subsets(SubsetConfig(), make_bank(9, 2, 3), clusters, 3, seed=0)
+    subsets = make_subsets(SubsetConfig(), make_roles(9, 2, 3), clusters, 3, seed=0)
     assert set(Counter(s.generators for s in subsets).values()) == {1}

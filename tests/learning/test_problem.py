@@ -8,7 +8,7 @@ from ahl_jax.detectors import DETECTORS
 from ahl_jax.distributed.mesh import mesh_for
 from ahl_jax.learning.base import Plain
 from ahl_jax.learning.hadg import error_weights
-from ahl_jax.learning.learner import calibrated
+from ahl_jax.learning.learner import prepared
 from ahl_jax.learning.seeds import compile_epochs, spread, stack_problems
 from tests.problems import assert_trees_equal, make_config, make_setting, plain
 
@@ -29,10 +29,10 @@ def test_labels_and_error_weights_belong_to_the_normals_and_anomalies(problem):
 
 
 def test_error_weights_are_those_of_the_subsets(problem):
-    class Bank:
+    class Roles:
         normals, anomalies = 15, 5
 
-    expected = error_weights(problem.subsets, Bank)
+    expected = error_weights(problem.subsets, Roles)
     np.testing.assert_array_equal(problem.data.error_weights, expected)
 
 
@@ -113,7 +113,7 @@ def test_every_detector_can_train_on_normals_alone(detector):
     config = make_config(detector=detector, method="base", whiten=detector == "density")
     problem = make_setting(config, anomalies=0, per_generator=0)
     learner, data = problem.learner, problem.data
-    model = calibrated(learner.functional, problem.model, data, 15)
+    model = prepared(learner.functional, problem.model, data, 15)
     state, log = jax.jit(learner.epoch)(learner.init(model, data, problem.key), data, jnp.int32(0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learner.model(state)))
     assert np.isfinite(log.support_losses).all()

@@ -2,7 +2,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -99,8 +98,7 @@ def test_subsets_are_those_of_the_training(
         made.extend(problems[0].subsets)
         raise StoppedError
 
-    # By its name alone, pytest would find the function of that name.
-    monkeypatch.setattr(sys.modules["ahl_jax.train"], "run_epochs", stop)
+    monkeypatch.setattr("ahl_jax.run.train.run_epochs", stop)
     with pytest.raises(StoppedError):
         train(finished.config, tmp_path, progress=False)
     assert len(made) == finished.config.subsets.subsets

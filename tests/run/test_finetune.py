@@ -1,7 +1,6 @@
 """A finished run's detector, trained on, on another texture."""
 
 import dataclasses
-import importlib
 import os
 import shutil
 from pathlib import Path
@@ -78,9 +77,8 @@ def test_it_starts_from_the_runs_own_trunk_and_detector(
     def run_epochs(runs: Any, problems: list, *_: Any, **__: Any) -> None:
         begun.extend(problems)
 
-    training = importlib.import_module("ahl_jax.train")
-    monkeypatch.setattr(training, "run_epochs", run_epochs)
-    monkeypatch.setattr(training, "load_trunk", None)
+    monkeypatch.setattr("ahl_jax.run.train.run_epochs", run_epochs)
+    monkeypatch.setattr("ahl_jax.run.extract.load_trunk", None)
     with pytest.raises(UserError, match="no checkpoint"):
         finetune(run, target, tmp_path / "grid", progress=False)
     (problem,) = begun
@@ -128,7 +126,7 @@ def test_a_stopped_fine_tuning_needs_the_same_run_and_a_finished_one_does_not(
     monkeypatch.setattr("ahl_jax.run.epochs.mesh_for", None)
     assert finetune(*command, epochs=EPOCHS, progress=False) == metrics
     assert evaluate(tmp_path / "grid", progress=False) == metrics
-    with pytest.raises(UserError, match="epochs is 3 there and 5 here"):
+    with pytest.raises(UserError, match="`epochs` is 3 there and 5 here"):
         finetune(*command, epochs=5, progress=False)
     with pytest.raises(UserError, match="run holds no run"):
         finetune(*command, epochs=EPOCHS, progress=False, overwrite=True)
@@ -185,11 +183,11 @@ def test_the_command_says_what_it_reached(
     [
         ({"run": "nothing"}, "nothing holds no run"),
         ({"run": "unfinished"}, r"not finished \(epoch 3 of 4\)"),
-        ({"workdir": "finished"}, "give workdir another folder"),
+        ({"workdir": "finished"}, "give another folder as `workdir`"),
         ({"workdir": "other"}, "already holds a different run"),
         ({"category": "empty"}, "has no training normals"),
-        ({"setting": "full"}, "leave out setting full"),
-        ({"shots": -1}, "^shots is -1; it must be 0 or more"),
+        ({"setting": "full"}, 'leave out `setting="full"`'),
+        ({"shots": -1}, "^`shots` is -1; it must be 0 or more"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(

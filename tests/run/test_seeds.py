@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ahl_jax import Config, evaluate, train_seeds
-from ahl_jax.learning.seeds import run_epochs, stack_problems
+from ahl_jax.learning.seeds import scan_epochs, stack_problems
 from ahl_jax.storage.workdir import Workdir
 from tests.problems import make_config, make_setting
 from tests.runs import FinishedRun, history, inference
@@ -81,7 +81,7 @@ def test_chunks_do_not_retrace_and_move_nothing_to_the_host() -> None:
     def counted(states, data, numbers):
         nonlocal traces
         traces += 1
-        return run_epochs(learner, states, data, numbers)
+        return scan_epochs(learner, states, data, numbers)
 
     step = jax.jit(counted, donate_argnums=0)
     numbers = [jnp.arange(2) + start for start in (0, 2, 4)]

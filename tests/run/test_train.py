@@ -264,14 +264,14 @@ def density(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Finishe
     return FinishedRun(config, workdir, train(config, workdir, progress=False))
 
 
-def test_whitened_features_and_a_calibrated_detector_are_evaluated_from_the_checkpoint(
+def test_whitened_features_and_a_prepared_detector_are_evaluated_from_the_checkpoint(
     density: FinishedRun,
 ) -> None:
     assert density.metrics["auc_roc"] > 0.8
     assert evaluate(density.workdir) == density.metrics
 
 
-def test_a_resumed_run_keeps_what_it_was_calibrated_with(
+def test_a_resumed_run_keeps_what_it_was_prepared_with(
     density: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StopError(Exception):
@@ -314,5 +314,5 @@ def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -
 
 def test_density_without_whitened_features_is_refused(config: Config, tmp_path: Path) -> None:
     detector = dataclasses.replace(config.detector, detector="density")
-    with pytest.raises(UserError, match="density needs whiten"):
+    with pytest.raises(UserError, match="density needs `whiten=True`"):
         train(dataclasses.replace(config, detector=detector), tmp_path / "run")

@@ -283,8 +283,8 @@ _ON_DEVICES = """
 import json, sys
 import jax, numpy as np
 from ahl_jax import backbones, preset
-from ahl_jax.devices import mesh_for, put_everywhere
-from ahl_jax.presets import with_settings
+from ahl_jax.distributed.mesh import mesh_for, put_everywhere
+from ahl_jax.config.presets import with_settings
 from ahl_jax.stage_one.model import start
 from ahl_jax.stage_one.run import compile_epoch
 from tests.stage_one.tiny import Tiny, images, loaded

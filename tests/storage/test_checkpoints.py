@@ -261,7 +261,7 @@ KILLED = """
     import sys
     from pathlib import Path
     import numpy as np
-    from ahl_jax.checkpoints import Checkpoints
+    from ahl_jax.storage.checkpoints import Checkpoints
 
     with Checkpoints(Path(sys.argv[1])) as checkpoints:
         for epoch in range(10_000):
@@ -307,7 +307,7 @@ RESTORE_ELSEWHERE = """
     from pathlib import Path
     import jax
     import jax.numpy as jnp
-    from ahl_jax.checkpoints import Checkpoints
+    from ahl_jax.storage.checkpoints import Checkpoints
 
     assert jax.device_count() == 4
     mesh = jax.make_mesh((4,), ("x",))

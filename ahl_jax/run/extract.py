@@ -1,0 +1,144 @@
+"""The second and third step of a training: a trunk, features by it, and problems to train on."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ahl_jax.backbones import Trunk, load_trunk
+from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import SCALES
+from ahl_jax.data.records import ImageSource
+from ahl_jax.detectors import Model
+from ahl_jax.detectors.whitening import Whitening, fit_whitening
+from ahl_jax.distributed.memory import on_device, on_host
+from ahl_jax.distributed.mesh import own_part
+from ahl_jax.distributed.part import Part
+from ahl_jax.distributed.processes import is_primary, together
+from ahl_jax.features import Store
+from ahl_jax.features.split import (
+    TrainingFeatures,
+    held_out_features,
+    test_features,
+    training_features,
+)
+from ahl_jax.learning.bank import shared_bank
+from ahl_jax.learning.problem import Problem, problem_on
+from ahl_jax.run.claim import Run
+from ahl_jax.run.options import RunOptions
+from ahl_jax.run.start import Start
+from ahl_jax.stage_one import trained_trunk
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The features that runs train on, of one trunk."""
+
+    features: tuple[TrainingFeatures, ...]
+    """Each run's."""
+
+    part: Part
+    """This process's part of every list of images."""
+
+    model: Model | None
+    """The detector to start from; None for a new one."""
+
+
+def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Extracted:
+    """Everything that the runs read of their images; what the store has already is not computed.
+
+    Test images come first, so that a bad one stops the run before hours of training.
+
+    Args:
+        runs: runs that differ in their seeds alone.
+        options: how they are carried out.
+        start: the run that a fine-tuned one starts from.
+
+    Raises:
+        UserError: for a bad image, unless the settings skip those, or weights that do not fit.
+    """
+    with together():
+        store = Store(options.cache_dir, on_host(options.feature_memory))
+    trunk, model = _trunk(runs, store, start, progress=options.progress)
+    with together():
+        if is_primary():
+            for run in runs:
+                _extract_test(run, trunk, store, progress=options.progress)
+                heads = model.arrays() if run.config.stage_one.stage_one and model else None
+                run.writer.save_trunk(trunk.name, trunk.params, heads)
+    part = own_part(options.data_shards)
+    features: list[TrainingFeatures] = []
+    of_normals: dict[tuple[ImageSource, ...], TrainingFeatures] = {}
+    for run in runs:
+        normals = run.split.train_normals
+        of_normals[normals] = training_features(
+            run.config, run.split, trunk, store, part,
+            shared=of_normals.get(normals), progress=options.progress,
+        )  # fmt: skip
+        features.append(of_normals[normals])
+    keeps_model = start or runs[0].config.stage_one.stage_one_heads
+    return Extracted(tuple(features), part, model if keeps_model else None)
+
+
+def make_problems(
+    runs: Sequence[Run], extracted: Extracted, options: RunOptions
+) -> tuple[list[Problem], Whitening | None]:
+    """The training problems of runs on one bank of features, and the bank's whitening.
+
+    Raises:
+        UserError: if the settings do not fit the data, such as too few normals for the clusters.
+    """
+    features, config = extracted.features, runs[0].config.features
+    with together():
+        # Every seed of a data set has the same training normals.
+        whitening = fit_whitening(features[0].averages, SCALES) if config.whiten else None
+        banks = shared_bank(
+            [each.maps for each in features],
+            config.precision,
+            on_device(options.feature_memory) * options.data_shards,
+            part=extracted.part,
+            counts=[each.counts for each in features],
+            whitening=whitening,
+        )
+        problems = [
+            problem_on(run.config, bank, each.averages, each.pseudo.generator, each.pseudo.origin)
+            for run, each, bank in zip(runs, features, banks, strict=True)
+        ]
+    if (model := extracted.model) is not None:
+        problems = [dataclasses.replace(problem, model=model) for problem in problems]
+    return problems, whitening
+
+
+def _trunk(
+    runs: Sequence[Run], store: Store, start: Start | None, *, progress: bool
+) -> tuple[Trunk, Model | None]:
+    """The trunk of the runs, trained by stage one where that is asked for, and its detector."""
+    config = runs[0].config
+    if config.start != (start and start.digest):
+        raise UserError(
+            "this run starts from another one; use ahl finetune, and name the folder of that one"
+        )
+    one = config.stage_one
+    with together():
+        if start:
+            trunk = start.trunk
+        else:
+            apart = one.stage_one and one.batch_norm == "trained"
+            named = config.features
+            trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, apart=apart)
+        if is_primary():
+            for run in runs:
+                run.workdir.bind_trunk(trunk.digest)
+    if not one.stage_one:
+        return trunk, start.model if start else None
+    (run,) = runs
+    return trained_trunk(
+        run.config, run.split, run.digest, trunk, store.folder, run.checkpoints, progress=progress
+    )
+
+
+def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> None:
+    """Put the features of the test images and of the held-out normals into the store."""
+    if run.split.test:
+        test_features(run.config, run.split, trunk, store, progress=progress)
+    if run.split.held_out:
+        held_out_features(run.config, run.split, trunk, store, progress=progress)
