@@ -124,7 +124,7 @@ def _draw(
         if not pool and config.shots:
             raise UserError(
                 f"{where} has no {source} to train on; add images of them, or train on normals "
-                'alone: `shots=0, method="fit", detector="density"` or `"patchcore"`'
+                'alone: `shots=0, method="fit", detector="density"` or patchcore'
             )
         if len(pool) < config.shots:
             raise UserError(

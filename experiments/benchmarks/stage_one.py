@@ -62,10 +62,10 @@ class Options:
     """dtype of the trunk's products; on a CPU it is float32 in any case."""
 
     batch_norm: Literal["frozen", "trained"] = "frozen"
-    """See `ahl train --help`."""
+    """See `ahl train --help-all`."""
 
     remat: bool = False
-    """See `ahl train --help`."""
+    """See `ahl train --help-all`."""
 
     quick: bool = False
     """The smallest sizes that there are, once."""
