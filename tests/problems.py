@@ -1,12 +1,12 @@
 """A small training problem with three clusters of normals and separable anomalies."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.learning.problem import Problem, make_problem
 
@@ -15,7 +15,6 @@ SIDES = ((4, 5), (3, 3))
 
 CHANNELS = 4
 GENERATORS = 3
-ROOMS = ("data", "features", "pseudo", "subsets", "detector", "learning", "importance")
 
 
 def make_config(**settings: Any) -> Config:
@@ -24,14 +23,7 @@ def make_config(**settings: Any) -> Config:
         "steps": 2, "batch": 9, "passes": 2, "epochs": 2, "hidden": 3, "references": 2,
         "history": 2, "subsets": 3, **settings,
     }  # fmt: skip
-    config = Config(DataConfig("none"), seed=values.pop("seed", 0))
-    for room in ROOMS:
-        names = {f.name for f in dataclasses.fields(getattr(config, room))}
-        mine = {name: values.pop(name) for name in names & values.keys()}
-        part = dataclasses.replace(getattr(config, room), **mine)
-        config = dataclasses.replace(config, **{room: part})
-    assert not values, f"no such settings: {values}"
-    return config
+    return with_settings(Config(DataConfig("none")), values)
 
 
 def make_maps(

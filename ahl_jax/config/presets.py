@@ -70,11 +70,10 @@ def preset(name: str, data: str, **settings: Any) -> Config:
 def differing_settings(config: Config, other: Config) -> dict[str, Any]:
     """The settings of ``other`` that ``config`` has otherwise, by name."""
     found = {}
-    for room in dataclasses.fields(config):
-        ours, theirs = getattr(config, room.name), getattr(other, room.name)
+    for name, ours in vars(config).items():
         if dataclasses.is_dataclass(ours):
             for field in dataclasses.fields(ours):
-                value = getattr(theirs, field.name)
+                value = getattr(getattr(other, name), field.name)
                 if value != getattr(ours, field.name):
                     found[field.name] = value
     return found
@@ -88,15 +87,13 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """
     values = dict(settings)
     changed: dict[str, Any] = {}
-    for room in dataclasses.fields(config):
-        part = getattr(config, room.name)
+    for name, part in vars(config).items():
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             mine = {f.name for f in dataclasses.fields(part)} & values.keys()
-            changed[room.name] = dataclasses.replace(
-                part, **{name: values.pop(name) for name in mine}
-            )
-        elif room.name in values:
-            changed[room.name] = values.pop(room.name)
+            if mine:
+                changed[name] = dataclasses.replace(part, **{own: values.pop(own) for own in mine})
+        elif name in values:
+            changed[name] = values.pop(name)
     if values:
         raise UserError(f"no such settings: {', '.join(values)}; see ahl_jax.Config for all")
     return dataclasses.replace(config, **changed)

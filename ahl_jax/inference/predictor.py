@@ -21,7 +21,7 @@ from ahl_jax.config.settings import Config
 from ahl_jax.data.images import Picture, as_image
 from ahl_jax.detectors import make_inputs
 from ahl_jax.features.images import padded, trunk_dtype, two_scales
-from ahl_jax.inference.scorer import Outcome, Scorer, outcome, scorer_from_arrays
+from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import FPR, Calibration, check_fpr, read_calibration
 from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir
@@ -172,7 +172,7 @@ class Predictor:
         )
         reference = arrays["reference"]
         inputs = make_inputs(maps, reference.patches.dtype, arrays["whitening"])
-        return outcome(self.scorer.functional, arrays["model"], reference, inputs)
+        return detect(self.scorer.functional, arrays["model"], reference, inputs)
 
     @functools.cached_property
     def _program(self) -> Any:

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     """The score of each location: the mean over the scales, on the grid of the larger one."""
 
 
-def outcome(
+def detect(
     functional: Functional, model: Model, reference: Inputs, inputs: Inputs
 ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
     """The fields of ``Outcome``; a pure function of arrays."""
@@ -45,7 +45,7 @@ def outcome(
     return functional.score(model, inputs, reference), heads, jnp.asarray(heat)
 
 
-_outcome = jax.jit(outcome, static_argnums=0)
+_detect = jax.jit(detect, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -79,7 +79,7 @@ class Scorer:
         Args:
             maps: as for ``score``.
         """
-        parts = zip(*self._batches(_outcome, maps), strict=True)
+        parts = zip(*self._batches(_detect, maps), strict=True)
         return Outcome(*(np.concatenate(part) for part in parts))
 
     def _batches(self, program: Callable[..., Any], maps: FeatureMaps) -> Iterator[Any]:

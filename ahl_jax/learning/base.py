@@ -9,8 +9,8 @@ from ahl_jax.detectors.protocol import Functional, Model
 from ahl_jax.learning.batches import draw_batches
 from ahl_jax.learning.learner import (
     EpochLog,
-    Trained,
     TrainingData,
+    TrainState,
     learning_rate,
     optimizer,
     train_steps,
@@ -27,14 +27,14 @@ class Plain:
 
     def init(
         self, model: Model, data: TrainingData, key: Key[Array, ""]
-    ) -> tuple[Trained, Key[Array, ""]]:
+    ) -> tuple[TrainState, Key[Array, ""]]:
         """A fresh optimiser; the key is the run's."""
         del data
-        return Trained(model, self.optimizer.init(model.params)), key
+        return TrainState(model, self.optimizer.init(model.params)), key
 
     def epoch(
-        self, state: tuple[Trained, Key[Array, ""]], data: TrainingData, epoch: Array
-    ) -> tuple[tuple[Trained, Key[Array, ""]], EpochLog]:
+        self, state: tuple[TrainState, Key[Array, ""]], data: TrainingData, epoch: Array
+    ) -> tuple[tuple[TrainState, Key[Array, ""]], EpochLog]:
         """One gradient step on each of ``steps`` batches."""
         trained, key = state
         learning = self.config.learning
@@ -51,13 +51,13 @@ class Plain:
         losses = losses.mean(0)
         return (trained, key), EpochLog(losses, jnp.full_like(losses, jnp.nan), nan, nan, nan[0])
 
-    def model(self, state: tuple[Trained, Key[Array, ""]]) -> Model:
+    def model(self, state: tuple[TrainState, Key[Array, ""]]) -> Model:
         """The detector as trained so far."""
         return state[0].model
 
     def with_model(
-        self, state: tuple[Trained, Key[Array, ""]], model: Model
-    ) -> tuple[Trained, Key[Array, ""]]:
+        self, state: tuple[TrainState, Key[Array, ""]], model: Model
+    ) -> tuple[TrainState, Key[Array, ""]]:
         """Another detector, with the optimiser as it is."""
         return state[0]._replace(model=model), state[1]
 
@@ -66,8 +66,8 @@ class Fit(Plain):
     """Leaves the detector as it was prepared: closed forms without any training."""
 
     def epoch(
-        self, state: tuple[Trained, Key[Array, ""]], data: TrainingData, epoch: Array
-    ) -> tuple[tuple[Trained, Key[Array, ""]], EpochLog]:
+        self, state: tuple[TrainState, Key[Array, ""]], data: TrainingData, epoch: Array
+    ) -> tuple[tuple[TrainState, Key[Array, ""]], EpochLog]:
         """No step at all."""
         del data, epoch
         nan = jnp.full(1, jnp.nan)

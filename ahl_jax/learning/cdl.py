@@ -22,8 +22,8 @@ from ahl_jax.learning.importance import Estimator, Importance
 from ahl_jax.learning.learner import (
     SCORE_BATCH,
     EpochLog,
-    Trained,
     TrainingData,
+    TrainState,
     apply_step,
     batch_loss,
     learning_rate,
@@ -164,7 +164,7 @@ class CDL:
         )
 
         def inner(params: Params) -> tuple[Params, tuple[Params, Array]]:
-            fresh = Trained(Model(params, start.stats), self.inner.init(params))
+            fresh = TrainState(Model(params, start.stats), self.inner.init(params))
             trained, losses = train_steps(
                 self.functional, self.inner, fresh, data, passes, rate, remat=exact
             )

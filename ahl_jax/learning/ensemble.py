@@ -7,7 +7,7 @@ from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Functional, Model
 from ahl_jax.distributed.mesh import over_subsets
 from ahl_jax.learning.base import Plain
-from ahl_jax.learning.learner import EpochLog, Trained, TrainingData
+from ahl_jax.learning.learner import EpochLog, TrainingData, TrainState
 
 
 class Ensemble:
@@ -19,26 +19,26 @@ class Ensemble:
 
     def init(
         self, model: Model, data: TrainingData, key: Key[Array, ""]
-    ) -> tuple[Trained, Key[Array, " t"]]:
+    ) -> tuple[TrainState, Key[Array, " t"]]:
         """An optimiser and a key for each model."""
         keys = jax.random.split(key, len(jax.tree.leaves(model)[0]))
         return jax.vmap(lambda one, key: self.plain.init(one, data, key))(model, keys)
 
     def epoch(
-        self, state: tuple[Trained, Key[Array, " t"]], data: TrainingData, epoch: Array
-    ) -> tuple[tuple[Trained, Key[Array, " t"]], EpochLog]:
+        self, state: tuple[TrainState, Key[Array, " t"]], data: TrainingData, epoch: Array
+    ) -> tuple[tuple[TrainState, Key[Array, " t"]], EpochLog]:
         """One epoch of every model; the losses are their means."""
         state, log = over_subsets(
             lambda shared, one: self.plain.epoch(one, *shared), (data, epoch), state
         )
         return state, jax.tree.map(lambda x: x.mean(0), log)
 
-    def model(self, state: tuple[Trained, Key[Array, " t"]]) -> Model:
+    def model(self, state: tuple[TrainState, Key[Array, " t"]]) -> Model:
         """The detectors as trained so far."""
         return state[0].model
 
     def with_model(
-        self, state: tuple[Trained, Key[Array, " t"]], model: Model
-    ) -> tuple[Trained, Key[Array, " t"]]:
+        self, state: tuple[TrainState, Key[Array, " t"]], model: Model
+    ) -> tuple[TrainState, Key[Array, " t"]]:
         """Other detectors, with the optimisers as they are."""
         return self.plain.with_model(state, model)

@@ -188,7 +188,7 @@ def _divisible(batch: Batch) -> Batch:
     )
 
 
-class Trained(NamedTuple):
+class TrainState(NamedTuple):
     """A model in training."""
 
     model: Model
@@ -198,13 +198,13 @@ class Trained(NamedTuple):
 def train_steps(
     functional: Functional,
     transform: optax.GradientTransformation,
-    start: Trained,
+    start: TrainState,
     data: TrainingData,
     batches: Batch,
     rate: Float[Array, ""],
     *,
     remat: bool = False,
-) -> tuple[Trained, Float[Array, "s heads"]]:
+) -> tuple[TrainState, Float[Array, "s heads"]]:
     """One gradient step per batch, in order (AHL Eq. 1); also returns each step's head losses.
 
     Args:
@@ -217,11 +217,11 @@ def train_steps(
         remat: recompute each step's forward pass when this is differentiated, to save memory.
     """
 
-    def step(trained: Trained, batch: Batch) -> tuple[Trained, Float[Array, " heads"]]:
+    def step(trained: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, " heads"]]:
         (params, stats), state = trained
         loss = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)
         (_, (stats, losses)), grads = loss(functional, params, stats, data, batch)
         updates, state = transform.update(grads, state, params)
-        return Trained(Model(apply_step(params, updates, rate), stats), state), losses
+        return TrainState(Model(apply_step(params, updates, rate), stats), state), losses
 
     return jax.lax.scan(jax.checkpoint(step) if remat else step, start, batches)

@@ -71,7 +71,7 @@ def report(
         pictured=PICTURED,
         preset=preset,
         differing=differing,
-        rooms=_rooms(run),
+        parts=_parts(run),
     )
 
 
@@ -167,15 +167,15 @@ def _test_images(run: Scored) -> list[tuple[str, str | None]]:
     return [(image_digest(sample.path), sample.anomaly_class) for sample in run.samples]
 
 
-def _rooms(run: Scored) -> dict[str, dict[str, Any]]:
-    """All settings, by the room that they are in."""
-    rooms: dict[str, dict[str, Any]] = {"run": {}}
+def _parts(run: Scored) -> dict[str, dict[str, Any]]:
+    """All settings, by the part that they are in."""
+    parts: dict[str, dict[str, Any]] = {"run": {}}
     for name, value in run.config.to_dict().items():
-        room, values = (name, value) if isinstance(value, dict) else ("run", {name: value})
-        rooms.setdefault(room.replace("_", " "), {}).update(
+        part, values = (name, value) if isinstance(value, dict) else ("run", {name: value})
+        parts.setdefault(part.replace("_", " "), {}).update(
             {key.replace("_", "-"): each for key, each in values.items()}
         )
-    return rooms
+    return parts
 
 
 def _write(out: Path, template: str, **values: Any) -> Path:

@@ -7,7 +7,9 @@ from ahl_jax.backbones import TRUNKS
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import NameIn, settings_of
 from ahl_jax.config.settings import Config
+from ahl_jax.data.types import Split
 from ahl_jax.detectors import DETECTORS
+from ahl_jax.learning.hadg import check_clusters
 from ahl_jax.pseudo import GENERATORS
 
 REGISTRIES: Mapping[str, Mapping[str, Any]] = {
@@ -50,6 +52,16 @@ def check_settings(config: Config) -> None:
     _check_detector(config)
     if config.stage_one.stage_one_heads:
         _check_heads(config)
+
+
+def check_split(config: Config, split: Split) -> None:
+    """Find out before any image is read whether its normals are enough for the clusters.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if config.learning.method == "ahl":
+        check_clusters(config.subsets.clusters, len(split.train_normals))
 
 
 def _check_detector(config: Config) -> None:

@@ -11,7 +11,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.types import Split
 from ahl_jax.distributed.processes import is_primary, on_primary
-from ahl_jax.run.checks import check_settings
+from ahl_jax.run.checks import check_settings, check_split
 from ahl_jax.run.claim import Run, agree, claim
 from ahl_jax.run.epochs import Training, run_epochs
 from ahl_jax.run.evaluate import test_run
@@ -111,6 +111,8 @@ def train_runs(
     check_settings(configs[0])
     options = dataclasses.replace(options, progress=options.progress and is_primary())
     runs = agree(configs, workdirs, splits, options)
+    for run in runs:
+        check_split(run.config, run.split)
     with contextlib.ExitStack() as stack:
         unfinished = claim(runs, stack, overwrite=options.overwrite)
         if unfinished:

@@ -104,7 +104,7 @@ class StageOne:
                 )
                 return total, (trunk_stats, stats, losses)
 
-            params = trained(state.trunk, state.model)
+            params = parameters(state.trunk, state.model)
             gradient, (trunk_stats, stats, losses) = jax.grad(loss, has_aux=True)(params)
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, params)
             params = apply_step(params, updates, rate)
@@ -205,11 +205,11 @@ def start(config: Config, trunk: Trunk) -> tuple[StageOne, State]:
     if config.stage_one.batch_norm == "trained":
         assert trunk.unfolded is not None
         params, stats = jax.tree.map(jnp.asarray, trunk.unfolded)
-    optimizer = learner.optimizer.init(trained(params, model))
+    optimizer = learner.optimizer.init(parameters(params, model))
     return learner, State(params, stats, model, optimizer, draw_prior(prior_key), key)
 
 
-def trained(trunk: Params, model: Model) -> Params:
+def parameters(trunk: Params, model: Model) -> Params:
     """Everything that stage one trains."""
     return {"trunk": trunk, "detector": model.params}
 

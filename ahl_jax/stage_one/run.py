@@ -80,10 +80,12 @@ def trained_trunk(
     folder = cache_dir / "stage_one" / stage_one_key(config, digest, trunk)
     found: list[tuple[Any, Any]] = []
 
-    def read(there: Checkpoints) -> bool:
-        if there.has_trunk() and (there.has_detector() or not config.stage_one.stage_one_heads):
-            detector = there.load_detector() if there.has_detector() else None
-            found.append((there.load_trunk()[1], detector))
+    def read(checkpoints: Checkpoints) -> bool:
+        if checkpoints.has_trunk() and (
+            checkpoints.has_detector() or not config.stage_one.stage_one_heads
+        ):
+            detector = checkpoints.load_detector() if checkpoints.has_detector() else None
+            found.append((checkpoints.load_trunk()[1], detector))
         return bool(found)
 
     with contextlib.ExitStack() as stack:
@@ -105,7 +107,7 @@ def trained_trunk(
                 model = Model.from_arrays(found[0][1]) if found else fresh
                 model = arrays_of_primary(jax.tree.map(jnp.asarray, model))
             return trunk_from_params(trunk.name, params), model
-        trained, model = _trained(config, split, trunk, folder / "training", progress=progress)
+        trained, model = _train_trunk(config, split, trunk, folder / "training", progress=progress)
 
         def keep() -> None:
             with Checkpoints(folder) as kept:
@@ -155,7 +157,7 @@ def _alone(folder: Path, *, progress: bool) -> Iterator[None]:
         yield
 
 
-def _trained(
+def _train_trunk(
     config: Config, split: Split, trunk: Trunk, folder: Path, *, progress: bool
 ) -> tuple[Trunk, Model]:
     """Trunk and detector after all epochs, whose checkpoints go to ``folder``."""

@@ -49,7 +49,7 @@ class Workdir:
             self._clear()
         else:
             self.check(config)
-            if self._there():
+            if self._files():
                 return
         with writing(self.path, "give another folder as `workdir`"):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -62,9 +62,9 @@ class Workdir:
             UserError: as ``claim`` does.
         """
         self._check_folder()
-        there = self._there()
-        if there and not self._without_epochs(config):
-            self._check_same(config, there)
+        files = self._files()
+        if files and not self._without_epochs(config):
+            self._check_same(config, files)
 
     def _without_epochs(self, config: Config) -> bool:
         """Whether another run has begun here, and nothing is lost where this one takes over."""
@@ -110,7 +110,7 @@ class Workdir:
         Raises:
             UserError: as ``bind_trunk`` does.
         """
-        if self._there():
+        if self._files():
             self._check_bound(self._run(), "trunk", digest, "weights of the trunk")
 
     def _bind(self, name: str, digest: str, what: str) -> None:
@@ -192,13 +192,13 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give `workdir` a folder")
 
-    def _there(self) -> list[str]:
+    def _files(self) -> list[str]:
         return [name for name in FILES if (self.path / name).exists()]
 
-    def _check_same(self, config: Config, there: list[str]) -> None:
-        if "run.json" not in there:
+    def _check_same(self, config: Config, files: list[str]) -> None:
+        if "run.json" not in files:
             raise UserError(
-                f"{self.path} already has {there[0]}, which belongs to no run that can go on; "
+                f"{self.path} already has {files[0]}, which belongs to no run that can go on; "
                 "give another `workdir`, or `overwrite=True` to replace it"
             )
         saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), located(config)))

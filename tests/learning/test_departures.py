@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.detectors import Model, functional, make_detector
 from ahl_jax.detectors.protocol import DeviationDetector, Head
-from ahl_jax.learning.learner import Trained, batch_loss, optimizer, train_steps
+from ahl_jax.learning.learner import TrainState, batch_loss, optimizer, train_steps
 from tests.problems import assert_trees_close, make_config, make_setting
 
 
@@ -82,7 +82,7 @@ def test_every_support_batch_moves_the_base_model_on_from_where_it_is(problem):
         )[0]
     )
     batches = batches_of(problem)
-    start = Trained(problem.model, transform.init(problem.model.params))
+    start = TrainState(problem.model, transform.init(problem.model.params))
     one_by_one, distances = start, []
     for k in range(3):
         after = train(one_by_one, jax.tree.map(lambda x, k=k: x[k : k + 1], batches))
