@@ -38,7 +38,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Settings(Options):
-    """Train and test what is missing, then write the table and draw it."""
+    """Train and test the missing runs, then write the table and draw it."""
 
     of: str = DEFAULT
     """The row of table 1 whose settings are varied."""
@@ -52,7 +52,7 @@ class Settings(Options):
 
 
 def main() -> None:
-    """Train what is missing, then write the table and draw it."""
+    """Train the missing runs, then write the table and draw it."""
     options = parse(Settings, __doc__)
     over = tuple(dict.fromkeys(options.over))
     table = Table(

@@ -14,7 +14,7 @@ from experiments.tables.sweep import PUBLISHED, parse, sweep
 
 @dataclass(frozen=True)
 class Subsets(Options):
-    """Train and test what is missing, then write the table and draw it."""
+    """Train and test the missing runs, then write the table and draw it."""
 
     of: str = PUBLISHED
     """The row of table 1 whose settings are varied."""
@@ -24,7 +24,7 @@ class Subsets(Options):
 
 
 def main() -> None:
-    """Train what is missing, then write the table and draw it."""
+    """Train the missing runs, then write the table and draw it."""
     options = parse(Subsets, __doc__)
     table = Table("ablate_subsets", "subsets", "The number of subsets T")
     sweep(table, options, options.of, {"subsets": options.subsets})

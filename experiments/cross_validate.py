@@ -30,6 +30,7 @@ from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.commit import commit
 from ahl_jax.common.files import replace_file
+from ahl_jax.common.text import markdown_table
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import SCALES, Config
 from ahl_jax.detectors import make_detector, make_inputs
@@ -147,14 +148,14 @@ def _table(options: Options, found: dict[int, dict[Factors, float]]) -> str:
         "",
         f"Commit: {commit() or 'unknown'}",
         "",
-        "| factor of local | factor of seen | "
-        + " | ".join(f"{groups} groups" if groups > 1 else "1 group" for groups in found)
-        + " |",
-        "|---|---|" + "---|" * len(found),
     ]
-    for local, seen in next(iter(found.values())):
-        cells = [f"{of[local, seen]:.4f}" for of in found.values()]
-        lines.append(f"| {local} | {seen} | " + " | ".join(cells) + " |")
+    head = ["factor of local", "factor of seen"]
+    head += [f"{groups} groups" if groups > 1 else "1 group" for groups in found]
+    body = [
+        [str(local), str(seen), *(f"{of[local, seen]:.4f}" for of in found.values())]
+        for local, seen in next(iter(found.values()))
+    ]
+    lines += markdown_table(head, body)
     return "\n".join(lines) + "\n"
 
 

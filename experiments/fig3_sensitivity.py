@@ -14,7 +14,7 @@ from experiments.tables.sweep import PUBLISHED, parse, sweep
 
 @dataclass(frozen=True)
 class Sensitivity(Options):
-    """Train and test what is missing, then write the table and draw it."""
+    """Train and test the missing runs, then write the table and draw it."""
 
     of: str = PUBLISHED
     """The row of table 1 whose settings are varied."""
@@ -27,7 +27,7 @@ class Sensitivity(Options):
 
 
 def main() -> None:
-    """Train what is missing, then write the table and draw it."""
+    """Train the missing runs, then write the table and draw it."""
     options = parse(Sensitivity, __doc__)
     table = Table("fig3_sensitivity", "figure 3", "Figure 3: C and K")
     values = {"clusters": options.clusters, "history": options.history}

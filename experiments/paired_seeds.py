@@ -3,7 +3,7 @@
     python -m experiments.paired_seeds --data elpv
 
 writes experiments/results/paired_seeds.csv (a row per run) and .md. The rows are those of tables 1
-and 2 that are compared with another, with what they are compared with.
+and 2 that are compared with another, with those other rows.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ ROWS = {name: one for name, one in METHODS.items() if one.against or name in PAI
 
 @dataclass(frozen=True)
 class Pairs(Options):
-    """Train and test what is missing, then write the table."""
+    """Train and test the missing runs, then write the table."""
 
     settings: tuple[Literal["general", "hard"], ...] = ("general", "hard")
     """Parts of the table."""
 
 
 def main() -> None:
-    """Train what is missing, then write the table."""
+    """Train the missing runs, then write the table."""
     options = parse(Pairs, __doc__, seeds=tuple(range(10)), shots=(10, 1))
     title = "AHL and its base detectors, seed by seed"
     run(Table("paired_seeds", "paired", title, options.settings, ROWS), options)

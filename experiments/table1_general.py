@@ -13,7 +13,7 @@ TABLE = Table("table1_general", "1", "Table 1: general setting")
 
 
 def main() -> None:
-    """Train what is missing, then write the table."""
+    """Train the missing runs, then write the table."""
     run(TABLE, parse(Options, __doc__, shots=(10, 1)))
 
 

@@ -13,7 +13,7 @@ TABLE = Table("table2_hard", "2", "Table 2: hard setting", settings=("hard",))
 
 
 def main() -> None:
-    """Train what is missing, then write the table."""
+    """Train the missing runs, then write the table."""
     run(TABLE, parse(Options, __doc__, shots=(10, 1)))
 
 

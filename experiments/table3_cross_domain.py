@@ -42,7 +42,7 @@ TABLE = Table(
 
 @dataclass(frozen=True)
 class CrossDomain(Options):
-    """Train and fine-tune what is missing, then write the table."""
+    """Train and fine-tune the missing runs, then write the table."""
 
     data: tuple[str, ...] = ("mvtec_ad",)
     """A data set or folder with categories; or several data sets or folders."""
@@ -66,7 +66,7 @@ class FineTuned(Cell):
         return dataclasses.replace(self.config.data, shots=0)
 
     def train(self, seeds: Sequence[int], options: RunOptions) -> list[dict[str, Any]]:
-        """Fine-tune and test what is missing, first of the other cell; the metrics of each seed."""
+        """Train the missing runs of the other cell, and fine-tune those of this one."""
         list(results([self.start], seeds, options))
         how = {"epochs": self.config.learning.epochs, **vars(options)}
         return [
@@ -76,7 +76,7 @@ class FineTuned(Cell):
 
 
 def main() -> None:
-    """Train and fine-tune what is missing, then write the table."""
+    """Train and fine-tune the missing runs, then write the table."""
     options = parse(CrossDomain, __doc__)
     run(TABLE, options, pairs(options), markdown)
 

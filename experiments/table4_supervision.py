@@ -17,7 +17,7 @@ TABLE = Table("table4_supervision", "4", "Table 4: how much supervision helps", 
 
 
 def main() -> None:
-    """Score and train what is missing, then write the table."""
+    """Score and train the missing runs, then write the table."""
     run(TABLE, parse(Options, __doc__))
 
 

@@ -1,4 +1,4 @@
-"""Table 5 of the paper: what each component of AHL adds to DRA, general and hard setting.
+"""Table 5 of the paper: the gain of each component of AHL over DRA, general and hard setting.
 
     python -m experiments.table5_ablation --data elpv
 
@@ -23,7 +23,7 @@ from experiments.tables.sweep import parse, run
 
 @dataclass(frozen=True)
 class Ablation(Options):
-    """Train and test what is missing, then write the table."""
+    """Train and test the missing runs, then write the table."""
 
     settings: tuple[Literal["general", "hard"], ...] = ("general", "hard")
     """Parts of the table."""
@@ -33,7 +33,7 @@ class Ablation(Options):
 
 
 def main() -> None:
-    """Train what is missing, then write the table."""
+    """Train the missing runs, then write the table."""
     options = parse(Ablation, __doc__)
     table = Table("table5_ablation", "5", "Table 5: components of AHL", settings=options.settings)
     rows = dict(COMPONENTS)

@@ -31,7 +31,7 @@ def ablate(
     command: str | None = None,
     **options: Any,
 ) -> list[Row]:
-    """Train and test every point, or what a stopped call left of them, and write the tables.
+    """Train and test the missing runs of every point, and write the tables.
 
     Args:
         config: the settings to vary one at a time.

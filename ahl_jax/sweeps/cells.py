@@ -57,7 +57,7 @@ class Cell:
         return Workdir(self.folder / f"seed-{seed}")
 
     def train(self, seeds: Sequence[int], options: RunOptions) -> list[dict[str, Any]]:
-        """Train and test what is missing, all seeds in one program; the metrics of each."""
+        """Train and test the missing runs in one program, and give the metrics of each seed."""
         return train_seeds(self.config, self.folder, seeds, **vars(options))
 
 
@@ -67,7 +67,7 @@ DEFAULTS = RunOptions()
 
 
 def check(cells: Sequence[Cell], seeds: Sequence[int], options: RunOptions = DEFAULTS) -> None:
-    """Find what would stop a cell before any is trained.
+    """Refuse cells that cannot be trained, before any is.
 
     Raises:
         UserError: for settings that do not fit the data, or a folder with another run. The weights
@@ -94,7 +94,7 @@ def check(cells: Sequence[Cell], seeds: Sequence[int], options: RunOptions = DEF
 def results(
     cells: Sequence[C], seeds: Sequence[int], options: RunOptions = DEFAULTS
 ) -> Iterator[tuple[C, list[Row]]]:
-    """Train and test what is missing, cell by cell.
+    """Train and test the missing runs, cell by cell.
 
     Args:
         cells: in order; those with the same folder are trained once.

@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ LABELS = {
 """Words under a panel, where the option's own name is not enough."""
 
 COLUMNS = 3
+LETTERS = 11
+"""Letters of the title that an inch has room for."""
+
 LOGARITHMIC = 50
 """Ratio of the largest to the smallest value from which on the axis is logarithmic."""
 
@@ -67,14 +71,15 @@ def draw(
     Args:
         panels: the values of each setting, by its option's name.
         base: AUC-ROC of the base detector alone per seed, drawn as a horizontal line.
-        title: what the figure is about.
+        title: the heading.
     """
     # Imported here, because nothing else needs it and it takes a second.
     from matplotlib.figure import Figure
 
     columns = min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(3.6 * columns, 4.8), 3.0 * rows + 0.6), layout="constrained")
+    width = max(3.6 * columns, 4.8)
+    figure = Figure(figsize=(width, 3.0 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     axes = grid.ravel()
     label = _seeds({len(mark.scores) for marks in panels.values() for mark in marks})
@@ -87,7 +92,7 @@ def draw(
         panel.remove()
     for row in grid:
         row[0].set_ylabel("AUC-ROC on the test images")
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, int(width * LETTERS)))
     handles = {
         label: handle
         for panel in axes[: len(panels)]

@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import markdown_table
 from ahl_jax.config.settings import (
     Config,
     DataConfig,
@@ -194,11 +195,11 @@ def parse(kind: type[T], description: str | None) -> T:
 
 def report(rows: list[dict[str, Any]], out: Path | None) -> None:
     """Print the rows as a Markdown table and write them as JSON if asked to."""
-    columns = list(rows[0])
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for row in rows:
-        cells = [f"{v:.3g}" if isinstance(v, float) and v < 1000 else
-                 f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values()]  # fmt: skip
-        print("| " + " | ".join(cells) + " |")
+    body = [
+        [f"{v:.3g}" if isinstance(v, float) and v < 1000 else
+         f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values()]
+        for row in rows
+    ]  # fmt: skip
+    print("\n".join(markdown_table(list(rows[0]), body)))
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

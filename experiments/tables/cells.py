@@ -1,4 +1,4 @@
-"""The cells of a table: what is trained, and in which folder."""
+"""The cells of a table, with the folders of their runs."""
 
 import dataclasses
 import logging
@@ -25,7 +25,7 @@ PUBLISHED_SIZE = 448
 
 @dataclass(frozen=True)
 class Options:
-    """Train and test what is missing, then write the table.
+    """Train and test the missing runs, then write the table.
 
     The same command goes on with a sweep that was stopped; finished runs are only read.
     """

@@ -84,7 +84,7 @@ COMPONENTS = {
     "+HADG+CDL-": Method({"detector": "dra", "importance": "accuracy"}, ("DRA",)),
     "+HADG+CDL+": METHODS["AHL(DRA)"],
 }
-"""Table 5: what each component of AHL adds to DRA."""
+"""Table 5: the gain of each component of AHL over DRA."""
 
 
 def varied(start: Method, setting: str, values: Sequence[Any]) -> dict[str, Method]:

@@ -102,8 +102,8 @@ def sections(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Section]:
     """The parts of a table, those over all categories of a data set last.
 
     Args:
-        cells: what it will hold.
-        rows: what it holds already.
+        cells: those that it will hold.
+        rows: those that it holds already.
     """
     found = []
     parts = dict.fromkeys(_part_of(row) for row in rows)
@@ -131,8 +131,8 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
 
     Args:
         table: the table.
-        cells: what the command adds to it.
-        rows: what there is of it.
+        cells: those that the command adds to it.
+        rows: those that there are.
         command: how to make it.
     """
     lines = heading(table, cells, rows, command)
@@ -186,9 +186,9 @@ def per_seed(
     return {seed: statistics.mean(v) for seed, v in values.items() if len(v) == parts}
 
 
-def _title(what: str, setting: str, shots: int) -> str:
+def _title(data: str, setting: str, shots: int) -> str:
     anomalies = "1 labelled anomaly" if shots == 1 else f"{shots} labelled anomalies"
-    return f"{what}: {setting} setting, {anomalies}"
+    return f"{data}: {setting} setting, {anomalies}"
 
 
 def _part(table: Table, section: Section, rows: Sequence[Row]) -> list[str]:

@@ -42,7 +42,7 @@ def run(
     cells: Sequence[Cell] | None = None,
     text_of: Callable[..., str] = markdown,
 ) -> tuple[Sequence[Cell], list[Row]]:
-    """Train what is missing, and write ``NAME.csv`` and ``NAME.md`` after every cell.
+    """Train the missing runs, and write ``NAME.csv`` and ``NAME.md`` after every cell.
 
     Rows that the files have already and this command does not make stay, so that a method can be
     added to a table. Each names the commit that it is from.
@@ -50,8 +50,8 @@ def run(
     Args:
         table: the table.
         options: its options.
-        cells: what it holds; by default all that the options ask for.
-        text_of: what makes the Markdown, see ``experiments.tables.report.markdown``.
+        cells: its cells; by default all that the options ask for.
+        text_of: the function that makes the Markdown, as ``experiments.tables.report.markdown``.
 
     Returns:
         The cells, and the rows of the CSV: one per cell and seed.

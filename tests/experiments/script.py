@@ -1,4 +1,4 @@
-"""Runs the scripts of the tables in the folders of a test, and reads what they write."""
+"""Runs the scripts of the tables in the folders of a test, and reads their files."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""A stand-in for training: runs with made-up figures, for tests of what sweeps make of runs."""
+"""A stand-in for training: runs with made-up figures."""
 
 import dataclasses
 import json

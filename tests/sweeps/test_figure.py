@@ -76,6 +76,15 @@ def test_values_may_have_different_numbers_of_seeds() -> None:
     assert words(drawn) == ["mean ± standard deviation of 1 to 3 seeds"]
 
 
+def test_a_long_title_is_wrapped_to_the_width() -> None:
+    title = "AHL(DevNet), 20 updates per epoch on elpv: general setting, 10 labelled anomalies"
+    drawn = draw({"subsets": numbers(n1=[0.7], n2=[0.9])}, title=title)
+    drawn.draw_without_rendering()
+    (heading,) = [text for text in drawn.texts if text.get_text().replace("\n", " ") == title]
+    box = heading.get_window_extent()
+    assert drawn.bbox.x0 <= box.x0 < box.x1 <= drawn.bbox.x1
+
+
 def test_many_panels_fill_rows_and_leave_no_empty_axes() -> None:
     names = ["subsets", "clusters", "history", "shots", "steps"]
     drawn = draw({name: numbers(n2=[0.5]) for name in names})

@@ -1,4 +1,4 @@
-"""What ``--over`` stands for."""
+"""The points that ``over`` asks for."""
 
 import dataclasses
 from pathlib import Path
