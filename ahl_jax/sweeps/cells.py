@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,8 +113,7 @@ def results(
     done: dict[Path, list[Row]] = {}
     for number, cell in enumerate(cells, 1):
         if cell.folder not in done:
-            digests = [digest_of(cell.data, seed) for seed in seeds]
-            found = None if again else _finished(cell, seeds, digests)
+            found = [] if again else _finished(cell, seeds, digest_of)
             if not found:
                 if options.progress:
                     log.info("%s (%d of %d)", cell.name, number, len(cells))
@@ -126,17 +125,16 @@ def results(
 
 
 def _finished(
-    cell: Cell, seeds: Sequence[int], digests: Sequence[str]
-) -> list[dict[str, Any]] | None:
+    cell: Cell, seeds: Sequence[int], digest_of: Callable[[DataConfig, int], str]
+) -> list[dict[str, Any]]:
     """The metrics of all seeds, if they are there and of the same images."""
-    found = []
-    for seed, digest in zip(seeds, digests, strict=True):
-        run = cell.run(seed)
-        metrics = run.metrics()
-        if not metrics or run.data_digest() != digest:
-            return None
-        found.append(metrics)
-    return found
+    found = [
+        metrics
+        for seed in seeds
+        if (metrics := cell.run(seed).metrics())
+        and cell.run(seed).data_digest() == digest_of(cell.data, seed)
+    ]
+    return found if len(found) == len(seeds) else []
 
 
 def _split(data: DataConfig, seed: int) -> Split:

@@ -93,19 +93,14 @@ def draw(
     for row in grid:
         row[0].set_ylabel("AUC-ROC on the test images")
     figure.suptitle(textwrap.fill(title, int(width * LETTERS)))
-    handles = {
-        label: handle
-        for panel in axes[: len(panels)]
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    shown = {
+        words: handle
+        for panel in figure.axes
+        for handle, words in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    names = sorted(handles, key=[label, GIVEN, BASE].index)
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
+    names = [words for words in (label, GIVEN, BASE) if words in shown]
+    handles = [shown[words] for words in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
