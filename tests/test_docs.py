@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import ahl_jax
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -33,6 +35,12 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", _prose(page))
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     missing = [link for link in local if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_page_of_the_python_interface_has_every_public_name() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    missing = [name for name in ahl_jax.__all__ if not re.search(rf"[.`]{name}\b", page)]
     assert not missing
 
 

@@ -19,8 +19,8 @@ from ahl_jax.run.checks import names_for
 _HEAD = """# Configuration
 
 Every setting of a run. The option of `ahl train` has the same name with `-` for `_`; in Python it
-is the field of the dataclass that heads the section. The defaults are those of `--preset paper`;
-what the other presets have otherwise is at the end.
+is the field of the dataclass that heads the section. The defaults are those of `--preset paper`.
+The end of the page lists the settings in which the other presets differ.
 """
 
 
@@ -50,7 +50,8 @@ def _reference() -> Iterator[str]:
             if field.name not in said or tyro.conf.Suppress in _marks(hint):
                 continue
             default = "" if field.default is dataclasses.MISSING else f"`{_plain(field.default)}`"
-            yield f"| `{field.name}` | {default} | {_values(field.name, hint)} | {said[field.name]} |"
+            values = _values(field.name, hint)
+            yield f"| `{field.name}` | {default} | {values} | {said[field.name]} |"
         yield ""
     yield "## Presets\n"
     paper = PRESETS["paper"]("")
