@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
 from ahl_jax import Config, UserError, evaluate, export_model, load, train
+from ahl_jax.features.split import split_digest
 from ahl_jax.learning import seeds
 from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir
@@ -80,7 +82,13 @@ def test_a_finished_run_is_not_run_again(
     finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ahl_jax.run.epochs.mesh_for", None)
+    # One pass over the bytes of the images, one reading of the checkpoint.
+    hashed, loaded = Mock(wraps=split_digest), Mock(wraps=load)
+    monkeypatch.setattr("ahl_jax.run.claim.split_digest", hashed)
+    monkeypatch.setattr("ahl_jax.run.evaluate.split_digest", hashed)
+    monkeypatch.setattr("ahl_jax.run.evaluate.load", loaded)
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
+    assert (hashed.call_count, loaded.call_count) == (1, 1)
 
 
 @pytest.mark.parametrize(
