@@ -10,11 +10,8 @@ keeps its meaning, and parameters learnt on the one whitened features are of use
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config, DataConfig, PseudoConfig
@@ -26,64 +23,6 @@ from ahl_jax.storage.workdir import Workdir, located
 
 EPOCHS = 10
 """As in the paper's cross-domain setting."""
-
-
-@dataclass(frozen=True)
-class Target(DataConfig):
-    """Which images, and which of them are seen in training."""
-
-    data: str
-    """The target: a data set of `ahl data list`, a folder, or a CSV file of images."""
-
-    held_out: float = 0.1
-    """The share of the target's training normals that is kept out of training; a threshold on the
-    score is set by them."""
-
-
-@dataclass(frozen=True)
-class Finetune:
-    """Train a finished run's detector on other data, then test it there.
-
-    The same command on the same folder goes on with a fine-tuning that was stopped.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of the finished run, which is needed until the fine-tuning is finished too."""
-
-    target: Target
-
-    workdir: Path
-    """The folder for the fine-tuned run."""
-
-    normals_only: bool = False
-    """Train on the target's normals alone: without labelled anomalies, so that the test has all of
-    them, and without pseudo-anomalies."""
-
-    epochs: int = EPOCHS
-    """Epochs; the last one is what counts. Learning rates and batches are RUN's."""
-
-    seed: int | None = None
-    """Seed of the labelled anomalies and the batches; by default RUN's."""
-
-    overwrite: bool = False
-    """Replace a different run that the folder holds."""
-
-    cache_dir: Path | None = None
-    """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
-
-
-def run(command: Finetune) -> dict[str, Any]:
-    """The options of the command; see ``finetune``."""
-    data = DataConfig(**vars(command.target))
-    return finetune(
-        command.run,
-        dataclasses.replace(data, shots=0) if command.normals_only else data,
-        command.workdir,
-        epochs=command.epochs,
-        seed=command.seed,
-        overwrite=command.overwrite,
-        cache_dir=command.cache_dir,
-    )
 
 
 def finetune(
