@@ -196,9 +196,7 @@ def test_what_trains_nothing_takes_normals_alone(
 def test_it_warns_where_too_few_are_held_out(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray
 ) -> None:
-    message = (
-        r"2 held-out normals can promise no less than 33 % .* 5 % .* takes 19 of them \(held_out\)"
-    )
+    message = r"2 held-out normals can promise no less than 33 % .* 5 % .* takes 19 of them \(`held_out`\)"
     with pytest.warns(UserWarning, match=message):
         clone(fitted).set_params(fpr=0.05).fit(paths[:27], y[:27])
 
@@ -245,7 +243,10 @@ def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) ->
         ({"fpr": 0}, "between 0 and 1"),
         ({"image_size": 100}, r"^`image_size` is 100; it must be 192 or more"),
         ({"settings": {"clusters": 1}}, r"^`clusters` is 1; it must be 2 or more"),
-        ({"settings": {"updates_per_epoch": 3}}, r"^`updates_per_epoch` is 3; .* divide `steps` \(20"),
+        (
+            {"settings": {"updates_per_epoch": 3}},
+            r"^`updates_per_epoch` is 3; .* divide `steps` \(20",
+        ),
         ({"settings": {"whiten": False}}, "density needs `whiten=True`;"),
     ],
 )

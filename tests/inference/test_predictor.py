@@ -142,7 +142,7 @@ def test_predictions_are_by_the_calibration_of_the_run(
     np.testing.assert_allclose(
         predictor.probability(images), calibration.probability(scores), atol=SAME
     )
-    with pytest.raises(UserError, match=r"^fpr is 1; it must be between 0 and 1"):
+    with pytest.raises(UserError, match=r"^`fpr` is 1; it must be between 0 and 1"):
         predictor.predict(images, fpr=1)
 
 

@@ -229,9 +229,9 @@ def test_the_detector_trained_from_images_is_tested_as_it_is(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stage_one": False}, "needs stage_one; add it"),
-        ({"detector": "dra"}, "stage_one_detector is devnet where detector is dra"),
-        ({"whiten": True}, "not whitened; leave out stage_one_heads"),
+        ({"stage_one": False}, "needs `stage_one=True`; add it"),
+        ({"detector": "dra"}, "`stage_one_detector` is devnet where `detector` is dra"),
+        ({"whiten": True}, "not whitened; leave out `stage_one_heads`"),
         ({"method": "ensemble"}, "an ensemble starts from different weights"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_detector_that_cannot_be_trained_from_images_is_refused(
     config: Config, tmp_path: Path, name: str
 ) -> None:
     config = with_settings(config, {"stage_one_detector": name})
-    with pytest.raises(UserError, match=f"^stage_one_detector has no '{name}'; choose from"):
+    with pytest.raises(UserError, match=f"^`stage_one_detector` has no '{name}'; choose from"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
