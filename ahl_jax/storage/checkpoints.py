@@ -1,4 +1,4 @@
-"""Checkpoints of a run, in WORKDIR/checkpoint, written by Orbax.
+"""Checkpoints of a run, in RUN/checkpoint, written by Orbax.
 
 The trunk's parameters are saved once, with the detector that stage one had on top. Each epoch saves
 two items that are read apart: ``inference``, all that scoring new images needs, and ``state``, all
