@@ -71,8 +71,7 @@ class FeatureConfig:
     4 both of them upside down, 8 all four by a quarter turn."""
 
     whiten: bool = False
-    """Whether to whiten the features by the normals' covariance; --whiten where the preset does
-    not, --no-whiten where it does."""
+    """Whiten the features by the normals' covariance."""
 
     image_batch: Annotated[int, AtLeast(1)] = 16
     """Images in one pass through the trunk."""
@@ -94,8 +93,8 @@ class StageOneConfig:
     """The detector on top; one that trains on features as they are."""
 
     stage_one_heads: bool = False
-    """Start with that detector as it was trained, not with a new one; it has to be --detector. With
-    --method fit it is tested as it is: the detector trained from images, end to end."""
+    """Start with that detector as it was trained, not with a new one; `detector` has to be the same.
+    With `method="fit"` it is tested as it is: the detector trained from images, end to end."""
 
     stage_one_epochs: Annotated[int, AtLeast(1)] = 30
     """Epochs of stage one; the last one is what counts. The learning rate decays as later on."""

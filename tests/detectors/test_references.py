@@ -140,7 +140,7 @@ def test_projections_choose_almost_as_well():
 def test_there_is_nothing_to_train(name, method):
     with pytest.raises(UserError) as error:
         check_settings(make_config(detector=name, whiten=True, method=method))
-    assert str(error.value) == f"the detector {name} has nothing to train; add `method=\"fit\"`"
+    assert str(error.value) == f'the detector {name} has nothing to train; add `method="fit"`'
     check_settings(make_config(detector=name, whiten=True, method="fit"))
 
 

@@ -148,7 +148,7 @@ def test_the_file_is_replaced_in_one_step(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="no space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         export_model(predictor, file, platforms=["cpu"])
     assert file.read_bytes() == b"before"
 
