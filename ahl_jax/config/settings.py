@@ -93,7 +93,7 @@ class StageOneConfig:
     """The detector on top; one that trains on features as they are."""
 
     stage_one_heads: bool = False
-    """Start with that detector as it was trained, not with a new one; `detector` has to be the same.
+    """Start with that detector as it was trained, not with a new one; `detector` must be the same.
     With `method="fit"` it is tested as it is: the detector trained from images, end to end."""
 
     stage_one_epochs: Annotated[int, AtLeast(1)] = 30
