@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from ahl_jax.common.errors import UserError
@@ -20,6 +22,9 @@ SMALLEST_CLUSTER = 3
 
 HOLISTIC = -1
 """Cluster number of the holistic subset's halves."""
+
+_MOST_ASSIGNED = 2000
+_ROUNDS = 50
 
 
 @dataclass(frozen=True)
@@ -98,27 +103,67 @@ def cluster_normals(
 ) -> list[Int[np.ndarray, " m"]]:
     """k-means clusters of the normals as index arrays; tiny ones are dropped with a warning.
 
+    Where fewer than two remain, as where a few outliers lie far from all others, the normals are
+    divided into clusters of nearly equal size, with a warning.
+
     Raises:
-        UserError: if fewer than two clusters remain.
+        UserError: if the normals are too few for two clusters of ``SMALLEST_CLUSTER``.
     """
     check_clusters(clusters, len(features))
-    found = similar_normals(features, clusters, seed)
-    members = [np.flatnonzero(found == c) for c in range(clusters)]
+    normals = len(features)
+    which = similar_normals(features, clusters, seed)
+    members = [np.flatnonzero(which == c) for c in range(clusters)]
     kept = [m for m in members if len(m) >= SMALLEST_CLUSTER]
-    if len(kept) < 2:
+    if len(kept) >= 2:
+        if len(kept) < clusters:
+            log.warning(
+                "%d of %d clusters had fewer than %d members and were dropped",
+                clusters - len(kept),
+                clusters,
+                SMALLEST_CLUSTER,
+            )
+        return kept
+    possible = min(clusters, normals // SMALLEST_CLUSTER)
+    if possible < 2:
         raise UserError(
-            f"k-means with `clusters={clusters}` left {counted(len(kept), 'cluster')} of "
-            f"{SMALLEST_CLUSTER} or more of the {len(features)} training normals, and AHL needs "
-            "two; use fewer clusters or give more normals"
+            f"AHL needs two clusters of {SMALLEST_CLUSTER} or more normals, and there are only "
+            f'{normals} training normals; give more normals, or choose `method="base"`'
         )
-    if len(kept) < clusters:
-        log.warning(
-            "%d of %d clusters had fewer than %d members and were dropped",
-            clusters - len(kept),
-            clusters,
-            SMALLEST_CLUSTER,
-        )
-    return kept
+    log.warning(
+        "k-means left %s of %d or more of the %d training normals, and AHL needs two; they are "
+        "divided into %d clusters of equal size",
+        counted(len(kept), "cluster"),
+        SMALLEST_CLUSTER,
+        normals,
+        possible,
+    )
+    return balanced_clusters(features, possible, seed)
+
+
+def balanced_clusters(
+    features: Float[np.ndarray, "n d"], clusters: int, seed: int
+) -> list[Int[np.ndarray, " m"]]:
+    """Clusters of nearly equal size: k-means whose assignments are the cheapest with these sizes.
+
+    Every channel counts the same, so that no outlier decides alone (Malinen and Franti, 2014). Of
+    more than ``_MOST_ASSIGNED`` normals chance decides, as the assignment takes cubic time.
+    """
+    normals = len(features)
+    if normals > _MOST_ASSIGNED:
+        return random_groups(normals, clusters, seed)
+    scale = features.std(0)
+    scaled = (features - features.mean(0)) / np.where(scale > 0, scale, 1)
+    slots = np.sort(np.arange(normals) % clusters)  # The cluster of each place.
+    rng = np.random.default_rng([seed, 4])
+    centres = scaled[rng.choice(normals, clusters, replace=False)]
+    which = slots
+    for _ in range(_ROUNDS):
+        image, place = linear_sum_assignment(cdist(scaled, centres, "sqeuclidean")[:, slots])
+        before, which = which, slots[place[np.argsort(image)]]
+        if np.array_equal(before, which):
+            break
+        centres = np.stack([scaled[which == c].mean(0) for c in range(clusters)])
+    return [np.flatnonzero(which == c) for c in range(clusters)]
 
 
 def random_groups(normals: int, groups: int, seed: int) -> list[Int[np.ndarray, " m"]]:

@@ -1,3 +1,4 @@
+import itertools
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ahl_jax.config.settings import SubsetConfig
 from ahl_jax.learning.hadg import (
     HOLISTIC,
     Roles,
+    balanced_clusters,
     cluster_normals,
     error_weights,
     everything,
@@ -242,9 +244,40 @@ def test_no_warning_where_nothing_is_dropped(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("sizes", [[8, 2, 2], [2, 2], [1, 1, 1]])
-def test_fewer_than_two_clusters_is_the_users_error(sizes):
-    with pytest.raises(UserError, match=r"AHL needs two; use fewer clusters or give more normals"):
+@pytest.mark.parametrize(("sizes", "expected"), [([8, 2, 2], [4, 4, 4]), ([2, 2, 2, 2], [4, 4])])
+def test_where_k_means_leaves_one_cluster_they_are_made_equal(sizes, expected, caplog):
+    with caplog.at_level(logging.WARNING):
+        clusters = cluster_normals(blobs(sizes), len(sizes), seed=0)
+    assert [len(members) for members in clusters] == expected
+    np.testing.assert_array_equal(np.sort(np.concatenate(clusters)), np.arange(sum(sizes)))
+    assert "AHL needs two; they are divided into" in caplog.text
+
+
+@given(st.integers(2, 4), st.integers(6, 30), st.integers(0, 99))
+def test_balanced_clusters_are_the_cheapest_of_equal_size(clusters, normals, seed):
+    features = np.random.default_rng(seed).normal(size=(normals, 3))
+    found = balanced_clusters(features, clusters, seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(normals))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    # No two members can change places and both be nearer, in sum.
+    scaled = (features - features.mean(0)) / features.std(0)
+    centres = [scaled[members].mean(0) for members in found]
+    cost = np.square(scaled[:, None] - centres).sum(-1)
+    for a, b in itertools.combinations(range(clusters), 2):
+        kept = cost[found[a], a][:, None] + cost[found[b], b]
+        changed = cost[found[a], b][:, None] + cost[found[b], a]
+        assert (kept <= changed + 1e-9).all()
+
+
+def test_balanced_clusters_find_groups_of_equal_size():
+    features = blobs([5, 5, 5])
+    for members in balanced_clusters(features, 3, seed=0):
+        assert np.ptp(features[members], axis=0).max() < 3
+
+
+@pytest.mark.parametrize("sizes", [[2, 2], [1, 1, 1]])
+def test_too_few_normals_for_two_clusters_are_the_users_error(sizes):
+    with pytest.raises(UserError, match=r"needs two clusters of 3 or more normals, .* only [34] "):
         cluster_normals(blobs(sizes), len(sizes), seed=0)
 
 
@@ -254,9 +287,8 @@ def test_fewer_normals_than_clusters_is_the_users_error():
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_identical_normals_are_the_users_error():
-    with pytest.raises(UserError, match="left 1 cluster of 3"):
-        cluster_normals(np.ones((9, 4)), 3, seed=0)
+def test_identical_normals_are_divided_too():
+    assert [len(members) for members in cluster_normals(np.ones((9, 4)), 3, seed=0)] == [3, 3, 3]
 
 
 @given(st.integers(2, 6), st.integers(0, 40), st.integers(0, 999))
