@@ -1,9 +1,11 @@
 """Settings that every test needs, a tiny data set in MVTec layout, and a finished run on it."""
 
+import atexit
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,16 @@ from PIL import Image
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation is most of what the tests take; their arrays are too small to repay LLVM's optimiser.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What workers inherit and share: features, never the user's, and every compiled program.
+    _kept = tempfile.mkdtemp(prefix="ahl_jax-tests-")
+    atexit.register(shutil.rmtree, _kept, ignore_errors=True)
+    os.environ["AHL_CACHE"] = _kept
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_kept}/compiled")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from ahl_jax import Config, preset, train
-from ahl_jax.cli.shell import keep_compiled_programs
+from ahl_jax.common.files import alone
 from tests.runs import FinishedRun
 from tests.sweeps.stand_in import StandIn
 
@@ -27,19 +36,6 @@ settings.register_profile(
     "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ci" if os.environ.get("CI") else "default")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def feature_cache() -> Iterator[Path]:
-    """A feature cache of this session alone; tests never touch the user's."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = os.environ.get("AHL_CACHE")
-        os.environ["AHL_CACHE"] = folder
-        yield Path(folder)
-        if before is None:
-            del os.environ["AHL_CACHE"]
-        else:
-            os.environ["AHL_CACHE"] = before
 
 
 def _picture(rng: np.random.Generator, defect: str | None, texture: str) -> np.ndarray:
@@ -58,12 +54,6 @@ def _picture(rng: np.random.Generator, defect: str | None, texture: str) -> np.n
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_programs(feature_cache: Path) -> None:
-    """Compile each program once for all runs."""
-    keep_compiled_programs()
-
-
 def _write(root: Path, texture: str) -> Path:
     rng = np.random.default_rng(0)
     parts = [("train/good", 20, None), ("test/good", 9, None)]
@@ -76,17 +66,37 @@ def _write(root: Path, texture: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def weave(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _write(tmp_path_factory.mktemp("data") / "weave", "weave")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers have; what is in it stays as it is made."""
+    mine = tmp_path_factory.getbasetemp()
+    return (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shared"
+
+
+def _made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, which the first worker that needs it makes and the others wait for."""
+    with alone(folder.with_name(f"{folder.name}-made"), lambda: None):
+        if not folder.exists():
+            unfinished = folder.with_name(f"{folder.name}-unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def textures(weave: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weave(shared: Path) -> Path:
+    return _made_once(shared / "weave", lambda folder: _write(folder, "weave"))
+
+
+@pytest.fixture(scope="session")
+def textures(weave: Path, shared: Path) -> Path:
     """Two textures with the same defects; ``carpet`` is ``weave``."""
-    root = tmp_path_factory.mktemp("data") / "textures"
-    shutil.copytree(weave, root / "carpet")
-    _write(root / "grid", "grid")
-    return root
+
+    def make(folder: Path) -> None:
+        shutil.copytree(weave, folder / "carpet")
+        _write(folder / "grid", "grid")
+
+    return _made_once(shared / "textures", make)
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +105,10 @@ def config(weave: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    return FinishedRun(config, workdir, train(config, workdir, progress=False))
+def finished(config: Config, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    run = _made_once(shared / "run", lambda folder: train(config, folder, progress=False))
+    workdir = shutil.copytree(run, tmp_path_factory.mktemp("runs") / "finished")
+    return FinishedRun(config, workdir, json.loads((workdir / "metrics.json").read_text()))
 
 
 @pytest.fixture
