@@ -5,9 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from ahl_jax.backbones.batch_norm import WeightedBatchNorm
 from ahl_jax.config.presets import with_settings
-from ahl_jax.config.settings import Config, DataConfig
+from ahl_jax.config.settings import Config, DataConfig, DetectorConfig
+from ahl_jax.detectors.inputs import Inputs
+from ahl_jax.detectors.protocol import DeviationDetector, Head
 from ahl_jax.learning.problem import Problem, make_problem
 
 SIDES = ((4, 5), (3, 3))
@@ -15,6 +19,26 @@ SIDES = ((4, 5), (3, 3))
 
 CHANNELS = 4
 GENERATORS = 3
+
+
+class Curved(DeviationDetector):
+    """A detector of few parameters, with a loss that is curved in them and running moments."""
+
+    table = (Head("bent", targets=(0, 1, 1)),)
+    margin = 5.0
+
+    def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs) -> None:
+        del config
+        self.first = nnx.Linear(channels, 3, use_bias=False, rngs=rngs)
+        self.norm = WeightedBatchNorm(3)
+        self.last = nnx.Linear(3, 1, rngs=rngs)
+
+    def head_scores(self, inputs: Inputs, reference: Inputs, weights: Any = None) -> Any:
+        hidden = self.first(inputs.pooled - reference.pooled)
+        return 3 * self.last(jnp.tanh(self.norm(hidden, weights)(hidden))).mean(1)
+
+    def location_maps(self, inputs: Inputs, reference: Inputs) -> Any:
+        raise NotImplementedError
 
 
 def make_config(**settings: Any) -> Config:

@@ -53,7 +53,7 @@ def test_whitened_averages_of_the_normals_are_uncorrelated() -> None:
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 30))
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 30]))  # Every number is a compilation.
 def test_numpy_and_jax_whiten_alike_and_few_or_equal_images_stay_finite(
     seed: int, images: int
 ) -> None:

@@ -32,7 +32,6 @@ def start(
         | {
             "JAX_PLATFORMS": "cpu",
             "AHL_CACHE": str(cache or os.environ["AHL_CACHE"]),
-            "JAX_COMPILATION_CACHE_DIR": f"{os.environ['AHL_CACHE']}/compiled",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         },
         stdout=subprocess.PIPE,

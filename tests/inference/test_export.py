@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from ahl_jax import Predictor, UserError, export_model, load
 from ahl_jax.cli.main import main
+from ahl_jax.config.presets import with_settings
 from tests.runs import FinishedRun
 
 SAME = 1e-4
@@ -130,8 +131,7 @@ def test_a_run_without_a_threshold_gives_scores_alone(
 def test_products_are_of_float32_on_a_cpu_and_of_the_precision_elsewhere(
     predictor: Predictor, tmp_path: Path
 ) -> None:
-    features = dataclasses.replace(predictor.config.features, precision="bfloat16")
-    config = dataclasses.replace(predictor.config, features=features)
+    config = with_settings(predictor.config, {"precision": "bfloat16"})
     half = dataclasses.replace(predictor, config=config)
     for platform, expected in {"cpu": False, "cuda": True}.items():
         exported = export_model(half, tmp_path / platform, platforms=[platform])

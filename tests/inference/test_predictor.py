@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ahl_jax import BadImageError, Predictor, UserError, load
+from ahl_jax.config.presets import with_settings
 from ahl_jax.features import Store
 from ahl_jax.features import split as gather
 from ahl_jax.inference.threshold import read_calibration
@@ -188,8 +189,7 @@ def test_one_image_is_no_list_of_images(
 def test_a_run_without_held_out_normals_has_no_threshold(
     predictor: Predictor, images: list[Path]
 ) -> None:
-    data = dataclasses.replace(predictor.config.data, held_out=0.0)
-    config = dataclasses.replace(predictor.config, data=data)
+    config = with_settings(predictor.config, {"held_out": 0.0})
     without = dataclasses.replace(predictor, calibration=None, config=config)
     assert without.score(images[:1]).shape == (1,)
     for method in (without.predict, without.probability):

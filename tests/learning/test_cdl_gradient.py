@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ahl_jax.backbones.batch_norm import WeightedBatchNorm
 from ahl_jax.detectors import DETECTORS, Model
-from ahl_jax.detectors.protocol import DeviationDetector, Head
 from ahl_jax.learning.learner import batch_loss
 from tests.problems import (
+    Curved,
     as_float64,
     assert_trees_close,
     assert_trees_equal,
@@ -30,26 +28,6 @@ RATE = 0.03
 detectors = pytest.mark.parametrize(
     "detector", ["curved", pytest.param("dra", marks=pytest.mark.slow)]
 )
-
-
-class Curved(DeviationDetector):
-    """Normalised products of the averages, bent."""
-
-    table = (Head("bent", targets=(0, 1, 1)),)
-    margin = 5.0
-
-    def __init__(self, channels, config, *, rngs):
-        del config
-        self.first = nnx.Linear(channels, 3, use_bias=False, rngs=rngs)
-        self.norm = WeightedBatchNorm(3)
-        self.last = nnx.Linear(3, 1, rngs=rngs)
-
-    def head_scores(self, inputs, reference, weights=None):
-        hidden = self.first(inputs.pooled - reference.pooled)
-        return 3 * self.last(jnp.tanh(self.norm(hidden, weights)(hidden))).mean(1)
-
-    def location_maps(self, inputs, reference):
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module", autouse=True)

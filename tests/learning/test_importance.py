@@ -159,7 +159,7 @@ def test_psi_never_sees_a_label(scores):
     assert_trees_equal(states[-1].params, reweighted.params)
 
 
-@pytest.mark.parametrize("subsets", [1, 2, 7])
+@pytest.mark.parametrize("subsets", [1, 7])
 def test_psi_has_as_many_units_as_there_are_subsets(subsets):
     psi = estimator(subsets)
     state = psi.init(jax.random.key(0), 5)

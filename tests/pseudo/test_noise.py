@@ -6,10 +6,14 @@ import pytest
 from ahl_jax.pseudo.noise import perlin_noise, top_share
 
 
+def many(seed, count, height, width):
+    """Noise of many keys."""
+    make = jax.jit(jax.vmap(lambda key: perlin_noise(key, height, width)))
+    return np.asarray(make(jax.random.split(jax.random.key(seed), count)))
+
+
 def test_noise_is_smooth_bounded_and_defined_everywhere():
-    noise = np.asarray(
-        jax.vmap(lambda key: perlin_noise(key, 128, 96))(jax.random.split(jax.random.key(0), 50))
-    )
+    noise = many(0, 40, 128, 96)
     assert np.isfinite(noise).all()
     assert np.abs(noise).max() <= 1
     # No seams and no constant corners: at most 32 cells across 96 pixels, a gradient of 1 per cell.
@@ -20,9 +24,7 @@ def test_noise_is_smooth_bounded_and_defined_everywhere():
 
 
 def test_noise_has_coarse_and_fine_scales():
-    noise = np.asarray(
-        jax.vmap(lambda key: perlin_noise(key, 64, 64))(jax.random.split(jax.random.key(1), 60))
-    )
+    noise = many(1, 60, 64, 64)
     roughness = np.abs(np.diff(noise, axis=1)).mean((1, 2)) / noise.std((1, 2))
     assert roughness.max() > 8 * roughness.min()
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ from PIL import Image
 from ahl_jax import UserError, compare, report, train
 from ahl_jax.backbones import load_trunk
 from ahl_jax.cli.main import main
+from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import FeatureConfig, PseudoConfig
 from ahl_jax.features import Store
 from ahl_jax.features.images import trunk_maps
@@ -32,13 +32,8 @@ def written(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def plain(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that is not trained, without held-out normals, on the same test images."""
-    config = finished.config
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, held_out=0.0),
-        detector=dataclasses.replace(config.detector, detector="patchcore"),
-        learning=dataclasses.replace(config.learning, method="fit"),
-    )
+    other = {"held_out": 0.0, "detector": "patchcore", "method": "fit"}
+    config = with_settings(finished.config, other)
     workdir = tmp_path_factory.mktemp("runs") / "plain"
     train(config, workdir, progress=False)
     return workdir
@@ -226,12 +221,8 @@ def test_two_runs_side_by_side(
 def test_runs_with_other_test_images_have_no_paired_difference(
     finished: FinishedRun, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(
-        finished.config, data=dataclasses.replace(finished.config.data, shots=3),
-        detector=dataclasses.replace(finished.config.detector, detector="patchcore"),
-        learning=dataclasses.replace(finished.config.learning, method="fit"),
-    )  # fmt: skip
-    train(config, tmp_path / "other", progress=False)
+    other = {"shots": 3, "detector": "patchcore", "method": "fit"}
+    train(with_settings(finished.config, other), tmp_path / "other", progress=False)
     page = Page(compare([finished.workdir, tmp_path / "other"], tmp_path / "a.html"))
     page.check()
     assert f"{tmp_path / 'other'} has other test images than the first run" in page.text

@@ -16,7 +16,7 @@ from ahl_jax.config.presets import with_settings
 from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir
 from tests.problems import assert_trees_equal
-from tests.runs import FinishedRun, history, inference
+from tests.runs import FinishedRun, history, inference, stopped_in_epoch
 
 EPOCHS = 3
 
@@ -97,17 +97,8 @@ def test_a_stopped_fine_tuning_needs_the_same_run_and_a_finished_one_does_not(
 ) -> None:
     run = shutil.copytree(finished.workdir, tmp_path / "run")
     command = [run, target, tmp_path / "grid"]
-    write = Workdir.write_history
-
-    def stop_in_epoch_2(self: Workdir, rows: list) -> None:
-        write(self, rows)
-        if len(rows) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_in_epoch_2)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(*command, epochs=EPOCHS, progress=False)
+    with stopped_in_epoch(2), pytest.raises(KeyboardInterrupt):
+        finetune(*command, epochs=EPOCHS, progress=False)
     run.rename(tmp_path / "away")
     with pytest.raises(UserError, match="run holds no run"):
         finetune(*command, epochs=EPOCHS, progress=False)

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,10 +6,10 @@ import numpy as np
 import pytest
 
 from ahl_jax import Config, evaluate, train_seeds
+from ahl_jax.config.presets import with_settings
 from ahl_jax.learning.seeds import scan_epochs, stack_problems
-from ahl_jax.storage.workdir import Workdir
 from tests.problems import make_config, make_setting
-from tests.runs import FinishedRun, history, inference
+from tests.runs import FinishedRun, history, inference, stopped_in_epoch
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +39,10 @@ def test_a_seeds_folder_is_a_run_like_any_other(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_stopped_seeds_go_on_from_their_last_common_epoch(
-    config: Config, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, folder: Path, tmp_path: Path
 ) -> None:
-    write = Workdir.write_history
-
-    def stop_between_the_seeds_of_epoch_4(self: Workdir, rows: list) -> None:
-        if len(rows) == 4 and self.path.name == "seed-1":
-            raise KeyboardInterrupt
-        write(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_between_the_seeds_of_epoch_4)
-        with pytest.raises(KeyboardInterrupt):
-            train_seeds(config, tmp_path, (0, 1), checkpoint_every=2, progress=False)
+    with stopped_in_epoch(4, "seed-1"), pytest.raises(KeyboardInterrupt):
+        train_seeds(config, tmp_path, (0, 1), checkpoint_every=2, progress=False)
     train_seeds(config, tmp_path, (0, 1), checkpoint_every=2, progress=False)
     for seed in ("seed-0", "seed-1"):
         for a, b in zip(inference(folder / seed), inference(tmp_path / seed), strict=True):
@@ -72,7 +62,7 @@ def test_a_seed_added_later_leaves_the_finished_ones_alone(config: Config, folde
 
 def test_chunks_do_not_retrace_and_move_nothing_to_the_host() -> None:
     config = make_config(detector="devnet")
-    problems = [make_setting(dataclasses.replace(config, seed=seed)) for seed in (0, 1)]
+    problems = [make_setting(with_settings(config, {"seed": seed})) for seed in (0, 1)]
     # Each problem has a bank of its own here, with the same images in the same places.
     states, data = stack_problems(problems)
     learner = problems[0].learner

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import re
@@ -15,11 +14,10 @@ import numpy as np
 import pytest
 
 from ahl_jax import Config, UserError, evaluate, export_model, load, train
+from ahl_jax.config.presets import with_settings
 from ahl_jax.features.split import split_digest
 from ahl_jax.learning import seeds
-from ahl_jax.storage.checkpoints import Checkpoints
-from ahl_jax.storage.workdir import Workdir
-from tests.runs import FinishedRun, history, inference
+from tests.runs import FinishedRun, history, inference, stopped_in_epoch
 
 
 def test_a_run_leaves_metrics_history_and_a_checkpoint(finished: FinishedRun) -> None:
@@ -91,34 +89,29 @@ def test_a_finished_run_is_not_run_again(
     assert (hashed.call_count, loaded.call_count) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["ahl", *(pytest.param(method, marks=pytest.mark.slow) for method in ("base", "ensemble"))],
-)
-def test_a_stopped_run_goes_on_to_the_bit_identical_result(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    config = dataclasses.replace(
-        config, learning=dataclasses.replace(config.learning, method=method)
-    )
-    whole = train(config, tmp_path / "whole", progress=False)
-    write = Workdir.write_history
-
-    def stop_in_epoch_3(self: Workdir, rows: list) -> None:
-        write(self, rows)
-        if len(rows) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_in_epoch_3)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "parts", progress=False)
-    assert not (tmp_path / "parts/metrics.json").exists()
-    parts = train(config, tmp_path / "parts", progress=False)
-    for a, b in zip(inference(tmp_path / "whole"), inference(tmp_path / "parts"), strict=True):
+def check_that_it_goes_on(whole: FinishedRun, workdir: Path) -> None:
+    with stopped_in_epoch(3), pytest.raises(KeyboardInterrupt):
+        train(whole.config, workdir, progress=False)
+    assert not (workdir / "metrics.json").exists()
+    parts = train(whole.config, workdir, progress=False)
+    for a, b in zip(inference(whole.workdir), inference(workdir), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert history(tmp_path / "whole") == history(tmp_path / "parts")
-    assert whole | {"seconds": 0} == parts | {"seconds": 0}
+    assert history(whole.workdir) == history(workdir)
+    assert whole.metrics | {"seconds": 0} == parts | {"seconds": 0}
+
+
+def test_a_stopped_run_goes_on_to_the_bit_identical_result(
+    finished: FinishedRun, tmp_path: Path
+) -> None:
+    check_that_it_goes_on(finished, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["base", "ensemble"])
+def test_so_does_one_of_another_method(config: Config, tmp_path: Path, method: str) -> None:
+    config = with_settings(config, {"method": method})
+    metrics = train(config, tmp_path / "whole", progress=False)
+    check_that_it_goes_on(FinishedRun(config, tmp_path / "whole", metrics), tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -162,14 +155,8 @@ def test_all_programs_are_compiled_before_the_epochs_whose_seconds_count(
     assert lines[-1].endswith(" 0:00 left")
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_process_leaves_a_run_that_can_go_on(
     finished: FinishedRun, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -200,20 +187,16 @@ def test_a_killed_process_leaves_a_run_that_can_go_on(
 
 @pytest.mark.slow
 def test_devnet_and_the_hard_setting_run(config: Config, tmp_path: Path) -> None:
-    data = dataclasses.replace(config.data, setting="hard", seen_class="spot")
-    detector = dataclasses.replace(config.detector, detector="devnet")
-    hard = dataclasses.replace(config, data=data, detector=detector)
-    metrics = train(hard, tmp_path, progress=False)
+    hard = {"setting": "hard", "seen_class": "spot", "detector": "devnet"}
+    metrics = train(with_settings(config, hard), tmp_path, progress=False)
     assert metrics["per_class"].keys() == {"scratch"}
     assert evaluate(tmp_path, progress=False) == metrics
 
 
 @pytest.mark.parametrize("name", ["flos", "mlep", "saoe"])
 def test_the_baselines_learn_alone(config: Config, tmp_path: Path, name: str) -> None:
-    detector = dataclasses.replace(config.detector, detector=name)
-    learning = dataclasses.replace(config.learning, method="base", steps=20, lr_base=0.002)
-    alone = dataclasses.replace(config, detector=detector, learning=learning)
-    metrics = train(alone, tmp_path, progress=False)
+    alone = {"detector": name, "method": "base", "steps": 20, "lr_base": 0.002}
+    metrics = train(with_settings(config, alone), tmp_path, progress=False)
     assert metrics["auc_roc"] > 0.8
     rows = history(tmp_path)
     columns = [column for column in rows[0] if column.startswith("support_")]
@@ -224,12 +207,8 @@ def test_the_baselines_learn_alone(config: Config, tmp_path: Path, name: str) ->
 
 @pytest.mark.slow
 def test_the_full_setting_labels_anomalies_of_every_class(config: Config, tmp_path: Path) -> None:
-    full = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, setting="full", shots=3),
-        detector=dataclasses.replace(config.detector, detector="devnet"),
-    )
-    metrics = train(full, tmp_path, progress=False)
+    full = {"setting": "full", "shots": 3, "detector": "devnet"}
+    metrics = train(with_settings(config, full), tmp_path, progress=False)
     assert metrics["setting"] == "full"
     assert metrics["n_seen"] == 6
     assert {name: values["n"] for name, values in metrics["per_class"].items()} == {
@@ -240,7 +219,7 @@ def test_the_full_setting_labels_anomalies_of_every_class(config: Config, tmp_pa
 
 @pytest.mark.slow
 def test_seeds_differ(config: Config, finished: FinishedRun, tmp_path: Path) -> None:
-    other = train(dataclasses.replace(config, seed=1), tmp_path, progress=False)
+    other = train(with_settings(config, {"seed": 1}), tmp_path, progress=False)
     assert other["seed"] == 1
     assert history(tmp_path)[0] != history(finished.workdir)[0]
 
@@ -253,21 +232,24 @@ def test_a_run_whose_images_changed_does_not_go_on(finished: FinishedRun, tmp_pa
     run["config"]["data"]["data"] = str(moved)
     (workdir / "run.json").write_text(json.dumps(run))
     (moved / "train/good/00.png").write_bytes((moved / "train/good/01.png").read_bytes())
-    changed = dataclasses.replace(
-        finished.config, data=dataclasses.replace(finished.config.data, data=str(moved))
-    )
+    changed = with_settings(finished.config, {"data": str(moved)})
     with pytest.raises(UserError, match="images changed"):
         train(changed, workdir, progress=False)
 
 
-@pytest.fixture(scope="module")
-def density(config: Config, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """The density detector, on whitened features of two views."""
-    config = dataclasses.replace(
-        config,
-        features=dataclasses.replace(config.features, whiten=True, views=2),
-        detector=dataclasses.replace(config.detector, detector="density"),
-    )
+@pytest.fixture(
+    scope="module",
+    params=[
+        {"method": "base"},
+        pytest.param({"method": "ahl", "views": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["alone", "ahl"],
+)
+def density(
+    config: Config, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> FinishedRun:
+    """The density detector, on whitened features."""
+    config = with_settings(config, {"detector": "density", "whiten": True, **request.param})
     workdir = tmp_path_factory.mktemp("density") / "run"
     return FinishedRun(config, workdir, train(config, workdir, progress=False))
 
@@ -280,22 +262,10 @@ def test_whitened_features_and_a_prepared_detector_are_evaluated_from_the_checkp
 
 
 def test_a_resumed_run_keeps_what_it_was_prepared_with(
-    density: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    density: FinishedRun, tmp_path: Path
 ) -> None:
-    class StopError(Exception):
-        pass
-
-    saved = Checkpoints.save
-
-    def save_two(self: Checkpoints, epoch: int, **items: Any) -> None:
-        saved(self, epoch, **items)
-        if epoch == 2:
-            raise StopError
-
-    monkeypatch.setattr(Checkpoints, "save", save_two)
-    with pytest.raises(StopError):
+    with stopped_in_epoch(3), pytest.raises(KeyboardInterrupt):
         train(density.config, tmp_path / "run", progress=False)
-    monkeypatch.undo()
     train(density.config, tmp_path / "run", progress=False)
     for one, other in zip(inference(density.workdir), inference(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -311,8 +281,7 @@ def test_exported_with_its_whitening_it_scores_the_same(
 
 
 def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -> None:
-    learning = dataclasses.replace(density.config.learning, method="fit")
-    config = dataclasses.replace(density.config, learning=learning)
+    config = with_settings(density.config, {"method": "fit"})
     metrics = train(config, tmp_path / "fit", progress=False)
     assert metrics["epochs"] == 1
     assert metrics["auc_roc"] > 0.8
@@ -321,6 +290,5 @@ def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -
 
 
 def test_density_without_whitened_features_is_refused(config: Config, tmp_path: Path) -> None:
-    detector = dataclasses.replace(config.detector, detector="density")
     with pytest.raises(UserError, match="density needs `whiten=True`"):
-        train(dataclasses.replace(config, detector=detector), tmp_path / "run")
+        train(with_settings(config, {"detector": "density"}), tmp_path / "run")

@@ -1,6 +1,5 @@
 """One trunk for all runs that agree in what decides it."""
 
-import dataclasses
 import fcntl
 import logging
 import shutil
@@ -19,7 +18,7 @@ from ahl_jax.config.presets import with_settings
 from ahl_jax.features.split import load_split
 from ahl_jax.stage_one import run
 from ahl_jax.storage.checkpoints import Checkpoints
-from ahl_jax.storage.workdir import Workdir
+from tests.runs import stopped_in_epoch
 from tests.stage_one.tiny import Tiny, loaded, run_stage_one
 
 QUICK = {"method": "base", "detector": "devnet", "stage_one_epochs": 1}
@@ -42,7 +41,7 @@ def test_the_key_has_all_that_decides_the_trunk_and_nothing_else(config: Config)
         {"generators": ("cutmix", "draem")}, {"image_size": 256}, {"skip_bad_images": True},
     ]  # fmt: skip
     keys = [key(with_settings(config, one)) for one in decide]
-    keys += [key(config), key(dataclasses.replace(config, seed=1)), key(config, "others")]
+    keys += [key(config), key(with_settings(config, {"seed": 1})), key(config, "others")]
     assert len(set(keys)) == len(keys)
     for one in ({"detector": "mlep"}, {"method": "base", "epochs": 7}, {"subsets": 3, "lr": 1.0},
                 {"views": 8, "whiten": True}, {"pseudo_per_generator": 4},
@@ -102,28 +101,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(config: Config, tmp_path: P
         run_stage_one(config, tmp_path / "file")
 
 
-def stopped_after_one_epoch(
-    config: Config, workdir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = Workdir.write_history
-
-    def stop_in_epoch_two(self: Workdir, rows: list) -> None:
-        if len(rows) == 2:
-            raise KeyboardInterrupt
-        write(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_in_epoch_two)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, workdir, cache_dir=cache, progress=False)
-
-
 @pytest.mark.parametrize("stage_one", [False, True])
 def test_a_run_does_not_go_on_with_other_weights(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage_one: bool
+    config: Config, tmp_path: Path, stage_one: bool
 ) -> None:
     config = with_settings(config, QUICK | {"stage_one": stage_one})
-    stopped_after_one_epoch(config, tmp_path / "run", tmp_path / "cache", monkeypatch)
+    with stopped_in_epoch(2), pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
     kernel = trunk_of(tmp_path / "run")
     tensors = load_file(Tiny.weights)
     other = tmp_path / "other.safetensors"
@@ -142,7 +126,8 @@ def test_a_run_goes_on_with_its_own_trunk_where_the_cache_is_gone(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_settings(config, QUICK)
-    stopped_after_one_epoch(config, tmp_path / "run", tmp_path / "cache", monkeypatch)
+    with stopped_in_epoch(2), pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", cache_dir=tmp_path / "cache", progress=False)
     kernel = trunk_of(tmp_path / "run")
     assert (kernel != load_trunk("tiny").params["first"]["kernel"]).any()
     shutil.rmtree(tmp_path / "cache")

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import shutil
 import struct
 import sys
@@ -10,8 +9,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 from ahl_jax import Config, UserError, train
 from ahl_jax.cli.main import main
+from ahl_jax.config.presets import with_settings
 from ahl_jax.storage.workdir import Workdir
-from tests.runs import FinishedRun
+from tests.runs import FinishedRun, stopped_in_epoch
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
@@ -57,23 +57,10 @@ def check(workdir: Path, metrics: dict) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_has_every_epoch_once(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = dataclasses.replace(
-        config, learning=dataclasses.replace(config.learning, method="base")
-    )
-    write = Workdir.write_history
-
-    def stop_after_two(self: Workdir, rows: list) -> None:
-        write(self, rows)
-        if len(rows) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path, tensorboard=True, progress=False)
+def test_a_run_that_was_stopped_has_every_epoch_once(config: Config, tmp_path: Path) -> None:
+    config = with_settings(config, {"method": "base"})
+    with stopped_in_epoch(2), pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, tensorboard=True, progress=False)
     # The second epoch is in history.csv and in the event files, but has no checkpoint.
     assert {step for _, step, _ in events(tmp_path / "tensorboard")} == {1, 2}
     metrics = train(config, tmp_path, tensorboard=True, progress=False)

@@ -1,18 +1,20 @@
 import csv
-import dataclasses
 import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from ahl_jax import Config, UserError, preset
 from ahl_jax.cli.main import main
+from ahl_jax.config.presets import with_settings
 from ahl_jax.storage.workdir import Workdir
 from ahl_jax.sweeps.ablate import ablate
 from tests.cli.test_cli import Capture, refused
-from tests.runs import FinishedRun
+from tests.runs import FinishedRun, stopped_in_epoch
 from tests.sweeps.stand_in import StandIn
 
 
@@ -60,8 +62,7 @@ def test_the_folder_of_another_sweep_is_refused_and_kept(
 ) -> None:
     ablate(config, tmp_path, ["C=2"], progress=False)
     before = states(tmp_path)
-    longer = dataclasses.replace(config.learning, epochs=5)
-    other = dataclasses.replace(config, learning=longer)
+    other = with_settings(config, {"epochs": 5})
     with pytest.raises(UserError) as refusal:
         ablate(other, tmp_path, ["C=3,2"])
     assert str(refusal.value).startswith("clusters = 2: ")
@@ -120,28 +121,32 @@ def test_finished_runs_of_other_images_are_not_read(
         ablate(config, tmp_path / "sweep", ["C=2"], progress=False)
 
 
+@pytest.fixture
+def compiled(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The programs of the session up to here, and those of the test alone from now on."""
+    shared = jax.config.jax_compilation_cache_dir
+    own = tmp_path_factory.mktemp("compiled") / "programs"
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(shutil.copytree(shared, own)))
+        compilation_cache.reset_cache()
+        yield own
+    finally:
+        jax.config.update("jax_compilation_cache_dir", shared)
+        compilation_cache.reset_cache()
+
+
 @pytest.mark.slow
 def test_other_values_need_no_compilation(
-    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    finished: FinishedRun, compiled: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     # The value 2 is what a training with the same settings left.
     shutil.copytree(finished.workdir, tmp_path / "clusters-2/seed-0")
     before = states(tmp_path)
     command = ["ablate", finished.config.data.data, "--workdir", str(tmp_path), "--preset", "debug"]
     command += ["--shots", "4", "--over", "C=2,3"]
-    write = Workdir.write_history
-
-    def stop_in_epoch_3(self: Workdir, rows: list) -> None:
-        write(self, rows)
-        if len(rows) == 3:
-            raise KeyboardInterrupt
-
-    compiled = Path(jax.config.jax_compilation_cache_dir)
     programs = {p.name for p in compiled.glob("jit_epochs*-cache")}
-    with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "write_history", stop_in_epoch_3)
-        with pytest.raises(SystemExit) as stop:
-            main(command)
+    with stopped_in_epoch(3), pytest.raises(SystemExit) as stop:
+        main(command)
     assert stop.value.code == 130
     main(command)
     # Other clusters give arrays of the same shapes, hence the program of the finished run.
