@@ -6,16 +6,17 @@ WORKDIR ?= runs/elpv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint docs lock clean
+.PHONY: help setup demo test test-all lint docs lock clean
 
 help:
-	@echo "make setup   create $(VENV) and install the pinned requirements and ahl_jax"
-	@echo "make demo    train and evaluate on the ELPV solar cells, in $(WORKDIR)"
-	@echo "make test    lint, type checks and tests"
-	@echo "make lint    lint and type checks only"
-	@echo "make docs    the documentation, in docs/_build/html"
-	@echo "make lock    renew requirements.txt from setup.cfg"
-	@echo "make clean   remove $(VENV), caches and build output; runs stay"
+	@echo "make setup     create $(VENV) and install the pinned requirements and ahl_jax"
+	@echo "make demo      train and evaluate on the ELPV solar cells, in $(WORKDIR)"
+	@echo "make test      lint, type checks and the quick tests"
+	@echo "make test-all  the same, and the slow tests too"
+	@echo "make lint      lint and type checks only"
+	@echo "make docs      the documentation, in docs/_build/html"
+	@echo "make lock      renew requirements.txt from setup.cfg"
+	@echo "make clean     remove $(VENV), caches and build output; runs stay"
 
 setup: $(STAMP)
 
@@ -43,6 +44,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-all: lint
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m ""
 
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html

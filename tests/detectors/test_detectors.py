@@ -63,6 +63,9 @@ class Setting:
         self.inputs = make_inputs(images)
         self.reference = mean_of(make_inputs(references), jnp.ones(given.REFERENCES))
         self.loss = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        self.heads = jax.jit(self.functional.head_scores)
+        self.score = jax.jit(self.functional.score)
+        self.maps = jax.jit(self.functional.location_maps)
 
     def _loss(self, params, inputs, labels, weights):
         model = Model(params, self.model.stats)
@@ -93,17 +96,20 @@ def golden(name):
 
 @GOLDEN
 def test_scores_equal_pytorch_at_inference(setting, golden):
-    heads = setting.functional.head_scores(setting.model, setting.inputs, setting.reference)
+    heads = setting.heads(setting.model, setting.inputs, setting.reference)
     np.testing.assert_allclose(heads, golden["eval/heads"], rtol=1e-4, atol=1e-5)
-    score = setting.functional.score(setting.model, setting.inputs, setting.reference)
+    score = setting.score(setting.model, setting.inputs, setting.reference)
     np.testing.assert_allclose(score, golden["eval/score"], rtol=1e-4, atol=1e-5)
 
 
 @GOLDEN
 def test_scores_equal_pytorch_in_training(setting, golden):
-    detector = setting.functional.merge(setting.model)
-    times = jnp.asarray(given.TIMES, jnp.float32)
-    heads = detector.head_scores(setting.inputs, setting.reference, times)
+    @jax.jit
+    def in_training(model, times):
+        detector = setting.functional.merge(model)
+        return detector.head_scores(setting.inputs, setting.reference, times)
+
+    heads = in_training(setting.model, jnp.asarray(given.TIMES, jnp.float32))
     np.testing.assert_allclose(heads, golden["train/heads"], rtol=1e-4, atol=1e-5)
 
 
@@ -141,23 +147,20 @@ def test_images_of_weight_zero_change_nothing(setting):
 
 
 def test_an_image_is_scored_the_same_alone_and_in_any_company(setting):
-    together = setting.functional.score(setting.model, setting.inputs, setting.reference)
-    alone = setting.functional.score(
-        setting.model, setting.inputs.take(jnp.array([2])), setting.reference
-    )
+    together = setting.score(setting.model, setting.inputs, setting.reference)
+    alone = setting.score(setting.model, setting.inputs.take(jnp.array([2])), setting.reference)
     np.testing.assert_allclose(alone[0], together[2], rtol=1e-5)
 
 
 def test_location_maps_have_the_maps_shape(setting):
-    maps = setting.functional.merge(setting.model).location_maps(setting.inputs, setting.reference)
+    maps = setting.maps(setting.model, setting.inputs, setting.reference)
     assert [m.shape for m in maps] == [(len(given.LABELS), *side) for side in given.SIDES]
     assert all(np.isfinite(m).all() for m in maps)
 
 
 @GOLDEN
 def test_location_maps_agree_with_the_heads(name, setting):
-    detector = setting.functional.merge(setting.model)
-    maps = detector.location_maps(setting.inputs, setting.reference)
+    model = setting.model
     # Normality belongs to whole images; without the residual's weights only seen + pseudo is left.
     if name == "dra":
         params = {**setting.model.params}
@@ -165,10 +168,10 @@ def test_location_maps_agree_with_the_heads(name, setting):
         params["locate"] = {
             part: value.at[..., 1].set(0.0) for part, value in params["locate"].items()
         }
-        detector = setting.functional.merge(Model(params, setting.model.stats))
-        maps = detector.location_maps(setting.inputs, setting.reference)
+        model = Model(params, setting.model.stats)
+    maps = setting.maps(model, setting.inputs, setting.reference)
     top = [top_mean(m.reshape(m.shape[0], -1), given.TOP_K) for m in maps]
-    heads = detector.head_scores(setting.inputs, setting.reference)
+    heads = setting.heads(model, setting.inputs, setting.reference)
     np.testing.assert_allclose(jnp.stack(top).mean(0), heads[:, 0], rtol=1e-5)
 
 
@@ -176,11 +179,11 @@ def test_the_residual_part_of_a_location_map_lies_where_the_feature_differs():
     setting = Setting("dra")
     params = {**setting.model.params}
     params["locate"] = jax.tree.map(jnp.zeros_like, params["locate"])
-    detector = setting.functional.merge(Model(params, setting.model.stats))
-    before = detector.location_maps(setting.inputs, setting.reference)[0][0]
+    model = Model(params, setting.model.stats)
+    before = setting.maps(model, setting.inputs, setting.reference)[0][0]
     images, _ = given.maps()
     images[0][0, 5, 4] += 10
-    after = detector.location_maps(make_inputs(images), setting.reference)[0][0]
+    after = setting.maps(model, make_inputs(images), setting.reference)[0][0]
     changed = np.abs(np.asarray(after - before)) > 1e-6
     # 8x7: rows 1 to 6 and columns 0 to 5 are patches; row 7 and column 6 take the nearest one's.
     expected = np.zeros((8, 7), bool)
