@@ -89,9 +89,9 @@ def _term(option: Option) -> str:
     """How an option is written, with a word for its value."""
     if option.kind is bool:
         return ", ".join(option.words if option.default is True else option.words[:1])
-    named = (getattr(mark, "metavar", None) for mark in option.marks)
-    value = next(filter(None, named), None) or _value(option.kind)
-    return value if option.positional else f"{option.words[0]} {value}"
+    if option.positional:
+        return option.metavar
+    return f"{option.words[0]} {option.metavar or _value(option.kind)}"
 
 
 def _value(kind: Any) -> str:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import tyro
@@ -50,6 +51,7 @@ COMMANDS: Mapping[str, Command] = {
 }  # fmt: skip
 
 _HELP = ("-h", "--help", "--help-all")
+_VERSION = "--version"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,6 +65,9 @@ def _kinds() -> list[type]:
 
 
 def _run(words: Sequence[str]) -> None:
+    if list(words) == [_VERSION]:
+        print(metadata.version("ahl_jax"))
+        return
     name = next((name for name in COMMANDS if words[: name.count(" ") + 1] == name.split()), None)
     asked = [word for word in words if word in _HELP]
     if name is None:
@@ -74,7 +79,7 @@ def _run(words: Sequence[str]) -> None:
         whole = "--help-all" in asked
         print(explained(name, command, values, names_of(_kinds()), whole=whole))
         return
-    check_words(name, rest, options_of(command.kind, values))
+    check_words(name, rest, list(options_of(command.kind, values)))
     chosen: Any = tyro.cli(
         command.kind,
         prog=f"ahl {name}",
@@ -97,6 +102,9 @@ def _group(words: Sequence[str], *, asking: bool) -> Mapping[str, Command]:
         UserError: if there is none, or a command is needed.
     """
     typed = [word for word in words if not word.startswith("-")]
+    if words and words[0].startswith("-") and words[0] not in _HELP:
+        advice = nearest(words[0], [*_HELP, _VERSION]) or "`ahl --help` lists the commands"
+        raise UserError(f"there is no option {words[0]}; {advice}")
     group = {n: each for n, each in COMMANDS.items() if n.split()[:1] == typed[:1] or not typed}
     if group and asking:
         return group

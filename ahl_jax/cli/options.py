@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -48,6 +50,20 @@ class Option:
         return tyro.conf.Positional in self.marks
 
     @property
+    def metavar(self) -> str:
+        """The word for its value that a mark gives it; empty if none does."""
+        named = (getattr(mark, "metavar", None) for mark in self.marks)
+        return next(filter(None, named), None) or ""
+
+    @property
+    def most(self) -> int:
+        """How many words its value takes at the most."""
+        if self.kind is bool:
+            return 0
+        several = get_origin(self.kind) is tuple and tyro.conf.UseAppendAction not in self.marks
+        return sys.maxsize if several else 1
+
+    @property
     def words(self) -> tuple[str, ...]:
         """How it is written; the one that turns on comes before the one that turns off."""
         word = self.name.replace("_", "-")
@@ -89,8 +105,8 @@ def _default(field: dataclasses.Field[Any], values: Any) -> Any:
     return tyro.MISSING_NONPROP if default in (dataclasses.MISSING, tyro.MISSING) else default
 
 
-def check_words(command: str, words: Sequence[str], options: Iterable[Option]) -> None:
-    """Find an option that the command has not.
+def check_words(command: str, words: Sequence[str], options: Sequence[Option]) -> None:
+    """Find an option that the command has not, and values that are missing or of another type.
 
     Args:
         command: its name.
@@ -98,14 +114,84 @@ def check_words(command: str, words: Sequence[str], options: Iterable[Option]) -
         options: those that it has.
 
     Raises:
-        UserError: for the first one; it names the nearest that there is.
+        UserError: for the first one; for an unknown option it names the nearest that there is.
     """
-    known = [word for option in options if not option.positional for word in option.words]
-    for word in words:
-        given = word.partition("=")[0]
-        if given.startswith("--") and given.replace("_", "-") not in known:
-            advice = nearest(given, known) or f"`ahl {command} --help-all` lists those there are"
-            raise UserError(f"there is no option {given}; {advice}")
+    of_word = {word: each for each in options if not each.positional for word in each.words}
+    places: list[str] = []
+    given: set[str] = set()
+    rest = list(words)
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        if not word.startswith("--"):
+            places.append(word)
+            continue
+        option = of_word.get(word.replace("_", "-"))
+        if option is None:
+            advice = nearest(word, of_word) or f"`ahl {command} --help` lists them"
+            raise UserError(f"there is no option {word}; {advice}")
+        given.add(option.name)
+        values = [value] if equals else []
+        while rest and not rest[0].startswith("--") and len(values) < option.most:
+            values.append(rest.pop(0))
+        if option.most and not values:
+            raise UserError(f"{word} has no value; give it one")
+        for value in values:
+            _check_value(word, value, option.kind)
+    _check_complete(command, options, given, places)
+
+
+def _check_complete(
+    command: str, options: Sequence[Option], given: Collection[str], places: Sequence[str]
+) -> None:
+    """Refuse words that lack an option without a default, or have a value too many.
+
+    Args:
+        command: its name.
+        options: those that it has.
+        given: those that the words name.
+        places: the words that are given by their place.
+
+    Raises:
+        UserError: for the first one.
+    """
+    positional = [option for option in options if option.positional]
+    named = [option for option in options if not option.positional]
+    missing = [each.metavar for each in positional[len(places) :]]
+    missing += [each.words[0] for each in named if each.name not in given]
+    required = {
+        each.metavar if each.positional else each.words[0]
+        for each in options
+        if each.default is tyro.MISSING_NONPROP
+    }
+    for word in missing:
+        if word in required:
+            raise UserError(f"{word} is missing; `ahl {command} --help` explains it")
+    if len(places) > sum(each.most for each in positional):
+        raise UserError(
+            f"there is no place for '{places[-1]}'; `ahl {command} --help` has them all"
+        )
+
+
+def _check_value(word: str, value: str, kind: Any) -> None:
+    """Refuse a word that is no value of the type.
+
+    Raises:
+        UserError: saying which it may be.
+    """
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)[:1]
+    (kind, *_) = [each for each in kinds if each is not NoneType]
+    if get_origin(kind) is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        if value not in choices:
+            raise UserError(f"{word} is '{value}'; choose from {', '.join(choices)}")
+    elif kind in (int, float):
+        try:
+            kind(value)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise UserError(f"{word} is '{value}'; it must be {wanted}") from None
 
 
 def nearest(given: str, known: Collection[str]) -> str | None:

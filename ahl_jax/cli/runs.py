@@ -232,5 +232,5 @@ def run_evaluate(command: Evaluate) -> None:
     if command.json:
         print(json.dumps(metrics, ensure_ascii=False))
         return
-    for line in metrics_in_words(metrics, command.fpr):
+    for line in metrics_in_words(metrics, command.fpr, Workdir(command.workdir).config()):
         print(line)

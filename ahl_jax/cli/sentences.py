@@ -11,6 +11,7 @@ from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.detectors.names import method_name
+from ahl_jax.inference.threshold import why_no_threshold
 
 
 def with_options(text: str, names: Collection[str]) -> str:
@@ -80,12 +81,13 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     )
 
 
-def metrics_in_words(metrics: Mapping[str, Any], fpr: float) -> Iterator[str]:
+def metrics_in_words(metrics: Mapping[str, Any], fpr: float, config: Config) -> Iterator[str]:
     """The result of a test, line by line.
 
     Args:
         metrics: what ``ahl_jax.evaluate`` returns.
         fpr: the rate of false positives that was asked for.
+        config: the run's settings.
     """
     yield f"AUC-ROC {metrics['auc_roc']:.4f}  AUC-PR {metrics['auc_pr']:.4f}"
     yield f"{metrics['n_test']} test images, {metrics['setting']} setting"
@@ -101,7 +103,8 @@ def metrics_in_words(metrics: Mapping[str, Any], fpr: float) -> Iterator[str]:
         )
     at = metrics.get("at_threshold")
     if at is None:
-        yield "There is no threshold, as no normals were held out of training (--held-out)."
+        reason = with_options(why_no_threshold(config), {"held_out"})
+        yield f"There is no threshold: {reason}."
         return
     promised = f"at most {at['promised_fpr']:.1%} false positives"
     if at["promised_fpr"] > fpr:

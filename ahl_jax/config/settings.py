@@ -352,8 +352,8 @@ def _check_together(config: Config) -> None:
     if not config.start and learning.method != "fit":
         if not data.shots:
             raise UserError(
-                '`shots` is 0; it must be 1 or more, or train nothing: `method="fit"` '
-                '`detector="patchcore"`'
+                "`shots` is 0; it must be 1 or more, or train nothing: "
+                '`method="fit", detector="patchcore"`'
             )
         if not config.pseudo.pseudo_per_generator:
             raise UserError("`pseudo_per_generator` is 0; it must be 1 or more")

@@ -22,7 +22,13 @@ from ahl_jax.data.images import Picture, as_image
 from ahl_jax.detectors import make_inputs
 from ahl_jax.features.images import padded, trunk_dtype, two_scales
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
-from ahl_jax.inference.threshold import FPR, Calibration, check_fpr, read_calibration
+from ahl_jax.inference.threshold import (
+    FPR,
+    Calibration,
+    check_fpr,
+    read_calibration,
+    why_no_threshold,
+)
 from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir
 
@@ -137,12 +143,7 @@ class Predictor:
         """
         if self.calibration is not None:
             return self.calibration
-        if self.config.data.held_out:
-            raise UserError("this run has no threshold, as its training is not finished; give the "
-                            "training's command again")  # fmt: skip
-        raise UserError(
-            "this run has no threshold, as it held no normals out; train with `held_out=0.1`"
-        )
+        raise UserError(f"this run has no threshold: {why_no_threshold(self.config)}")
 
     @functools.cached_property
     def arrays(self) -> dict[str, Any]:

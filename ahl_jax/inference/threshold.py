@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted
+from ahl_jax.config.settings import Config
 from ahl_jax.storage.workdir import CALIBRATION
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,9 @@ class Calibration:
         if self.promised(fpr) <= fpr:
             return None
         return (
-            f"{counted(len(self.scores), 'held-out normal')} can promise no less than "
-            f"{100 * self.promised(fpr):.2g} % of false positives, where {100 * fpr:.2g} % are "
-            f"asked for; that takes {math.ceil(1 / fpr - 1e-9) - 1} of them (`held_out`)"
+            f"with {counted(len(self.scores), 'held-out normal')} the threshold may call "
+            f"{100 * self.promised(fpr):.2g} % of normal images anomalies; "
+            f"{100 * fpr:.2g} % takes {math.ceil(1 / fpr - 1e-9) - 1} of them (see `held_out`)"
         )
 
     def warn_of(self, fpr: float = FPR) -> None:
@@ -148,11 +149,18 @@ def read_calibration(folder: Path) -> Calibration | None:
         ) from error
 
 
+def why_no_threshold(config: Config) -> str:
+    """The reason why a run has no calibration, and the way to one."""
+    if config.data.held_out:
+        return "its training is not finished; give the training's command again"
+    return "no normals were held out of its training; train with `held_out=0.1`"
+
+
 def check_fpr(fpr: float) -> None:
     """Refuse a rate that is none.
 
     Raises:
         UserError: if it is not between 0 and 1.
     """
-    if not 0 < fpr < 1:
+    if not isinstance(fpr, int | float) or not 0 < fpr < 1:
         raise UserError(f"`fpr` is {fpr}; it must be between 0 and 1")

@@ -87,7 +87,7 @@ class CDL:
         return state._replace(model=model)
 
     def epoch(self, state: CDLState, data: TrainingData, epoch: Array) -> tuple[CDLState, EpochLog]:
-        """One epoch: per round, train the base models from g, then update g.
+        """One epoch: per round, train the base models from g (Eq. 1), then update g (Eq. 2 to 4).
 
         The paper's epoch is one round. With several, the epoch's batches are split among them, and
         the importance scores are estimated in the last one.
@@ -145,7 +145,7 @@ class CDL:
         query: Batch,
         rate: Float[Array, ""],
     ) -> BaseResult:
-        """Train one base model from g on its support batches; gradient of its query loss.
+        """Train one base model from g on its support batches (Eq. 1); gradient of its query loss.
 
         First order, the gradient at theta_i^t is g's gradient. Exact, it is pulled back through
         the inner steps.
@@ -183,7 +183,7 @@ class CDL:
     def _query_gradient(
         self, model: Model, data: TrainingData, query: Batch
     ) -> tuple[Params, Float[Array, " heads"]]:
-        """Gradient of the mean loss over the query batches, at the base model's own parameters."""
+        """Gradient of the mean loss over the query batches (Eq. 2), at the base model itself."""
 
         def add(total: Params, batch: Batch) -> tuple[Params, Float[Array, " heads"]]:
             grad = jax.grad(batch_loss, argnums=1, has_aux=True)

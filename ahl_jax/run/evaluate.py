@@ -1,4 +1,4 @@
-"""Test metrics of a finished or stopped run, from its folder and the data alone."""
+"""Metrics of a run on its test images; and, after training, the threshold by held-out normals."""
 
 import dataclasses
 import logging

@@ -54,6 +54,8 @@ def finetune(
         UserError: if ``run`` holds no finished run, or another one than the fine-tuning began with;
             or as ``ahl_jax.train`` does.
     """
+    if not isinstance(data, DataConfig):
+        raise UserError(f"data is {data!r}; make it with DataConfig('FOLDER')")
     run, workdir = Path(run), Path(workdir)
     if run.resolve() == workdir.resolve():
         raise UserError(f"{run} is the run to start from; give another folder as `workdir`")

@@ -1,4 +1,4 @@
-"""A finished run as the start of another one: its trunk and its detector."""
+"""The finished run that a fine-tuning starts from: its trunk and its detector."""
 
 from dataclasses import dataclass
 from pathlib import Path

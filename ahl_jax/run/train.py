@@ -78,6 +78,8 @@ def train_seeds(
         UserError: as ``train`` does; or if the seeds differ in how many images can be read.
     """
     seeds = list(dict.fromkeys(seeds))
+    if not seeds:
+        raise UserError("there is no seed; give one or more as `seeds`")
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
     folders = [Path(workdir) / f"seed-{seed}" for seed in seeds]
     if config.stage_one.stage_one:

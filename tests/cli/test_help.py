@@ -1,6 +1,7 @@
 """What `ahl` says of itself, and of words that it does not know."""
 
 import re
+from importlib import metadata
 
 import pytest
 
@@ -66,7 +67,8 @@ def test_the_list_of_commands_can_be_of_one_group(capsys: Capture) -> None:
             ["train", "x", "--held_outs=0"],
             "there is no option --held_outs; did you mean --held-out?",
         ),
-        (["evaluate", "x", "--qqq"], "there is no option --qqq; `ahl evaluate --help-all` lists"),
+        (["evaluate", "x", "--qqq"], "there is no option --qqq; `ahl evaluate --help` lists them"),
+        (["--verion"], "there is no option --verion; did you mean --version?"),
         (["ablate", "x", "--distributed"], "there is no option --distributed;"),
         (["trian", "x"], "there is no command trian; did you mean train?"),
         (["data", "prepair", "x"], "there is no command data prepair; did you mean data prepare?"),
@@ -78,3 +80,30 @@ def test_an_unknown_word_is_answered_with_the_nearest(
     words: list[str], sentence: str, capsys: Capture
 ) -> None:
     assert refused(capsys, *words).startswith(f"ahl: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("train x --workdir r --epochs abc", "--epochs is 'abc'; it must be a whole number"),
+        ("train x --workdir r --held-out=q", "--held-out is 'q'; it must be a number"),
+        ("train x --workdir r --views 3", "--views is '3'; choose from 1, 2, 4, 8"),
+        ("train x --workdir r --seeds 1 b", "--seeds is 'b'; it must be a whole number"),
+        ("train x --workdir r --seeds", "--seeds has no value; give it one"),
+        ("train x --epochs --workdir r", "--epochs has no value; give it one"),
+        ("train x --workdir r --limit x", "--limit is 'x'; it must be a whole number"),
+        ("train x", "--workdir is missing; `ahl train --help` explains it"),
+        ("train --workdir r", "DATA is missing; `ahl train --help` explains it"),
+        ("export r", "FILE is missing; `ahl export --help` explains it"),
+        ("evaluate r extra", "there is no place for 'extra'; `ahl evaluate --help` has them all"),
+    ],
+)
+def test_words_that_fit_no_option_are_refused_in_one_sentence(
+    words: str, sentence: str, capsys: Capture
+) -> None:
+    assert refused(capsys, *words.split()).strip() == f"ahl: {sentence}"
+
+
+def test_the_version_is_said(capsys: Capture) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == metadata.version("ahl_jax")
