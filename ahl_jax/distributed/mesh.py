@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
 from ahl_jax.distributed.part import Part
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def mesh_for(
     devices = jax.devices() if devices is None else devices
     if len(devices) % data_shards:
         raise UserError(
-            f"`data_shards` is {data_shards}, which does not divide the {len(devices)} devices; "
-            "choose one that does"
+            f"`data_shards` is {data_shards}, and {counted(len(devices), 'device')} cannot be divided "
+            "by it; choose a divisor"
         )
     of_process: dict[int, list[jax.Device]] = defaultdict(list)
     for device in devices:

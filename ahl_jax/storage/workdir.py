@@ -11,6 +11,7 @@ from typing import Any
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import csv_text, replace_file, writing
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
 from ahl_jax.storage.tensorboard import EventFiles, check_event_files
@@ -205,7 +206,8 @@ class Workdir:
         different = [name for name in wanted if saved.get(name) != wanted[name]]
         if different:
             name = different[0]
-            more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+            others = len(different) - 1
+            more = f"; {counted(others, 'other setting')} too" if others else ""
             raise UserError(
                 f"{self.path} already holds a different run (`{name}` is "
                 f"{saved.get(name)} there and {wanted[name]} here{more}); give another `workdir`, "

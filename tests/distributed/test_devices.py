@@ -264,5 +264,7 @@ def test_processes_give_equally_many_devices_and_have_their_own_part_of_the_data
 
 
 def test_data_shards_that_do_not_divide_the_devices_are_refused() -> None:
-    with pytest.raises(UserError, match="`data_shards` is 3, which does not divide the 8 devices"):
+    with pytest.raises(
+        UserError, match="`data_shards` is 3, and 8 devices cannot be divided by it"
+    ):
         shared_out(1, 6, 3, 1, 8)

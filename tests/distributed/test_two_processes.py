@@ -190,7 +190,7 @@ def test_an_error_of_one_is_one_sentence_from_both(
          "--coordinator is 'here'; it must be HOST:PORT"),
         (["--distributed", "--coordinator", "a:1", "--processes", "2", "--process-id", "2"],
          "--process-id is 2; it must be from 0 to 1"),
-        (["--data-shards", "2"], "--data-shards is 2, which does not divide the 1 devices"),
+        (["--data-shards", "2"], "--data-shards is 2, and 1 device cannot be divided by it"),
         (["--data-shards", "0"], "--data-shards is 0; it must be 1 or more"),
     ],
 )  # fmt: skip
