@@ -54,8 +54,8 @@ def mesh_for(
     devices = jax.devices() if devices is None else devices
     if len(devices) % data_shards:
         raise UserError(
-            f"`data_shards` is {data_shards}, and {counted(len(devices), 'device')} cannot be divided "
-            "by it; choose a divisor"
+            f"`data_shards` is {data_shards}, and {counted(len(devices), 'device')} cannot be "
+            "divided by it; choose a divisor"
         )
     of_process: dict[int, list[jax.Device]] = defaultdict(list)
     for device in devices:
