@@ -73,9 +73,9 @@ def test_another_file_is_refused_with_the_way_to_the_right_one(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--train", "0", "--train is 0; it must be 1 or more"),
+        ("--train", "0", "`train` is 0; it must be 1 or more"),
         ("--train", "5", "sneaker has 6 images, not 7"),
-        ("--normal", "hat", "--normal has no 'hat'"),
+        ("--normal", "hat", "`normal` has no 'hat'"),
     ],
 )
 def test_bad_options_write_nothing(

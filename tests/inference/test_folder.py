@@ -1,8 +1,10 @@
 """``ahl predict`` on a finished run."""
 
 import csv
+import functools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,14 @@ def heat_map(out: Path, image: Path | str) -> Path:
 
 def _predict(finished: FinishedRun, *words: object) -> None:
     main(["predict", str(finished.workdir), *map(str, words)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """A command finds the detector of the one before it, with its programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ahl_jax.inference.folder.load", functools.cache(load))
+        yield
 
 
 @pytest.fixture
@@ -200,7 +210,7 @@ def test_images_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["nowhere.png"], "there is no file or folder nowhere.png"),
-        ([], "no images are named"),
+        ([], "IMAGES is missing"),
         (["{some}/empty"], "there is no image in"),
         (["{some}", "--fpr", "1.5"], "--fpr is 1.5"),
         (["{some}/good/00.png", "--watch"], "is a file; --watch takes folders"),

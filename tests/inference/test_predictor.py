@@ -28,7 +28,8 @@ def predictor(finished: FinishedRun) -> Predictor:
 
 @pytest.fixture(scope="module")
 def images(finished: FinishedRun) -> list[Path]:
-    samples = gather.load_split(finished.config).test
+    """A third of the test's, of every kind."""
+    samples = gather.load_split(finished.config).test[::3]
     return [sample.path for sample in samples if isinstance(sample.path, Path)]
 
 
@@ -46,9 +47,10 @@ def test_images_score_as_their_stored_features_do(
 ) -> None:
     split = gather.load_split(finished.config)
     test = gather.test_features(finished.config, split, predictor.trunk, Store(), progress=False)
-    expected = predictor.scorer.outcome(test.maps)
-    np.testing.assert_allclose(scores, predictor.scorer.score(test.maps), atol=SAME)
-    found = predictor.outcome([sample.path for sample in test.samples])
+    maps = [scale[::3] for scale in test.maps]
+    expected = predictor.scorer.outcome(maps)
+    np.testing.assert_allclose(scores, predictor.scorer.score(maps), atol=SAME)
+    found = predictor.outcome([sample.path for sample in test.samples[::3]])
     np.testing.assert_allclose(found.heat, expected.heat, atol=1e-3)
     np.testing.assert_allclose(found.heads, expected.heads, atol=SAME)
     assert found.heads.shape == (len(scores), len(predictor.heads))
@@ -95,7 +97,7 @@ def test_no_images_have_no_scores(predictor: Predictor) -> None:
 
 
 @settings(max_examples=5)
-@given(st.lists(st.integers(1, 18), max_size=3))
+@given(st.lists(st.integers(1, 6), max_size=3))
 def test_the_scores_do_not_depend_on_what_is_scored_together(
     predictor: Predictor, images: list[Path], scores: np.ndarray, cuts: list[int]
 ) -> None:

@@ -135,7 +135,7 @@ def test_random_groups_take_the_place_of_clusters():
 
 @pytest.mark.parametrize(
     ("normals", "message"),
-    [(2, "only 2 training normals"), (4, "use fewer clusters or give more normals")],
+    [(2, "only 2 training normals"), (4, "only 4 training normals; give more normals")],
 )
 def test_too_few_normals_are_the_users_error(normals, message):
     with pytest.raises(UserError, match=message):

@@ -11,7 +11,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.pseudo import GENERATORS, make_pseudo
 from ahl_jax.pseudo.common import MAX_SHIFT, MIN_SHIFT
 
-SIDE, KEYS = 64, 50  # one batch shape, so that each generator compiles once
+SIDE, KEYS = 64, 40  # one batch shape, so that each generator compiles once
 # Share of pixels that may change: the stated areas, with room for rounding to pixels at this size.
 BOUNDS = {"cutmix": (0.018, 0.27), "cutpaste": (0.001, 0.165), "draem": (0.019, 0.251)}
 

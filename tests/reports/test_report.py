@@ -130,7 +130,7 @@ def test_what_a_run_has_not_is_left_out(plain: Path, tmp_path: Path) -> None:
     page.check()
     assert "The method fit has no subsets." in page.text
     assert "The method fit has no losses." in page.text
-    assert "no threshold, as it held no normals out" in page.text
+    assert "no threshold: no normals were held out of its training" in page.text
     assert "Called anomalous" not in page.text
 
 
@@ -145,7 +145,7 @@ def test_an_unfinished_run_says_so(
     page = Page(workdir / "report.html")
     page.check()
     assert "not finished: the figures are those after 3 of 4 epochs" in page.text
-    assert "no threshold, as its training is not finished" in page.text
+    assert "no threshold: its training is not finished" in page.text
     (workdir / "history.csv").unlink()
     page = Page(report(workdir, progress=False))
     assert "history.csv is gone" in page.text
@@ -208,7 +208,7 @@ def test_two_runs_side_by_side(
         v["n"] for v in finished.metrics["per_class"].values()
     )
     assert f"{100 * at['fpr']:.1f} % {round(at['fpr'] * normals)} of {normals}" in page.text
-    assert f"{plain} has no threshold, as it held no normals out" in page.text
+    assert f"{plain} has no threshold: no normals were held out of its training" in page.text
     assert page.text.count("The method fit has no subsets.") == 1
     subsets = finished.config.subsets.subsets
     assert len(re.findall(r"Subset \d", page.text)) == 2 * subsets
@@ -255,5 +255,5 @@ def test_what_cannot_be_done_is_said(finished: FinishedRun, tmp_path: Path) -> N
     with pytest.raises(UserError, match="between 0 and 1"):
         report(finished.workdir, fpr=1.5)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .*with out"):
+    with pytest.raises(UserError, match=r"cannot write to .*; name another file with `out`"):
         report(finished.workdir, tmp_path / "file" / "a.html", progress=False)
