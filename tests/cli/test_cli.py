@@ -43,7 +43,7 @@ def test_evaluate_says_so_where_there_is_no_threshold(
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     next(workdir.rglob("calibration.json")).unlink()
     main(["evaluate", str(workdir)])
-    assert "no threshold: no normals were held out" in capsys.readouterr().out
+    assert "no threshold: its training is not finished; give the" in capsys.readouterr().out
 
 
 def test_an_option_overrides_the_preset_and_a_different_run_is_never_overwritten(
