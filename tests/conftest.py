@@ -25,13 +25,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["AHL_CACHE"] = _kept
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_kept}/compiled")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Traces are of many small objects, most of which stay: walking through them takes a seventh of all.
-gc.set_threshold(100_000, 20, 50)
 
 from ahl_jax import Config, preset, train
 from ahl_jax.common.files import alone
 from tests.runs import FinishedRun
 from tests.sweeps.stand_in import StandIn
+
+# Traces are of many small objects, most of which stay: walking through them takes a seventh of all.
+gc.set_threshold(100_000, 20, 50)
 
 # The first example compiles, so hypothesis's clock would say nothing about the code.
 settings.register_profile("default", deadline=None)
