@@ -10,13 +10,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ahl_jax.learning.batches import Pool
+from ahl_jax.learning.cdl import CDL
 from ahl_jax.learning.learner import learning_rate
 from tests.problems import assert_trees_equal, make_config, make_setting, plain
 
 T = 6
 SETTINGS = {
     "steps": 4, "batch": 12, "lr": 0.05, "lr_base": 0.05, "decay_every": 100, "clip": 1e6,
-    "references": 15, "psi_lr": 0.05, "history": 2, "subsets": T,
+    "references": 15, "psi_lr": 0.02, "history": 2, "subsets": T,
 }  # fmt: skip
 IMAGES = 20
 """15 normals and 5 anomalies."""
@@ -29,6 +30,9 @@ class Run:
         self.config = make_config(detector=detector, **SETTINGS, **settings)
         self.problem = make_setting(self.config)
         self.learner, self.data = self.problem.learner, self.problem.data
+        # Several steps of psi in an epoch, as with more images than a batch has.
+        if isinstance(self.learner, CDL):
+            self.learner.estimator.batch = 2
         self.traces = 0
 
         def epoch(state, data, number):
