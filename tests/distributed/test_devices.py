@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -30,26 +29,33 @@ importance = "psi" if detector == "dra" else "accuracy"
 config = make_config(detector=detector, subsets=4, history=1, batch=24, importance=importance)
 problems = [make_setting(dataclasses.replace(config, seed=seed)) for seed in range(seeds)]
 learner = problems[0].learner
-states, data = as_float64(stack_problems(problems))
-mesh = mesh_for(seeds, 4, shards)
-states, data = spread(states, data, mesh)
-step = compile_epochs(mesh)
-program = ""
-if "-p" in sys.argv:
-    compiled = step.lower(learner, states, data, jnp.arange(2)).compile()
-    program, step = compiled.as_text(), lambda _, *arguments: compiled(*arguments)
-for start in (0, 2):
-    states, logs = step(learner, states, data, jnp.arange(2) + start)
-bank = jax.tree.leaves(data.inputs)[0]
-print(json.dumps({
-    "mesh": list(mesh.shape.values()),
-    "bank": len({s.device for s in bank.addressable_shards if s.data.shape == bank.shape}),
-    "rows": [len(bank), len(bank.addressable_shards[0].data)],
-    "program": program,
-    "retraced": None if program else step._cache_size() - 1,
-    "weights": np.asarray(logs.weights).tolist(),
-    "params": [float(np.abs(x).sum()) for x in jax.tree.leaves(states.model.params)],
-}))
+
+def train(shards, devices):
+    mesh = mesh_for(seeds, 4, shards, devices)
+    states, data = spread(*as_float64(stack_problems(problems)), mesh)
+    step = compile_epochs(mesh)
+    program = ""
+    if "-p" in sys.argv:
+        compiled = step.lower(learner, states, data, jnp.arange(2)).compile()
+        program, step = compiled.as_text(), lambda _, *arguments: compiled(*arguments)
+    for start in (0, 2):
+        states, logs = step(learner, states, data, jnp.arange(2) + start)
+    bank = jax.tree.leaves(data.inputs)[0]
+    return {
+        "mesh": list(mesh.shape.values()),
+        "bank": len({s.device for s in bank.addressable_shards if s.data.shape == bank.shape}),
+        "rows": [len(bank), len(bank.addressable_shards[0].data)],
+        "program": program,
+        "retraced": None if program else step._cache_size() - 1,
+        "weights": np.asarray(logs.weights).tolist(),
+        "params": [float(np.abs(x).sum()) for x in jax.tree.leaves(states.model.params)],
+    }
+
+all_devices = jax.devices()
+found = train(shards, all_devices)
+if "-1" in sys.argv:
+    found["one"] = train(1, all_devices[:1])
+print(json.dumps(found))
 """
 
 
@@ -114,11 +120,13 @@ def on_devices(
     seeds: int,
     shards: int = 1,
     program: bool = False,
+    beside_one: bool = False,
     script: str = _SCRIPT,
 ) -> dict:
+    options = ["-p"] * program + ["-1"] * beside_one
     flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(seeds), str(shards), detector, *["-p"] * program],
+        [sys.executable, "-c", script, str(seeds), str(shards), detector, *options],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -127,15 +135,6 @@ def on_devices(
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-@functools.cache
-def on_one(detector: str) -> dict:
-    """Two seeds on one device; each comes out as it does alone."""
-    one = on_devices(1, detector, seeds=2)
-    assert one["mesh"] == [1, 1, 1]
-    assert one["retraced"] == 0
-    return one
 
 
 @pytest.mark.parametrize(
@@ -147,12 +146,13 @@ def on_one(detector: str) -> dict:
     ],
 )
 def test_eight_devices_give_the_result_of_one(detector: str, shards: int, mesh: list[int]) -> None:
-    eight, one = on_devices(8, detector, seeds=2, shards=shards), on_one(detector)
-    assert eight["mesh"] == mesh
+    eight = on_devices(8, detector, seeds=2, shards=shards, beside_one=True)
+    one = eight["one"]
+    assert (eight["mesh"], one["mesh"]) == (mesh, [1, 1, 1])
     # Sums over subsets and images add up in another order.
     np.testing.assert_allclose(eight["weights"], one["weights"], rtol=1e-6)
     np.testing.assert_allclose(eight["params"], one["params"], rtol=1e-6)
-    assert eight["retraced"] == 0
+    assert eight["retraced"] == one["retraced"] == 0
     rows, own = eight["rows"]
     assert own * shards == rows
 
@@ -172,10 +172,9 @@ def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
 
 @pytest.mark.slow
 def test_along_the_data_axis_the_images_are_really_divided() -> None:
-    found = on_devices(8, seeds=1, shards=4, program=True)
+    found = on_devices(8, seeds=1, shards=4, program=True, beside_one=True)
     assert found["mesh"] == [1, 2, 4]
-    first_seed = [[weights[0]] for weights in on_one("dra")["weights"][-2:]]
-    np.testing.assert_allclose(found["weights"], first_seed, rtol=1e-6)
+    np.testing.assert_allclose(found["weights"], found["one"]["weights"], rtol=1e-6)
     assert found["bank"] == 0
     # 15 normals, 5 anomalies, 18 pseudo-anomalies, and padding.
     assert found["rows"] == [40, 10]
