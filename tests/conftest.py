@@ -25,6 +25,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["AHL_CACHE"] = _kept
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_kept}/compiled")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    # Otherwise a program is another one in a folder of another name.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
 from ahl_jax import Config, preset, train
 from ahl_jax.common.files import alone
