@@ -1,5 +1,6 @@
 """Synthetic training problems, the machine's peak and tables, for all benchmarks."""
 
+import functools
 import json
 import resource
 import sys
@@ -26,9 +27,10 @@ from ahl_jax.config.settings import (
     PseudoConfig,
     SubsetConfig,
 )
+from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.distributed.memory import give_back_memory
 from ahl_jax.distributed.mesh import mesh_for
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.images import Maps, global_averages
 from ahl_jax.learning.bank import FeatureBank, SharedBank
 from ahl_jax.learning.learner import TrainingData
 from ahl_jax.learning.problem import Problem, make_problem, problem_on
@@ -85,6 +87,25 @@ def synthetic_problem(
         learning=LearningConfig(**learning),
         importance=ImportanceConfig(importance=importance),
     )
+    if inputs is None:
+        return make_problem(config, *random_maps(config, shapes, normals, anomalies))
+    made = made_from(config, normals)
+    bank = SharedBank(inputs, np.arange(normals + anomalies + len(made[0])))
+    of_normals = [np.asarray(m[:normals].astype(jnp.float32)) for m in to_maps(inputs)]
+    return problem_on(config, bank, global_averages(of_normals), *made)
+
+
+def made_from(config: Config, normals: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which generator made each pseudo-anomaly, and from which normal."""
+    each = config.pseudo.pseudo_per_generator
+    number = np.arange(len(config.pseudo.generators) * each)
+    return number // each, number % normals
+
+
+def random_maps(
+    config: Config, shapes: tuple[Shape, ...], normals: int, anomalies: int
+) -> tuple[Maps, Maps, Maps, np.ndarray, np.ndarray]:
+    """What ``make_problem`` reads after the config, with random features."""
     rng = np.random.default_rng(0)
 
     def maps(count: int, shift: float) -> list[np.ndarray]:
@@ -93,14 +114,18 @@ def synthetic_problem(
             for shape in shapes
         ]
 
-    generators = len(config.pseudo.generators)
-    total = generators * pseudo_per_generator
-    of_normals = maps(normals, 0.0)
-    made = np.arange(total) // pseudo_per_generator, np.arange(total) % normals
-    if inputs is not None:
-        bank = SharedBank(inputs, np.arange(normals + anomalies + total))
-        return problem_on(config, bank, global_averages(of_normals), *made)
-    return make_problem(config, of_normals, maps(anomalies, 0.2), maps(total, 0.1), *made)
+    made = made_from(config, normals)
+    return maps(normals, 0.0), maps(anomalies, 0.2), maps(len(made[0]), 0.1), *made
+
+
+class Traced(NamedTuple):
+    """An epoch as ``ahl train`` runs it, before it is compiled."""
+
+    lowered: jax.stages.Lowered
+    state: Any
+    data: TrainingData
+    seconds: float
+    """How long tracing took."""
 
 
 class Compiled(NamedTuple):
@@ -113,16 +138,32 @@ class Compiled(NamedTuple):
     """How long tracing and compiling took."""
 
 
-def compiled_epoch(problems: Sequence[Problem]) -> Compiled:
+def traced_epoch(problems: Sequence[Problem]) -> Traced:
     """The program of one epoch of problems that differ in their seeds, on all devices."""
     mesh = mesh_for(len(problems), len(problems[0].subsets))
     state, data = spread(*stack_problems(problems), mesh)
     start = time.perf_counter()
     numbers = np.zeros(1, np.int32)
     lowered = compile_epochs(mesh).lower(problems[0].learner, state, data, numbers)
-    compiled = Compiled(lowered.compile(), state, data, time.perf_counter() - start)
+    return Traced(lowered, state, data, time.perf_counter() - start)
+
+
+def compiled_epoch(traced: Traced) -> Compiled:
+    """The epoch, compiled."""
+    start = time.perf_counter()
+    compiled = traced.lowered.compile()
+    taken = traced.seconds + time.perf_counter() - start
     give_back_memory()
-    return compiled
+    return Compiled(compiled, traced.state, traced.data, taken)
+
+
+def program_mib(program: jax.stages.Compiled) -> float:
+    """MiB that a program takes on each device, its arguments included; NaN if it does not say."""
+    needs = program.memory_analysis()
+    if needs is None:
+        return float("nan")
+    results = needs.output_size_in_bytes - needs.alias_size_in_bytes
+    return (needs.argument_size_in_bytes + results + needs.temp_size_in_bytes) / 2**20
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
@@ -135,16 +176,40 @@ def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
     return times
 
 
-def matmul_peak(dtype: jax.typing.DTypeLike = "float32", side: int = 0, repeats: int = 10) -> float:
-    """The best GFLOP/s of a square matrix product on the default device, at default precision."""
+def matmul_peak(
+    dtype: jax.typing.DTypeLike = "float32",
+    side: int = 0,
+    repeats: int = 10,
+    precision: jax.lax.Precision | None = None,
+) -> float:
+    """The best GFLOP/s of a square matrix product on the default device.
+
+    Args:
+        dtype: of the factors.
+        side: rows and columns; by default as many as the device needs to be busy.
+        repeats: how many products.
+        precision: as for ``jnp.matmul``; the detectors have the default, the trunks the highest.
+    """
     side = side or (2048 if jax.default_backend() == "cpu" else 8192)
     a, b = (
         jax.random.normal(key, (side, side), jnp.float32).astype(dtype)
         for key in jax.random.split(jax.random.key(0))
     )
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(functools.partial(jnp.matmul, precision=precision))
     jax.block_until_ready(product(a, b))
     return 2 * side**3 / min(seconds(lambda: product(a, b), repeats)) / 1e9
+
+
+@functools.cache
+def float32_products() -> str:
+    """What a float32 matrix product at default precision is computed in on the default device."""
+    a, b = np.random.default_rng(0).standard_normal((2, 512, 512), np.float32)
+    exact = a.astype(np.float64) @ b
+    off = np.asarray(jax.jit(jnp.matmul)(a, b)) - exact
+    error = np.sqrt(np.square(off).mean() / np.square(exact).mean())
+    # Factors rounded to a mantissa of m bits are 0.8 x 2^-m off in the mean: m is 10 in TF32 and
+    # 7 in bfloat16.
+    return "float32" if error < 3e-5 else "TF32" if error < 1e-3 else "bfloat16"
 
 
 def peak_mib() -> float:
@@ -193,13 +258,18 @@ def parse(kind: type[T], description: str | None) -> T:
     return args
 
 
-def report(rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Print the rows as a Markdown table and write them as JSON if asked to."""
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a Markdown table of rows with the same keys."""
     body = [
         [f"{v:.3g}" if isinstance(v, float) and v < 1000 else
          f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values()]
         for row in rows
     ]  # fmt: skip
-    print("\n".join(markdown_table(list(rows[0]), body)))
+    return markdown_table(list(rows[0]), body)
+
+
+def report(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Print the rows as a Markdown table and write them as JSON if asked to."""
+    print("\n".join(table(rows)))
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

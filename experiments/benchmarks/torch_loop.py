@@ -7,8 +7,8 @@ the folder, trains, and writes ``loop.npz``: g and its gradient after the first 
 that epoch's scoring pass, and the seconds of every epoch. JAX is not imported.
 
 The loop is what one would write by hand, and write well: features on the device once, in the
-memory format that the convolution runs fastest in; batches by index; fused Adam; TF32 products on
-GPUs, as JAX has them. Images that a balanced batch repeats are repeated, as a data loader would.
+memory format that the convolution runs fastest in; batches by index; fused Adam; TF32 products
+where JAX has them. Images that a balanced batch repeats are repeated, as a data loader would.
 """
 
 import json
@@ -240,7 +240,8 @@ def main(folder: Path) -> None:
             "or set JAX_PLATFORMS=cpu"
         )
     torch.set_num_threads(settings["threads"])
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = settings["tf32"]
+    torch.backends.cudnn.allow_tf32 = settings["tf32"]
     with np.load(folder / "problem.npz") as arrays:
         loop = Loop(settings, dict(arrays))
     result: dict[str, np.ndarray] = {}

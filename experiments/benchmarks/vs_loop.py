@@ -187,6 +187,8 @@ def write_problem(problem: Problem, state: Any, epochs: int, folder: Path) -> No
         "rates": [(learning.lr * decay, learning.lr_base * decay) for decay in decays],
         "threads": usable_cores(),
         "backend": jax.default_backend(),
+        # Both sides round the factors of their products alike.
+        "tf32": common.float32_products() == "TF32",
     }
     np.savez(folder / "problem.npz", **arrays)  # type: ignore[arg-type]
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -215,6 +217,7 @@ def run_ours(row: Row, folder: Path) -> None:
             result |= {f"gradient.{name}": 10 * np.array(value) for name, value in moment.items()}
             result["scores"] = np.array(state.importance.history[:, -1])
     result["device"] = np.array(common.device_name())
+    result["products"] = np.array(common.float32_products())
     np.savez(folder / "ours.npz", seconds=np.array(seconds), **result)  # type: ignore[arg-type]
 
 
@@ -250,6 +253,7 @@ def compare(row: Row) -> dict[str, Any]:
         **differences(ours, loop),
         "device": str(ours["device"]),
         "cores_used": usable_cores(),
+        "products": str(ours["products"]),
     }
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from ahl_jax import UserError
 from ahl_jax.backbones import load_trunk
-from experiments.benchmarks import common, extract, vs_loop
+from experiments.benchmarks import common, extract, gpu, vs_loop
 
 ROOT = Path(__file__).parents[2]
 OUTCOME = ("share_agreeing", "largest_difference", "gradient_difference")
@@ -90,6 +91,66 @@ def test_vs_loop(tmp_path):
         assert row["ratio"] == pytest.approx(row["seconds_loop"] / row["seconds_ours"])
         assert row["share_agreeing"] > 0.99
         assert row["gradient_difference"] < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_that_a_gpu_needs_in_one_call(tmp_path, monkeypatch):
+    # A PyTorch that cannot be imported: what fails leaves the rest.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('made to fail')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{broken}{os.pathsep}{ROOT}")
+    run("gpu", "--quick", "--minutes", "14", "--out", str(tmp_path))
+    whole = json.loads((tmp_path / "gpu.json").read_text())
+    assert whole["machine"]["jax"]
+    assert whole["machine"]["device"]
+    assert [part["part"] for part in whole["parts"]] == list(gpu.PARTS)
+    text = (tmp_path / "gpu.md").read_text()
+    for part in whole["parts"]:
+        assert f"## {part['title']}" in text
+        if part["part"].startswith("vs_loop"):
+            assert part["error"] == "2 of 2 rows failed"
+            assert any("made to fail" in line for line in part["said"])
+            continue
+        assert part["error"] == "", part["said"]
+        for row in part["rows"]:
+            shown = [row[key] for key in gpu.PARTS[part["part"]].columns]
+            numbers = [value for value in shown if isinstance(value, float)]
+            assert numbers
+            assert all(np.isfinite(value) for value in numbers), row
+    assert "made to fail" in text
+
+
+def test_a_part_without_time_is_listed(tmp_path, monkeypatch, capsys):
+    options = ["--quick", "--minutes", "0.1", "--parts", "run", "extract"]
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path), *options])
+    gpu.main()
+    whole = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(p["part"], p["error"]) for p in whole["parts"]] == [
+        ("run", "out of time"), ("extract", "out of time"),
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count("Not measured: out of time") == 2
+
+
+def test_a_part_that_hangs_is_stopped_and_keeps_its_rows(tmp_path, monkeypatch):
+    # It stands for Python, and for a part that prints a row and then waits in a child.
+    hangs = tmp_path / "python"
+    hangs.write_text('#!/bin/sh\necho \'{"detector": "dra", "x": NaN}\'\nsleep 600\n')
+    hangs.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(hangs))
+    result = gpu.measured_part("epoch", True, 1.0, tmp_path)
+    assert result["rows"] == [{"detector": "dra", "x": None}]
+    assert result["error"] == "stopped after 1 seconds"
+    assert result["seconds"] < 30
+    gpu.written(tmp_path, {}, [result])
+    assert "Not measured in full: stopped after 1 seconds" in (tmp_path / "gpu.md").read_text()
+
+
+def test_an_unknown_part_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path), "--parts", "epochs"])
+    with pytest.raises(UserError, match="there is no part 'epochs'; choose from epoch, vs_loop"):
+        gpu.main()
 
 
 @pytest.mark.slow
