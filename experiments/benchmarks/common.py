@@ -159,11 +159,23 @@ def compiled_epoch(traced: Traced) -> Compiled:
 
 def program_mib(program: jax.stages.Compiled) -> float:
     """MiB that a program takes on each device, its arguments included; NaN if it does not say."""
-    needs = program.memory_analysis()
+    try:
+        needs = program.memory_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        needs = None
     if needs is None:
         return float("nan")
     results = needs.output_size_in_bytes - needs.alias_size_in_bytes
     return (needs.argument_size_in_bytes + results + needs.temp_size_in_bytes) / 2**20
+
+
+def counted_flops(program: jax.stages.Compiled) -> float:
+    """Operations of a program as XLA counts them; NaN if it does not."""
+    try:
+        cost = program.cost_analysis() or {}
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        cost = {}
+    return float(cost.get("flops", float("nan")))
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> list[float]:

@@ -144,7 +144,6 @@ def timed(row: Row, problem: common.Problem, compiled: common.Compiled) -> dict[
     """
     epoch, state, data, compile_seconds = compiled
     before = common.matmul_peak(row.precision)
-    cost = epoch.cost_analysis() or {}
     times = []
     # The first epochs have no psi yet, so those timed come after K.
     first = problem.learner.config.importance.history  # type: ignore[attr-defined]
@@ -169,7 +168,7 @@ def timed(row: Row, problem: common.Problem, compiled: common.Compiled) -> dict[
         "fraction_of_peak": flops / best / 1e9 / peak,
         "gflop_by_hand": flops / 1e9,
         # XLA counts the body of a loop once, whatever its length.
-        "gflop_by_xla_loops_once": float(cost.get("flops", float("nan"))) / 1e9,
+        "gflop_by_xla_loops_once": common.counted_flops(epoch) / 1e9,
         "compile_seconds": compile_seconds,
         "program_mib": common.program_mib(epoch),
         "peak_mib": peak_mib,

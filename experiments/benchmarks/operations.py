@@ -137,8 +137,10 @@ def measure(args: Operations) -> list[dict[str, Any]]:
             whole = time.perf_counter() - start
         seconds, sources, on_accelerator = traced(Path(folder))
     known = described(program.as_text() or "")
+    # A kernel that was launched in a graph has its operation's name alone, as a C identifier.
+    known |= {re.sub(r"\W", "_", name): value for name, value in known.items()}
     # Loops and calls hold the operations that they run.
-    containers = re.compile(r"^(while|call|conditional)[.\d]*$")
+    containers = re.compile(r"^(while|call|conditional|cond)[.\d]*$")
     names = [
         name
         for name, _ in seconds.most_common()

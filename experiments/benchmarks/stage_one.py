@@ -100,9 +100,12 @@ def config_of(options: Options, trunk: str) -> Config:
 def gflop_per_image(trunk: Trunk, size: int) -> float:
     """10^9 operations of a forward pass over both scales of an image, as XLA counts them."""
     total = 0.0
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), trunk.params)
     for side in (size, size // 2):
         shape = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-        counted = jax.jit(trunk.apply).lower(trunk.params, shape).cost_analysis()
+        # The compilers of other devices count only what they have compiled.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            counted = jax.jit(trunk.apply).lower(params, shape).cost_analysis()
         total += counted["flops"]
     return total / 1e9
 

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import importlib.util
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 
 from ahl_jax import UserError
 from ahl_jax.backbones import load_trunk
-from experiments.benchmarks import common, extract, gpu, vs_loop
+from experiments.benchmarks import common, extract, gpu, operations, vs_loop
 
 ROOT = Path(__file__).parents[2]
 OUTCOME = ("share_agreeing", "largest_difference", "gradient_difference")
@@ -55,6 +56,35 @@ def test_operations(tmp_path):
     assert [row["operation"] for row in (others, outside)] == [
         "all other operations", "outside of operations",
     ]  # fmt: skip
+
+
+def test_of_a_gpu_the_profile_counts_what_ran_on_its_streams(tmp_path, monkeypatch):
+    def named(pid, name, tid=None):
+        kind = "process_name" if tid is None else "thread_name"
+        return {"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}}
+
+    def span(pid, tid, name, microseconds, **args):
+        return {"ph": "X", "pid": pid, "tid": tid, "name": name, "dur": microseconds, "args": args}
+
+    events = [
+        named(1, "/device:GPU:0"), named(1, "Stream #7(Compute)", 7), named(1, "XLA Ops", 8),
+        named(2, "/host:CPU"), named(2, "python", 7),
+        span(1, 7, "gemm_kernel", 2e6, hlo_op="dot.1", tf_op="jit(f)/a/dot_general"),
+        span(1, 7, "gemm_kernel", 1e6, hlo_op="dot.1"),
+        span(1, 7, "loop_add_fusion_3", 5e5),
+        span(1, 8, "dot.1", 3e6),
+        span(2, 7, "dot.1", 9e6),
+    ]  # fmt: skip
+    with gzip.open(tmp_path / "x.trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    trace = operations.traced(tmp_path)
+    assert trace.seconds == {"dot.1": 3.0, "loop_add_fusion_3": 0.5}
+    assert trace.sources == {"dot.1": "a/dot_general"}
+    with gzip.open(tmp_path / "x.trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events[3:5] + events[-1:]}, file)
+    with pytest.raises(UserError, match="its lines are: /host:CPU, python"):
+        operations.traced(tmp_path)
 
 
 @pytest.mark.slow
