@@ -25,6 +25,9 @@ _STAGES = (
 )
 _STEM = 32
 
+_LEVELS = (6, 5, 4, 2)
+"""Stages whose outputs are the levels: those of strides 32, 32, 16 and 8."""
+
 
 def _relu6(x: Array) -> Array:
     return jnp.clip(x, 0, 6)
@@ -55,7 +58,7 @@ class MBConv(nnx.Module):
 
 
 class EfficientNetLite0(nnx.Module):
-    """Everything before the 1x1 head: the last map is a linear projection, so it has both signs.
+    """Everything before the 1x1 head: the maps are linear projections, so they have both signs.
 
     The larger ones are Lite0 with more blocks and channels, all but those of the stem; the first
     and the last stage keep their one block.
@@ -67,7 +70,7 @@ class EfficientNetLite0(nnx.Module):
     width: ClassVar[float] = 1.0
     """How many times its channels, in multiples of 8."""
 
-    channels: ClassVar[int] = 320
+    channels: ClassVar[tuple[int, ...]] = (320, 192, 112, 40)
     stride: ClassVar[int] = 32
     batch_norm_epsilon: ClassVar[float] = 1e-3
     unused: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
@@ -76,10 +79,9 @@ class EfficientNetLite0(nnx.Module):
         self.stem = Conv((3, _STEM), 3, 2, same_padding(3, 2), ("_conv_stem", "_bn0"))
         blocks: dict[str, MBConv] = {}
         inputs = _STEM
-        for stage, (count, size, stride, expansion, channels) in enumerate(_STAGES):
+        for stage, (_, size, stride, expansion, channels) in enumerate(_STAGES):
             outputs = _rounded(channels * self.width)
-            inner_stage = 0 < stage < len(_STAGES) - 1
-            for repeat in range(math.ceil(count * self.depth) if inner_stage else count):
+            for repeat in range(self._repeats(stage)):
                 blocks[f"{len(blocks):02}"] = MBConv(
                     (inputs, outputs),
                     size,
@@ -90,15 +92,26 @@ class EfficientNetLite0(nnx.Module):
                 inputs = outputs
         self.blocks = nnx.Dict(blocks)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 c"]:
-        """Maps RGB images in 0..255 to the last feature map."""
+    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
+        """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
         # The weights were trained in TensorFlow with this scaling, not with ImageNet's mean and
         # standard deviation: on photographs it gives the stem the stored batch-norm variance
         # (ratio 1.05), the other five times as much.
         x = _relu6(self.stem((images - 127.0) / 128.0))
-        for name in sorted(self.blocks):
-            x = self.blocks[name](x)
-        return x
+        names, ends = sorted(self.blocks), []
+        for stage in range(len(_STAGES)):
+            count = self._repeats(stage)
+            for name in names[:count]:
+                x = self.blocks[name](x)
+            names = names[count:]
+            ends.append(x)
+        return tuple(ends[stage] for stage in _LEVELS)
+
+    @classmethod
+    def _repeats(cls, stage: int) -> int:
+        """How many blocks a stage has."""
+        count = _STAGES[stage][0]
+        return math.ceil(count * cls.depth) if 0 < stage < len(_STAGES) - 1 else count
 
     @classmethod
     def default_weights(cls) -> Path:
@@ -130,7 +143,7 @@ class EfficientNetLite2(EfficientNetLite0):
 
     depth = 1.2
     width = 1.1
-    channels = 352
+    channels = (352, 208, 120, 48)
 
 
 def _rounded(channels: float) -> int:

@@ -22,6 +22,7 @@ def load_trunk(
     weights: Path | None = None,
     cache_dir: Path | None = None,
     *,
+    levels: int = 1,
     apart: bool = False,
 ) -> Trunk:
     """Loads a trunk's weights and folds the batch norm in.
@@ -31,10 +32,12 @@ def load_trunk(
         weights: a state dict (.pth or .safetensors); None for those that were imported, else for
             the trunk's own.
         cache_dir: where imported weights are; see ``imported_file``.
+        levels: how many of the network's levels the feature map is made of.
         apart: whether to keep the weights with their batch norm apart as well.
 
     Raises:
-        UserError: if there is no such trunk, no weights, or the weights are another network's.
+        UserError: if there is no such trunk, it has fewer levels, there are no weights, or they
+            are another network's.
     """
     cls = trunk_class(name)
     path = weights or weights_file(name, cache_dir)
@@ -47,7 +50,7 @@ def load_trunk(
             f"the weights file {path} does not fit {name}: {error}; give the weights of a {name} "
             "with `trunk_weights`, or to `ahl weights import`"
         ) from error
-    trunk = trunk_from_params(name, params)
+    trunk = trunk_from_params(name, params, levels)
     return dataclasses.replace(trunk, unfolded=unfolded(module, tensors)) if apart else trunk
 
 

@@ -54,9 +54,9 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Everything before the global average pool: the output of ``layer4``."""
+    """Everything before the global average pool: the levels are ``layer4`` to ``layer1``."""
 
-    channels: ClassVar[int]
+    channels: ClassVar[tuple[int, ...]]
     stride: ClassVar[int] = 32
     batch_norm_epsilon: ClassVar[float] = 1e-5
     unused: ClassVar[tuple[str, ...]] = ("fc.",)
@@ -86,13 +86,16 @@ class ResNet(nnx.Module):
                 inputs = outputs
         self.blocks = nnx.Dict(blocks)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/32 w/32 c"]:
-        """Maps RGB images in 0..255 to the last feature map."""
+    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
+        """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
         x = (images / 255.0 - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
         x = nnx.max_pool(jax.nn.relu(self.stem(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for name in sorted(self.blocks):
-            x = self.blocks[name](x)
-        return x
+        ends = []
+        for stage, repeats in enumerate(self.repeats, start=1):
+            for repeat in range(repeats):
+                x = self.blocks[f"layer{stage}_{repeat}"](x)
+            ends.append(x)
+        return tuple(ends[::-1])
 
     @classmethod
     def default_weights(cls) -> Path:
@@ -111,28 +114,28 @@ class ResNet(nnx.Module):
 class ResNet18(ResNet):
     """The trunk of the paper."""
 
-    channels, block, repeats = 512, BasicBlock, (2, 2, 2, 2)
+    channels, block, repeats = (512, 256, 128, 64), BasicBlock, (2, 2, 2, 2)
     file = "resnet18-f37072fd.pth"
 
 
 class ResNet34(ResNet):
     """Twice as deep."""
 
-    channels, block, repeats = 512, BasicBlock, (3, 4, 6, 3)
+    channels, block, repeats = (512, 256, 128, 64), BasicBlock, (3, 4, 6, 3)
     file = "resnet34-b627a593.pth"
 
 
 class ResNet50(ResNet):
     """Bottlenecks, and four times the channels."""
 
-    channels, block, repeats = 2048, Bottleneck, (3, 4, 6, 3)
+    channels, block, repeats = (2048, 1024, 512, 256), Bottleneck, (3, 4, 6, 3)
     file = "resnet50-0676ba61.pth"
 
 
 class Wide_ResNet50_2(ResNet):  # noqa: N801 (torchvision's name)
     """ResNet-50 with twice the channels within its blocks."""
 
-    channels, block, repeats, wide = 2048, Bottleneck, (3, 4, 6, 3), 2
+    channels, block, repeats, wide = (2048, 1024, 512, 256), Bottleneck, (3, 4, 6, 3), 2
     file = "wide_resnet50_2-95faca4d.pth"
 
 

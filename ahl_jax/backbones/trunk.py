@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,19 +22,24 @@ from ahl_jax.backbones.folding import Unfolded, fold, layers
 from ahl_jax.backbones.layers import Depthwise
 from ahl_jax.backbones.resnet import ResNet18, ResNet34, ResNet50, Wide_ResNet50_2
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
 
 
 class TrunkModule(Protocol):
     """The class of a trunk, beside being an ``nnx.Module`` made of ``Layer``."""
 
-    channels: int
+    channels: tuple[int, ...]
+    """Of each level, the deepest first."""
+
     stride: int
+    """Pixels between two locations of the deepest level; those of the others divide it."""
+
     batch_norm_epsilon: float
     unused: tuple[str, ...]
     """Prefixes of state-dict names that belong to the classifier."""
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """Images in 0..255 to the feature map, normalisation included."""
+    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
+        """Images in 0..255 to the maps of all levels, the deepest first; normalises the images."""
         ...
 
     @staticmethod
@@ -60,19 +65,30 @@ class Trunk:
 
     Attributes:
         name: key in ``TRUNKS``.
-        channels: channels of the feature map.
+        parts: channels of the levels that the feature map is made of, the deepest first. The
+            others are averaged over the pixels of a location of the deepest.
         stride: pixels between two locations of the feature map.
-        digest: SHA-256 of the name and the parameters; equal digests mean equal features.
+        digest: SHA-256 of all that decides the features; equal digests mean equal features.
         params: nested dict of float32 arrays, batch norm folded in.
         unfolded: the same weights with the batch norm apart, where ``load_trunk`` was asked for it.
     """
 
     name: str
-    channels: int
+    parts: tuple[int, ...]
     stride: int
     digest: str
     params: PyTree = field(repr=False)
     unfolded: Unfolded | None = field(default=None, repr=False)
+
+    @property
+    def levels(self) -> int:
+        """How many levels the feature map is made of."""
+        return len(self.parts)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the feature map."""
+        return sum(self.parts)
 
     def apply(
         self, params: PyTree, images: Float[Array, "b h w 3"]
@@ -86,7 +102,7 @@ class Trunk:
         Raises:
             UserError: if the images have another shape (seen when tracing).
         """
-        return _apply(self.name, params, images)
+        return _apply(self.name, self.levels, params, images)
 
     def apply_unfolded(
         self,
@@ -108,44 +124,62 @@ class Trunk:
         module = nnx.merge(_unfolded_structure(self.name), *map(nnx.State, unfolded))
         for _, layer in layers(module):
             layer.weights = weights
-        maps = module(images)
+        maps = _together(module(images)[: self.levels])
         return maps, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h/stride w/stride c"]:
         """``apply`` with the trunk's own parameters, compiled once per shape of ``images``."""
-        return _compiled(self.name, self.params, images)
+        return _compiled(self.name, self.levels, self.params, images)
 
 
-def _apply(name: str, params: PyTree, images: Array) -> Array:
+def _apply(name: str, levels: int, params: PyTree, images: Array) -> Array:
     stride = TRUNKS[name].stride
     if images.ndim != 4 or images.shape[-1] != 3 or any(n % stride for n in images.shape[1:3]):
         raise UserError(
             f"{name} got images of shape {images.shape}; it needs [batch, height, width, 3] with "
             f"sides that are multiples of {stride}"
         )
-    return nnx.merge(_structure(name)[0], params)(images)
+    return _together(nnx.merge(_structure(name)[0], params)(images)[:levels])
 
 
 # At module level, so that all trunks of one name share the compiled program.
-_compiled = jax.jit(_apply, static_argnums=0)
+_compiled = jax.jit(_apply, static_argnums=(0, 1))
 
 
-def folded_trunk(name: str, unfolded: Unfolded) -> Trunk:
+def _together(levels: Sequence[Float[Array, "b h w c"]]) -> Float[Array, "b h2 w2 c2"]:
+    """The maps of all levels as one, on the grid of the first."""
+    _, height, width, _ = levels[0].shape
+
+    def averaged(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        b, h, w, c = x.shape
+        return x.reshape(b, height, h // height, width, w // width, c).mean((2, 4))
+
+    return levels[0] if len(levels) == 1 else jnp.concatenate(list(map(averaged, levels)), -1)
+
+
+def folded_trunk(name: str, unfolded: Unfolded, levels: int = 1) -> Trunk:
     """The trunk for inference of one whose batch norm was trained."""
-    return trunk_from_params(name, fold(unfolded, TRUNKS[name].batch_norm_epsilon))
+    return trunk_from_params(name, fold(unfolded, TRUNKS[name].batch_norm_epsilon), levels)
 
 
-def trunk_from_params(name: str, params: PyTree) -> Trunk:
+def trunk_from_params(name: str, params: PyTree, levels: int = 1) -> Trunk:
     """Rebuilds a trunk from the ``params`` of a loaded one, without the weights file.
 
     Args:
         name: key in ``TRUNKS``.
         params: nested dict of arrays, for example restored from a checkpoint.
+        levels: how many of the network's levels the feature map is made of.
 
     Raises:
-        UserError: if there is no such trunk, or the parameters are another network's.
+        UserError: if there is no such trunk, it has fewer levels, or the parameters are another
+            network's.
     """
     cls = trunk_class(name)
+    if levels > len(cls.channels):
+        raise UserError(
+            f"the trunk {name} has {counted(len(cls.channels), 'level')}; give "
+            f"`levels={len(cls.channels)}` or fewer"
+        )
     expected = _shapes(_structure(name)[1])
     found = _shapes(params)
     for path in sorted(expected.keys() | found.keys()):
@@ -156,7 +190,9 @@ def trunk_from_params(name: str, params: PyTree) -> Trunk:
                 "the trunk that the checkpoint was made with"
             )
     arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    return Trunk(name, cls.channels, cls.stride, _digest(name, arrays), arrays)
+    # The digest of the deepest level alone stays that of before there were others.
+    salt = name if levels == 1 else f"{name} {levels}"
+    return Trunk(name, cls.channels[:levels], cls.stride, _digest(salt, arrays), arrays)
 
 
 def products_in(dtype: np.dtype, params: PyTree) -> PyTree:
@@ -220,8 +256,8 @@ def _flat(params: PyTree) -> list[tuple[str, Any]]:
     ]
 
 
-def _digest(name: str, params: PyTree) -> str:
-    digest = hashlib.sha256(name.encode())
+def _digest(salt: str, params: PyTree) -> str:
+    digest = hashlib.sha256(salt.encode())
     for path, leaf in _flat(params):
         digest.update(f"{path}{leaf.shape}".encode())
         digest.update(np.asarray(leaf, "<f4").tobytes())

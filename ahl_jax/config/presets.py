@@ -24,12 +24,12 @@ def _paper(data: str) -> Config:
 
 
 def _density(data: str) -> Config:
-    """The default: the density detector on whitened features, averaged over eight views."""
+    """The default: the closed form of the density detector on whitened features of four levels."""
     return Config(
         DataConfig(data, held_out=0.1),
-        features=FeatureConfig(views=8, whiten=True),
+        features=FeatureConfig(levels=4, whiten=True),
         detector=DetectorConfig(detector="density", groups=3),
-        learning=LearningConfig(updates_per_epoch=20, lr=0.0005),
+        learning=LearningConfig(method="fit", updates_per_epoch=20, lr=0.0005),
     )
 
 

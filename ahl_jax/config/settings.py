@@ -60,6 +60,10 @@ class FeatureConfig:
     trunk: Annotated[str, NameIn("trunks")] = "efficientnet_lite0"
     """The network whose last feature map is used."""
 
+    levels: Annotated[int, AtLeast(1)] = 1
+    """How many of the trunk's levels make the feature map: 1 is the last stage alone, 2 adds the
+    one before, averaged over the pixels of a location, and so on. Trunks have four."""
+
     trunk_weights: Path | None = None
     """A torchvision state dict (.pth, .safetensors); by default what `ahl weights import` kept."""
 

@@ -5,6 +5,7 @@ It starts from closed forms, which training sharpens.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -19,6 +20,15 @@ _TINY = 1e-6
 _SHRINK = 10
 """How many images the moments over all normals count as among those of a group."""
 
+_SPREAD = 0.7
+"""Standard deviation of the prior of the logarithm of the seen head's factor."""
+
+_EACH = 5.0
+"""How much the share of normals that each labelled anomaly passes counts against the prior."""
+
+_GRID = 2 * _SPREAD * np.linspace(-1, 1, 17)
+"""Logarithms of the factors that are tried, as shares of the prior's."""
+
 
 class Density(DeviationDetector):
     """Distances on whitened features, in standard deviations of similar normals.
@@ -30,22 +40,26 @@ class Density(DeviationDetector):
     - seen: the mean cosine between z and the z of each labelled anomaly.
 
     Each is standardised by its mean and standard deviation over the normals of the image's group,
-    so that all are on the scale of the deviation loss, and score = density + local / 5 + seen / 5.
-    The groups are k-means clusters of the normals, and an image belongs to the one whose mean z is
-    nearest. Trained are the metric A, at first the identity, and a gain for every channel of x_l.
-    What z is compared with stays the mean of the labelled anomalies' directions: so few of them do
-    not tell it any better.
+    so that all are on the scale of the deviation loss, and score = density + factor x seen. The
+    local head is what heat maps show; the score does without it. The groups are k-means clusters
+    of the normals, and an image belongs to the one whose mean z is nearest. Trained are the metric
+    A, at first the identity, and a gain for every channel of x_l. The directions of the labelled
+    anomalies stay as they are: so few of them do not tell any better.
 
     Training normals lie closer than others do, because they took part in the covariance that z is
     whitened by. So there are two sets of moments: those of the training normals as they are, for
     training, and those that they would have had without their own part, for any other image.
+
+    The factor of the seen head is fitted: how far it is to be trusted differs from data to data.
+    Each labelled anomaly is compared with the normals by the directions of the others; see
+    ``_fitted_factor``.
     """
 
     whitened = True
     table = (
         Head("density", targets=(0, 1, 1)),
-        Head("local", targets=(0, 1, 1), factor=0.2),
-        Head("seen", targets=(0, 1, None), factor=0.2),
+        Head("local", targets=(0, 1, 1)),
+        Head("seen", targets=(0, 1, None)),
     )
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
@@ -53,6 +67,8 @@ class Density(DeviationDetector):
         width, moments = SCALES * channels, (2, config.groups, SCALES + 2)
         self.metric = nnx.Param(jnp.zeros((width, width)))
         self.local_gain = nnx.Param(jnp.zeros(channels))
+        # Earlier versions, whose checkpoints have none, had these.
+        self.factors = nnx.BatchStat(jnp.array([1, 0.2, 0.2]))
         self.direction = nnx.BatchStat(jnp.zeros(width))
         self.centres = nnx.BatchStat(jnp.zeros((config.groups, width)))
         self.mean = nnx.BatchStat(jnp.zeros(moments))
@@ -70,31 +86,56 @@ class Density(DeviationDetector):
         anomalies: Float[Array, "m r"],
         groups: Int[Array, " n"],
     ) -> None:
-        """The direction of the labelled anomalies, and the moments of all scores over normals.
+        """The direction of the labelled anomalies, the moments of all scores over normals, factors.
 
-        Without labelled anomalies the direction stays as it is: fine-tuning keeps that of the run
-        it starts from, in whitened channels.
+        Without labelled anomalies direction and factors stay as they are: fine-tuning keeps those
+        of the run it starts from, in whitened channels.
         """
         width = len(self.direction[...])
         if len(anomalies):
             self.direction[...] = _unit(anomalies[:, :width]).mean(0)
         z, lengths = normals[:, :width], normals[:, width:]
         raw = jnp.column_stack([lengths, self._seen(z)])
-        # Leaving an image out of the covariance divides its squared length by 1 - leverage
-        # (Sherman and Morrison).
-        leverage = jnp.square(z).sum(1) / jnp.linalg.eigvalsh(z.T @ z)[-1]
-        apart = jnp.sqrt(jnp.maximum(1 - leverage, 1 / len(z)))
+        # Leaving an image out of mean and covariance makes it n / (n - 1) times as long, divides
+        # its squared length by 1 - leverage, and its product with any other image by as much
+        # (Sherman and Morrison). The factor counts where leverages are near 1: with few images.
+        n = len(z)
+        without = n / max(n - 1, 1)
+        leverage = without * jnp.square(z).sum(1) / jnp.linalg.eigvalsh(z.T @ z)[-1]
+        apart = jnp.sqrt(jnp.maximum(1 - leverage, 1 / n))
+        unseen = raw.at[:, 0].multiply(without / apart).at[:, -1].divide(apart)
         member = jax.nn.one_hot(groups, len(self.centres[...]), axis=0)
         count = member.sum(1, keepdims=True)
         # A group with no members is far away from every image.
         self.centres[...] = jnp.where(count > 0, member @ z / jnp.maximum(count, 1), jnp.inf)
-        for k, scores in enumerate((raw, raw.at[:, 0].divide(apart))):
+        for k, scores in enumerate((raw, unseen)):
             mean, variance = scores.mean(0), scores.var(0)
             mean = (member @ scores + _SHRINK * mean) / (count + _SHRINK)
             square = jnp.einsum("gn,gnr->gr", member, jnp.square(scores - mean[:, None]))
             deviation = jnp.sqrt((square + _SHRINK * variance) / (count + _SHRINK))
             self.mean[...] = self.mean[...].at[k].set(mean)
             self.deviation[...] = self.deviation[...].at[k].set(jnp.maximum(deviation, _TINY))
+        if len(anomalies):
+            mean, deviation = self.mean[...][1, groups, 0], self.deviation[...][1, groups, 0]
+            of_normals = (unseen[:, 0] - mean) / deviation
+            mean, deviation = self._moments(anomalies[:, :width], training=False)
+            of_anomalies = (anomalies[:, width] - mean[:, 0]) / deviation[:, 0]
+            directions = _unit(anomalies[:, :width])
+            factor = _fitted_factor(
+                of_normals,
+                of_anomalies,
+                _unit(z) @ directions.T / apart[:, None],
+                directions @ directions.T,
+            )
+            self.factors[...] = jnp.array([1.0, 0.0, 1.0]).at[2].set(factor)
+
+    def total_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
+        """Density, and the seen head by its factor."""
+        return head_scores @ self.factors[...].astype(head_scores.dtype)
+
+    def label_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
+        """The total score as a share of an ideal anomaly's, whose heads are at the margin."""
+        return self.total_score(head_scores) / (self.margin * self.factors[...].sum())
 
     def head_scores(
         self,
@@ -143,6 +184,44 @@ class Density(DeviationDetector):
 
     def _seen(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         return _unit(z) @ self.direction[...]
+
+
+def _fitted_factor(
+    normals: Float[Array, " n"],
+    anomalies: Float[Array, " m"],
+    of_normals: Float[Array, "n m"],
+    of_anomalies: Float[Array, "m m"],
+) -> Float[Array, ""]:
+    """The factor of the seen head, by how well density + factor x seen tells anomalies left out.
+
+    The prior's median is m / (m + 2): few directions tell little. The likelihood of a factor is the
+    AUC-ROC of the m labelled anomalies against the normals, where an anomaly's seen score and the
+    normals' are their mean cosines with the other anomalies. The result is the posterior's
+    geometric mean; one anomaly leaves the prior's median.
+
+    Args:
+        normals: standardised density scores of the normals, without their own part.
+        anomalies: the same of the labelled anomalies.
+        of_normals: cosines between normals and anomalies, without the normals' own part.
+        of_anomalies: cosines between the anomalies.
+    """
+    m = len(anomalies)
+    prior = m / (m + 2)
+    if m == 1:
+        return jnp.array(prior)
+    # Column i: the mean cosine with all anomalies but i.
+    seen = (of_normals.sum(1, keepdims=True) - of_normals) / (m - 1)
+    own = (of_anomalies.sum(1) - jnp.diagonal(of_anomalies)) / (m - 1)
+    mean, deviation = seen.mean(0), jnp.maximum(seen.std(0), _TINY)
+    seen, own = (seen - mean) / deviation, (own - mean) / deviation
+
+    def auc(factor: Float[Array, ""]) -> Float[Array, ""]:
+        return (anomalies + factor * own > normals[:, None] + factor * seen).mean()
+
+    grid = jnp.asarray(_GRID, seen.dtype)
+    fit = _EACH * m * jax.lax.map(auc, prior * jnp.exp(grid))
+    weights = jax.nn.softmax(fit - jnp.square(grid / _SPREAD) / 2)
+    return prior * jnp.exp(weights @ grid)
 
 
 def _flat(inputs: Inputs) -> Float[Array, "b d"]:

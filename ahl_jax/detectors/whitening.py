@@ -4,10 +4,11 @@ Distances between whitened features are Mahalanobis distances: what hardly varie
 images counts as much as what varies a lot.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from sklearn.covariance import ledoit_wolf
 
 FLOOR = 1e-6
@@ -34,22 +35,46 @@ class Whitening(NamedTuple):
     """For the global averages of all scales together, d = s c."""
 
 
-def fit_whitening(averages: Float[np.ndarray, "n d"], scales: int) -> Whitening:
+def fit_whitening(
+    averages: Float[np.ndarray, "n d"], scales: int, parts: Sequence[int] = ()
+) -> Whitening:
     """The whitening that makes the global averages of n normals uncorrelated.
+
+    The shrinkage pulls all variances towards one value. So the levels of a trunk, whose features
+    differ in size, are first scaled to the same total variance.
 
     Args:
         averages: global averages, scale beside scale.
         scales: s, which divides d.
+        parts: channels of each level, which add up to c; by default all are one level's.
     """
     mean = averages.mean(0)
     size = float(np.sqrt(np.square(averages).mean()))
     centred = averages - mean
-    parts = np.split(centred, scales, axis=1)
+    sizes = _part_sizes(centred, np.tile(np.asarray(parts, int), scales))
+
+    def root(of: slice) -> Float[np.ndarray, "k k"]:
+        whitening = _inverse_root(centred[:, of] / sizes[of], size / sizes[of].max())
+        return (whitening / sizes[of, None]).astype(np.float32)
+
+    c = centred.shape[1] // scales
     return Whitening(
         mean.reshape(scales, -1).astype(np.float32),
-        np.stack([_inverse_root(part, size) for part in parts]),
-        _inverse_root(centred, size),
+        np.stack([root(slice(k * c, (k + 1) * c)) for k in range(scales)]),
+        root(slice(None)),
     )
+
+
+def _part_sizes(
+    centred: Float[np.ndarray, "n d"], parts: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, " d"]:
+    """For every feature the root of its part's total variance, as a share of the largest."""
+    if not len(parts):
+        return np.ones(centred.shape[1])
+    blocks = np.split(centred, np.cumsum(parts)[:-1], axis=1)
+    sizes = np.sqrt([np.square(block).sum() for block in blocks])
+    sizes = np.where(sizes > 0, sizes / max(sizes.max(), 1e-30), 1)
+    return np.repeat(sizes, parts)
 
 
 def _inverse_root(centred: Float[np.ndarray, "n d"], size: float) -> Float[np.ndarray, "d d"]:
@@ -58,4 +83,4 @@ def _inverse_root(centred: Float[np.ndarray, "n d"], size: float) -> Float[np.nd
     values, vectors = np.linalg.eigh(covariance)
     floor = max(FLOOR * values[-1], (ROUNDING * size) ** 2)
     roots = np.sqrt(np.maximum(values, floor)) if floor > 0 else np.ones_like(values)
-    return ((vectors / roots) @ vectors.T).astype(np.float32)
+    return (vectors / roots) @ vectors.T

@@ -196,10 +196,11 @@ def load(workdir: Path | str) -> Predictor:
     run = Workdir(Path(workdir))
     run.config()  # Says what is wrong with a folder that holds no run.
     with Checkpoints(run.path, read_only=True) as checkpoints:
-        trunk = trunk_from_params(*checkpoints.load_trunk())
+        name, params = checkpoints.load_trunk()
         arrays, metadata = checkpoints.restore_inference()
         calibration = read_calibration(checkpoints.folder)
     config = Config.from_dict(metadata["config"])
+    trunk = trunk_from_params(name, params, config.features.levels)
     if metadata["epochs"] < (planned := config.learning.planned_epochs):
         log.warning("%s is not finished: epoch %d of %d", workdir, metadata["epochs"], planned)
     return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)

@@ -113,7 +113,9 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
     # Those of whitened features are not the averages of their maps.
     reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
     functional, fresh = make_model(config, reference.channels, jax.random.key(0))
-    model = Model.from_arrays(arrays["model"])
+    saved = Model.from_arrays(arrays["model"])
+    # A statistic that an earlier version did not have is as it is made.
+    model = Model(saved.params, fresh.stats | saved.stats)
     if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
         raise ValueError("the saved arrays do not fit the detector")
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None

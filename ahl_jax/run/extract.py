@@ -42,6 +42,9 @@ class Extracted:
     model: Model | None
     """The detector to start from; None for a new one."""
 
+    parts: tuple[int, ...]
+    """Channels of the trunk's levels."""
+
 
 def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Extracted:
     """Everything that the runs read of their images; what the store has already is not computed.
@@ -76,7 +79,7 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
         )  # fmt: skip
         features.append(of_normals[normals])
     keeps_model = start or runs[0].config.stage_one.stage_one_heads
-    return Extracted(tuple(features), part, model if keeps_model else None)
+    return Extracted(tuple(features), part, model if keeps_model else None, trunk.parts)
 
 
 def make_problems(
@@ -90,7 +93,8 @@ def make_problems(
     features, config = extracted.features, runs[0].config.features
     with together():
         # Every seed of a data set has the same training normals.
-        whitening = fit_whitening(features[0].averages, SCALES) if config.whiten else None
+        averages = features[0].averages
+        whitening = fit_whitening(averages, SCALES, extracted.parts) if config.whiten else None
         banks = shared_bank(
             [each.maps for each in features],
             config.precision,
@@ -124,7 +128,9 @@ def _trunk(
         else:
             apart = one.stage_one and one.batch_norm == "trained"
             named = config.features
-            trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, apart=apart)
+            trunk = load_trunk(
+                named.trunk, named.trunk_weights, store.folder, levels=named.levels, apart=apart
+            )
         if is_primary():
             for run in runs:
                 run.workdir.bind_trunk(trunk.digest)

@@ -176,8 +176,9 @@ class StageOne:
     def inference(self, state: State) -> Trunk:
         """The trunk of a state on the host, batch norm folded in."""
         if state.trunk_stats:
-            return folded_trunk(self.trunk.name, Unfolded(state.trunk, state.trunk_stats))
-        return trunk_from_params(self.trunk.name, state.trunk)
+            unfolded = Unfolded(state.trunk, state.trunk_stats)
+            return folded_trunk(self.trunk.name, unfolded, self.trunk.levels)
+        return trunk_from_params(self.trunk.name, state.trunk, self.trunk.levels)
 
     def _products(self, params: Params) -> Params:
         dtype = trunk_dtype(self.config.features.precision, jax.default_backend())

@@ -106,7 +106,7 @@ def trained_trunk(
                 _, fresh = make_detector(detector_config(config), trunk.channels, jax.random.key(0))
                 model = Model.from_arrays(found[0][1]) if found else fresh
                 model = arrays_of_primary(jax.tree.map(jnp.asarray, model))
-            return trunk_from_params(trunk.name, params), model
+            return trunk_from_params(trunk.name, params, trunk.levels), model
         trained, model = _train_trunk(config, split, trunk, folder / "training", progress=progress)
 
         def keep() -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from ahl_jax.backbones import (
     TRUNKS,
@@ -135,6 +136,37 @@ def test_a_trunk_is_rebuilt_from_its_parameters(name: str, request: pytest.Fixtu
     assert (rebuilt.channels, rebuilt.stride) == (trunk.channels, trunk.stride)
     images = random_images(32, 32)
     np.testing.assert_array_equal(rebuilt(images), trunk(images))
+
+
+@pytest.mark.parametrize("name", ["lite0", "resnet"])
+def test_levels_are_the_stages_averaged_over_the_pixels_of_a_location(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    trunk: Trunk = request.getfixturevalue(name)
+    images = random_images(64, 96)
+    deep, *others = _level_maps(trunk, images)
+    strides = [64 // m.shape[1] for m in (deep, *others)]
+    assert strides == ([32, 32, 16, 8] if name == "lite0" else [32, 16, 8, 4])
+    for levels in range(1, 5):
+        several = trunk_from_params(trunk.name, trunk.params, levels)
+        assert several.channels == sum(several.parts)
+        assert (several.digest == trunk.digest) == (levels == 1)
+        found = np.asarray(several(images))
+        assert found.shape == (*deep.shape[:3], several.channels)
+        parts = np.split(found, np.cumsum(several.parts)[:-1], axis=-1)
+        for part, whole in zip(parts, [deep, *others][:levels], strict=True):
+            b, h, w, c = whole.shape
+            windows = whole.reshape(b, 2, h // 2, 3, w // 3, c)
+            _assert_close(part, windows.mean((2, 4)))
+    with pytest.raises(UserError, match=rf"{trunk.name} has 4 levels; give `levels=4` or fewer"):
+        trunk_from_params(trunk.name, trunk.params, 5)
+
+
+def _level_maps(trunk: Trunk, images: np.ndarray) -> list[np.ndarray]:
+    """The maps of all levels, straight from the network."""
+    module = TRUNKS[trunk.name]()
+    nnx.update(module, trunk.params)
+    return [np.asarray(m) for m in module(images)]
 
 
 def test_the_digest_follows_every_parameter(resnet: Trunk, lite0: Trunk) -> None:

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors.density import _fitted_factor
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.features.images import global_averages
+from ahl_jax.inference.scorer import Scorer, scorer_from_arrays
 from ahl_jax.learning.learner import prepared
 from ahl_jax.learning.problem import make_problem
 from tests.problems import CHANNELS, SIDES, make_config, make_setting, setting_maps
@@ -50,7 +54,10 @@ def test_the_prepared_scores_are_the_closed_form(groups):
 
     of_normals = raw(normals, z[0])
     leverage = (z[0] ** 2).sum(1) / np.linalg.norm(z[0], ord=2) ** 2
-    of_normals[:, 0] /= np.sqrt(1 - leverage)
+    without = NORMALS / (NORMALS - 1)
+    apart = np.sqrt(1 - without * leverage)
+    of_normals[:, 0] *= without / apart
+    of_normals[:, 3] /= apart
     group = np.arange(NORMALS) % groups  # as the setting has them
     means, deviations, centres = [], [], []
     for k in range(groups):
@@ -60,16 +67,89 @@ def test_the_prepared_scores_are_the_closed_form(groups):
         deviations.append(np.sqrt((square + 10 * of_normals.var(0)) / (n + 10)))
         centres.append(z[0][group == k].mean(0))
     reference = problem.data.inference_reference()
-    for maps, own in ((normals, z[0]), (anomalies, z[1])):
+
+    def standardised(scores, own):
         k = np.square(own[:, None] - centres).sum(-1).argmin(1)
-        standard = (raw(maps, own) - np.array(means)[k]) / np.array(deviations)[k]
+        return (scores - np.array(means)[k]) / np.array(deviations)[k]
+
+    factor = fitted_factor(
+        ((of_normals - np.array(means)[group]) / np.array(deviations)[group])[:, 0],
+        standardised(raw(anomalies, z[1]), z[1])[:, 0],
+        z,
+        apart,
+    )
+    np.testing.assert_allclose(model.stats["factors"], [1, 0, factor], rtol=1e-3)
+    for maps, own in ((normals, z[0]), (anomalies, z[1])):
+        standard = standardised(raw(maps, own), own)
         heads = np.stack([standard[:, 0], standard[:, 1:3].mean(1), standard[:, 3]], axis=1)
         inputs = make_inputs(maps, whitening=whitening)
         functional = problem.learner.functional
         found = jax.jit(functional.head_scores)(model, inputs, reference)
         np.testing.assert_allclose(found, heads, rtol=2e-3, atol=2e-3)
         total = jax.jit(functional.score)(model, inputs, reference)
-        np.testing.assert_allclose(total, heads @ [1, 0.2, 0.2], rtol=2e-3, atol=5e-3)
+        np.testing.assert_allclose(total, heads @ [1, 0, factor], rtol=2e-3, atol=5e-3)
+
+
+def fitted_factor(density_of_normals, density_of_anomalies, z, apart):
+    """The posterior's geometric mean, image by image and with scikit-learn's AUC-ROC."""
+    normals, anomalies = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in z)
+    m = len(anomalies)
+    prior = m / (m + 2)
+    logs, weights = np.linspace(-1.4, 1.4, 17), []
+    for log in logs:
+        share = 0
+        for left_out in range(m):
+            others = np.delete(anomalies, left_out, axis=0)
+            seen = (normals @ others.T).mean(1) / apart
+            own = (others @ anomalies[left_out]).mean()
+            seen, own = (seen - seen.mean()) / seen.std(), (own - seen.mean()) / seen.std()
+            scores = density_of_normals + prior * np.exp(log) * seen
+            score = density_of_anomalies[left_out] + prior * np.exp(log) * own
+            share += roc_auc_score([0] * len(scores) + [1], [*scores, score])
+        weights.append(5 * share - (log / 0.7) ** 2 / 2)
+    weights = np.exp(np.array(weights) - max(weights))
+    return prior * np.exp(weights @ logs / weights.sum())
+
+
+def test_a_detector_of_an_earlier_version_keeps_the_factors_that_it_had():
+    problem, model = setting()
+    whitening = fit_whitening(global_averages(setting_maps(NORMALS)[0]), 2)
+    reference = problem.data.inference_reference()
+    scorer = Scorer(problem.learner.functional, model, reference, whitening)
+    arrays = jax.tree.map(np.asarray, scorer.arrays())
+    config = make_config(**DENSITY)
+    again = scorer_from_arrays(config, arrays)
+    np.testing.assert_array_equal(again.model.stats["factors"], model.stats["factors"])
+    del arrays["model"]["stats"]["factors"]
+    old = scorer_from_arrays(config, arrays)
+    outcome = old.outcome([m.astype(np.float32) for m in setting_maps(NORMALS)[1]])
+    np.testing.assert_allclose(outcome.scores, outcome.heads @ [1, 0.2, 0.2], rtol=1e-4)
+
+
+def test_one_labelled_anomaly_leaves_the_factor_as_it_is_by_default():
+    one = make_setting(make_config(**DENSITY), NORMALS, anomalies=1)
+    model = prepared(one.learner.functional, one.model, one.data, NORMALS)
+    np.testing.assert_allclose(model.stats["factors"], [1, 0, 1 / 3], rtol=1e-6)
+
+
+def test_the_more_labelled_anomalies_are_alike_the_more_they_count():
+    random = np.random.default_rng(0)
+    normals = random.standard_normal((300, 40))
+    of_normals = np.linalg.norm(normals, axis=1)
+    found = []
+    # In one direction, at a normal's distance; and in ten, farther away.
+    for directions, stretch in ((1, 1.0), (10, 1.4)):
+        anomalies = random.standard_normal((10, 40)) + random.standard_normal((directions, 40))
+        anomalies *= stretch * of_normals.mean() / np.linalg.norm(anomalies, axis=1, keepdims=True)
+        units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (normals, anomalies)]
+        standard = [
+            (np.linalg.norm(x, axis=1) - of_normals.mean()) / of_normals.std()
+            for x in (normals, anomalies)
+        ]
+        cosines = [unit @ units[1].T for unit in units]
+        found.append(float(_fitted_factor(*standard, *cosines)))
+    assert found[0] > 1.5 * 10 / 12
+    assert found[1] < 0.7 * 10 / 12
 
 
 @pytest.mark.parametrize("method", [pytest.param("ahl", marks=pytest.mark.slow), "base"])

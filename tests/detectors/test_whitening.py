@@ -44,6 +44,32 @@ def test_lengths_of_whitened_locations_are_distances_within_their_scale(scale: i
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-3)
 
 
+def test_levels_count_alike_whatever_the_size_of_their_features() -> None:
+    first, second = (np.array(fit_whitening(_sized(k), 2, (3, 1)).averages) for k in (1, 1000))
+    found = [_sized(k) @ w for k, w in ((1, first), (1000, second))]
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3 * np.abs(found[0]).max())
+    # Without levels the shrinkage pulls the small ones towards the large ones.
+    plain = [_sized(k) @ fit_whitening(_sized(k), 2).averages for k in (1, 1000)]
+    assert np.abs(plain[0] - plain[1]).max() > 0.1 * np.abs(plain[0]).max()
+
+
+def test_levels_are_whitened_by_the_shrunk_covariance_of_their_shares() -> None:
+    centred = AVERAGES - AVERAGES.mean(0)
+    blocks = [slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 8)]
+    scaled = np.concatenate([centred[:, b] / np.linalg.norm(centred[:, b]) for b in blocks], axis=1)
+    expected = np.sqrt(LedoitWolf(assume_centered=True).fit(scaled).mahalanobis(scaled))
+    whitening = fit_whitening(AVERAGES, 2, (3, 1))
+    np.testing.assert_allclose(
+        np.linalg.norm(centred @ whitening.averages, axis=1), expected, rtol=1e-3
+    )
+
+
+def _sized(factor: float) -> np.ndarray:
+    """Few averages, of which the last channel of each scale is multiplied."""
+    averages = AVERAGES[:12] - AVERAGES[:12].mean(0)
+    return averages * np.tile([1.0, 1.0, 1.0, factor], 2)
+
+
 def test_whitened_averages_of_the_normals_are_uncorrelated() -> None:
     # Enough images, and variances near enough to each other, that little is shrunk.
     maps = correlated(20_000, (0.6, 0.8, 1.0, 1.2))

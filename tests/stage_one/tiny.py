@@ -18,9 +18,9 @@ SIZE = 192
 
 
 class Tiny(nnx.Module):
-    """Two convolutions, linear at the end as EfficientNet-Lite0 is."""
+    """Two convolutions, linear at the end as EfficientNet-Lite0 is; each is a level."""
 
-    channels: ClassVar[int] = 6
+    channels: ClassVar[tuple[int, ...]] = (6, 5)
     stride: ClassVar[int] = 32
     batch_norm_epsilon: ClassVar[float] = 1e-5
     unused: ClassVar[tuple[str, ...]] = ()
@@ -31,7 +31,8 @@ class Tiny(nnx.Module):
         self.second = Conv((5, 6), 4, 4, (0, 0), ("second", "second_norm"))
 
     def __call__(self, images):
-        return self.second(jax.nn.relu(self.first(images / 128 - 1)))
+        first = self.first(images / 128 - 1)
+        return self.second(jax.nn.relu(first)), first
 
     @classmethod
     def default_weights(cls) -> Path:
