@@ -18,6 +18,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import Above, AtLeast, Between, MultipleOf, NameIn, check_values
 
 Precision = Literal["float32", "bfloat16"]
+Views = Literal[1, 2, 4, 8]
 
 SCALES = 2
 """Scales of an image."""
@@ -70,9 +71,10 @@ class FeatureConfig:
     image_size: Annotated[int, AtLeast(192), MultipleOf(64)] = 256
     """Side in pixels of the larger scale; the second scale is half of it."""
 
-    views: Literal[1, 2, 4, 8] = 1
+    views: Literal["auto", Views] = 1
     """Copies of an image whose feature maps are turned back and averaged: 2 adds the mirror image,
-    4 both of them upside down, 8 all four by a quarter turn."""
+    4 both of them upside down, 8 all four by a quarter turn. auto takes 1 or 8, whichever tells
+    labelled anomalies that are left out from the training normals better."""
 
     whiten: bool = False
     """Whiten the features by the normals' covariance."""

@@ -69,6 +69,8 @@ class Density(DeviationDetector):
         self.local_gain = nnx.Param(jnp.zeros(channels))
         # Earlier versions, whose checkpoints have none, had these.
         self.factors = nnx.BatchStat(jnp.array([1, 0.2, 0.2]))
+        # AUC-ROC of labelled anomalies that are left out, against the training normals.
+        self.left_out_auc = nnx.BatchStat(jnp.array(jnp.nan))
         self.direction = nnx.BatchStat(jnp.zeros(width))
         self.centres = nnx.BatchStat(jnp.zeros((config.groups, width)))
         self.mean = nnx.BatchStat(jnp.zeros(moments))
@@ -121,13 +123,14 @@ class Density(DeviationDetector):
             mean, deviation = self._moments(anomalies[:, :width], training=False)
             of_anomalies = (anomalies[:, width] - mean[:, 0]) / deviation[:, 0]
             directions = _unit(anomalies[:, :width])
-            factor = _fitted_factor(
+            factor, auc = _fitted_factor(
                 of_normals,
                 of_anomalies,
                 _unit(z) @ directions.T / apart[:, None],
                 directions @ directions.T,
             )
             self.factors[...] = jnp.array([1.0, 0.0, 1.0]).at[2].set(factor)
+            self.left_out_auc[...] = auc
 
     def total_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
         """Density, and the seen head by its factor."""
@@ -191,7 +194,7 @@ def _fitted_factor(
     anomalies: Float[Array, " m"],
     of_normals: Float[Array, "n m"],
     of_anomalies: Float[Array, "m m"],
-) -> Float[Array, ""]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The factor of the seen head, by how well density + factor x seen tells anomalies left out.
 
     The prior's median is m / (m + 2): few directions tell little. The likelihood of a factor is the
@@ -204,11 +207,14 @@ def _fitted_factor(
         anomalies: the same of the labelled anomalies.
         of_normals: cosines between normals and anomalies, without the normals' own part.
         of_anomalies: cosines between the anomalies.
+
+    Returns:
+        The factor, and the AUC-ROC of anomalies left out with it; of one anomaly by density alone.
     """
     m = len(anomalies)
     prior = m / (m + 2)
     if m == 1:
-        return jnp.array(prior)
+        return jnp.array(prior), (anomalies > normals[:, None]).mean()
     # Column i: the mean cosine with all anomalies but i.
     seen = (of_normals.sum(1, keepdims=True) - of_normals) / (m - 1)
     own = (of_anomalies.sum(1) - jnp.diagonal(of_anomalies)) / (m - 1)
@@ -221,7 +227,8 @@ def _fitted_factor(
     grid = jnp.asarray(_GRID, seen.dtype)
     fit = _EACH * m * jax.lax.map(auc, prior * jnp.exp(grid))
     weights = jax.nn.softmax(fit - jnp.square(grid / _SPREAD) / 2)
-    return prior * jnp.exp(weights @ grid)
+    factor = prior * jnp.exp(weights @ grid)
+    return factor, auc(factor)
 
 
 def _flat(inputs: Inputs) -> Float[Array, "b d"]:

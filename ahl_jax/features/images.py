@@ -148,7 +148,7 @@ def image_key(
         weights=trunk.digest,
         image_size=config.image_size,
         scales=SCALES,
-        **({"views": config.views} if config.views > 1 else {}),
+        **({} if config.views == 1 else {"views": config.views}),
         **more,
     )
 

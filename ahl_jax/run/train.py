@@ -18,6 +18,7 @@ from ahl_jax.run.evaluate import test_run
 from ahl_jax.run.extract import extract, make_problems
 from ahl_jax.run.options import RunOptions, run_options
 from ahl_jax.run.start import Start
+from ahl_jax.run.views import with_views
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def train_runs(
     runs = agree(configs, workdirs, splits, options)
     for run in runs:
         check_split(run.config, run.split)
+    runs = with_views(runs, options)
     with contextlib.ExitStack() as stack:
         unfinished = claim(runs, stack, overwrite=options.overwrite)
         if unfinished:

@@ -76,7 +76,7 @@ class Workdir:
         if trained or "config" not in self._run():
             return False
         try:
-            return self.config() != located(config)
+            return self.config() != self.settled(config)
         except UserError:  # Of another version.
             return True
 
@@ -88,6 +88,18 @@ class Workdir:
         """
         # Earlier versions stored paths as they were typed.
         return located(Config.from_dict(self._run()["config"]))
+
+    def settled(self, config: Config) -> Config:
+        """The settings as by ``located``, with the views of the run here if it is to choose them.
+
+        Raises:
+            UserError: if the folder's run cannot be read.
+        """
+        config = located(config)
+        if config.features.views != "auto" or not (self.path / "run.json").is_file():
+            return config
+        features = dataclasses.replace(config.features, views=self.config().features.views)
+        return dataclasses.replace(config, features=features)
 
     def bind_data(self, digest: str) -> None:
         """Tie the run to its images, named by a digest over all of their bytes.
@@ -202,7 +214,8 @@ class Workdir:
                 f"{self.path} already has {files[0]}, which belongs to no run that can go on; "
                 "give another `workdir`, or `overwrite=True` to replace it"
             )
-        saved, wanted = (dict(flat(one.to_dict())) for one in (self.config(), located(config)))
+        both = self.config(), self.settled(config)
+        saved, wanted = (dict(flat(one.to_dict())) for one in both)
         different = [name for name in wanted if saved.get(name) != wanted[name]]
         if different:
             name = different[0]

@@ -84,8 +84,9 @@ def check(cells: Sequence[Cell], seeds: Sequence[int], options: RunOptions = DEF
                 if options.overwrite:
                     continue
                 run.check(config)
-                trunk = config.features.trunk, config.features.trunk_weights
-                if run.path.exists() and (digest := digest_of(*trunk, options.cache_dir)):
+                named = config.features
+                trunk = named.trunk, named.trunk_weights, options.cache_dir, named.levels
+                if run.path.exists() and (digest := digest_of(*trunk)):
                     run.check_trunk(digest)
         except UserError as error:
             raise UserError(f"{cell.name}: {error}") from error
@@ -142,8 +143,10 @@ def _split(data: DataConfig, seed: int) -> Split:
     return make_split(load_dataset(data), data, seed)
 
 
-def _trunk_digest(name: str, weights: Path | None, cache_dir: Path | None) -> str | None:
+def _trunk_digest(
+    name: str, weights: Path | None, cache_dir: Path | None, levels: int
+) -> str | None:
     """That of the weights; None without any, where finished runs can still be read."""
     with contextlib.suppress(UserError):
-        return load_trunk(name, weights, cache_dir).digest
+        return load_trunk(name, weights, cache_dir, levels=levels).digest
     return None

@@ -58,6 +58,7 @@ METHODS = {
         {"detector": "dra", "updates_per_epoch": 20}, ("DRA, rate of AHL", "DRA")
     ),
     "Density": Method(_DENSITY),
+    "Density, one view": Method({**_DENSITY, "views": 1}, ("Density",)),
     "Density, eight views": Method({**_DENSITY, "views": 8}, ("Density",)),
     "Density, last level": Method({**_DENSITY, "levels": 1}, ("Density",)),
     "Density, trained": Method({**_TRAINED, "method": "base"}, ("Density",)),

@@ -130,6 +130,7 @@ def test_one_labelled_anomaly_leaves_the_factor_as_it_is_by_default():
     one = make_setting(make_config(**DENSITY), NORMALS, anomalies=1)
     model = prepared(one.learner.functional, one.model, one.data, NORMALS)
     np.testing.assert_allclose(model.stats["factors"], [1, 0, 1 / 3], rtol=1e-6)
+    assert model.stats["left_out_auc"] == 1  # far away
 
 
 def test_the_more_labelled_anomalies_are_alike_the_more_they_count():
@@ -147,7 +148,7 @@ def test_the_more_labelled_anomalies_are_alike_the_more_they_count():
             for x in (normals, anomalies)
         ]
         cosines = [unit @ units[1].T for unit in units]
-        found.append(float(_fitted_factor(*standard, *cosines)))
+        found.append(float(_fitted_factor(*standard, *cosines)[0]))
     assert found[0] > 1.5 * 10 / 12
     assert found[1] < 0.7 * 10 / 12
 

@@ -1,0 +1,132 @@
+"""The choice of ``views``: whether an image and its turned copies are alike is told by the data.
+
+A screw may lie in any way, and the mean over eight views finds more. A head has an up, and there
+they find less.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ahl_jax.backbones import load_trunk
+from ahl_jax.common.text import counted
+from ahl_jax.config.settings import SCALES, Config, Views
+from ahl_jax.data.records import ImageSource
+from ahl_jax.detectors import make_detector
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.distributed.memory import on_host
+from ahl_jax.distributed.processes import on_primary
+from ahl_jax.features import Store, extract
+from ahl_jax.features.images import global_averages
+from ahl_jax.learning.hadg import similar_normals
+from ahl_jax.run.claim import Run
+from ahl_jax.run.options import RunOptions
+
+log = logging.getLogger(__name__)
+
+CANDIDATES: tuple[Views, ...] = (1, 8)
+"""The numbers of views that are compared; of equal ones the first counts."""
+
+
+def with_views(runs: Sequence[Run], options: RunOptions) -> list[Run]:
+    """The runs, each with a number of views where their settings leave it to the data.
+
+    All runs get the same one, and a run that has begun keeps its own. The measure is Density's
+    ``left_out_auc`` by the trunk as it is before stage one, and its mean over the runs. Without
+    labelled anomalies it is one view.
+
+    Args:
+        runs: runs that differ in their seeds alone.
+        options: how they are carried out.
+
+    Raises:
+        UserError: for a bad image, unless the settings skip those, or weights that do not fit.
+    """
+    if runs[0].config.features.views != "auto":
+        return list(runs)
+    views = on_primary(lambda: _begun(runs, options) or _best(runs, options))
+    return [dataclasses.replace(run, config=_replaced(run.config, views)) for run in runs]
+
+
+def _begun(runs: Sequence[Run], options: RunOptions) -> Views | None:
+    """The views of those runs that have begun, if these settings are theirs."""
+    for run in runs:
+        if not options.overwrite and (run.workdir.path / "run.json").is_file():
+            settled = run.workdir.settled(run.config)
+            if settled == run.workdir.config() and settled.features.views != "auto":
+                return settled.features.views
+    return None
+
+
+def _best(runs: Sequence[Run], options: RunOptions) -> Views:
+    if not all(run.split.seen for run in runs):
+        return CANDIDATES[0]
+    found = {views: _left_out_auc(runs, views, options) for views in CANDIDATES}
+    best = max(CANDIDATES, key=lambda views: found[views])
+    if options.progress:
+        each = ", ".join(f"{auc:.3f} with {counted(n, 'view')}" for n, auc in found.items())
+        log.info("views: %d (AUC-ROC of labelled anomalies left out: %s)", best, each)
+    return best
+
+
+def _left_out_auc(runs: Sequence[Run], views: Views, options: RunOptions) -> float:
+    """Density's, the mean over the runs."""
+    first = _replaced(runs[0].config, views)
+    store = Store(options.cache_dir, on_host(options.feature_memory))
+    named = first.features
+    trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
+
+    def averages(paths: Sequence[ImageSource], label: str) -> Float[np.ndarray, "n d"]:
+        skip, progress = first.data.skip_bad_images, options.progress
+        label = f"{label}, {counted(views, 'view')}"
+        maps, _ = extract(paths, trunk, named, store, skip_bad=skip, progress=progress, label=label)
+        return global_averages(maps)
+
+    aucs = []
+    of_normals: dict[tuple[ImageSource, ...], Float[np.ndarray, "n d"]] = {}
+    for run in runs:
+        paths = run.split.train_normals
+        if paths not in of_normals:
+            of_normals[paths] = averages(paths, "training normals")
+        seen = averages([sample.path for sample in run.split.seen], "labelled anomalies")
+        if len(of_normals[paths]) and len(seen):
+            aucs.append(left_out_auc(run.config, trunk.parts, of_normals[paths], seen))
+    return float(np.mean(aucs)) if aucs else 0.5
+
+
+def left_out_auc(
+    config: Config,
+    parts: Sequence[int],
+    normals: Float[np.ndarray, "n d"],
+    anomalies: Float[np.ndarray, "m d"],
+) -> float:
+    """AUC-ROC of labelled anomalies that are left out, against the training normals, by Density.
+
+    Args:
+        config: the settings of the detector are used, and the seed.
+        parts: channels of the trunk's levels.
+        normals: global averages of the training normals.
+        anomalies: those of the labelled anomalies, at least one.
+    """
+    whitening = fit_whitening(normals, SCALES, parts)
+
+    def rows(averages: Float[np.ndarray, "b d"]) -> Float[jax.Array, "b r"]:
+        z = (averages - whitening.mean.ravel()) @ whitening.averages
+        # The heads of single locations do not count.
+        lengths = [np.linalg.norm(z, axis=1), *np.zeros((SCALES, len(z)))]
+        return jnp.asarray(np.column_stack([z, *lengths]), jnp.float32)
+
+    detector = dataclasses.replace(config.detector, detector="density")
+    functional, model = make_detector(detector, sum(parts), jax.random.key(0))
+    groups = jnp.asarray(similar_normals(normals, detector.groups, config.seed))
+    model = functional.prepared(model, rows(normals), rows(anomalies), groups)
+    return float(model.stats["left_out_auc"])
+
+
+def _replaced(config: Config, views: Views) -> Config:
+    return dataclasses.replace(config, features=dataclasses.replace(config.features, views=views))

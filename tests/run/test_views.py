@@ -1,0 +1,104 @@
+"""``views="auto"``: the training data choose, once, and for all seeds."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ahl_jax import UserError, evaluate, load, preset, train, train_seeds
+from ahl_jax.detectors import make_detector, make_inputs
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.features.images import global_averages
+from ahl_jax.learning.hadg import similar_normals
+from ahl_jax.run import views
+from ahl_jax.run.views import left_out_auc
+from tests.problems import CHANNELS, setting_maps
+
+QUICK = {"image_size": 192, "levels": 2, "held_out": 0.0}
+
+
+@pytest.fixture(scope="module")
+def upright(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that are bright above; the anomalies are bright below."""
+    root, random = tmp_path_factory.mktemp("data") / "upright", np.random.default_rng(0)
+    for folder, count, turned in (
+        ("train/good", 14, False), ("test/good", 6, False), ("test/fallen", 8, True)
+    ):  # fmt: skip
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            rows = np.linspace(220, 30, 96)[:, None, None]
+            picture = rows + random.normal(0, 12, (96, 96, 1)) + random.normal(0, 8, (1, 1, 3))
+            picture = np.clip(picture[::-1] if turned else picture, 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(root / folder / f"{i:02}.png")
+    return root
+
+
+def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
+    upright: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = preset("density", str(upright), shots=4, **QUICK)
+    assert config.features.views == "auto"
+    caplog.set_level("INFO")
+    metrics = train(config, tmp_path / "run")
+    assert metrics["auc_roc"] == 1
+    assert load(tmp_path / "run").config.features.views == 1
+    assert "views: 1 (AUC-ROC of labelled anomalies left out: 1.000 with 1 view" in caplog.text
+    # The same settings are those of the finished run, and so are those with what was chosen.
+    assert train(config, tmp_path / "run", progress=False) == metrics
+    chosen = preset("density", str(upright), shots=4, views=1, **QUICK)
+    assert train(chosen, tmp_path / "run", progress=False) == metrics
+    assert evaluate(tmp_path / "run", progress=False) == metrics
+    with pytest.raises(UserError, match="`views` is 1 there and 8 here"):
+        train(preset("density", str(upright), shots=4, views=8, **QUICK), tmp_path / "run")
+    with pytest.raises(UserError, match="`levels` is 2 there and 1 here"):
+        train(preset("density", str(upright), shots=4, **{**QUICK, "levels": 1}), tmp_path / "run")
+
+
+def test_the_better_mean_over_the_seeds_counts(
+    upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The seeds in turn, with one view and with eight.
+    aucs = iter([0.9, 0.6, 0.7, 0.85])
+    monkeypatch.setattr(views, "left_out_auc", lambda *arguments: next(aucs))
+    config = preset("density", str(upright), shots=4, **QUICK)
+    train_seeds(config, tmp_path, [0, 1], progress=False)
+    for seed in (0, 1):
+        run = json.loads((tmp_path / f"seed-{seed}" / "run.json").read_text())
+        assert run["config"]["features"]["views"] == 8
+    # Runs that are there keep theirs, without asking the data again.
+    train_seeds(config, tmp_path, [0, 1], progress=False)
+
+
+@pytest.mark.parametrize("settings", [{"shots": 0}, {"shots": 4, "views": 1}])
+def test_nothing_is_compared_without_labelled_anomalies_or_choice(
+    upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict
+) -> None:
+    monkeypatch.setattr(views, "extract", None)
+    config = preset("density", str(upright), **QUICK, **settings)
+    train(config, tmp_path / "run", progress=False)
+    assert load(tmp_path / "run").config.features.views == 1
+
+
+def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
+    normals, anomalies, *_ = setting_maps(40)
+    averages = [global_averages(maps) for maps in (normals, anomalies)]
+    config = preset("density", "none", groups=2)
+    found = left_out_auc(config, (3, 1), *averages)
+    whitening = fit_whitening(averages[0], 2, (3, 1))
+    inputs = [make_inputs(maps, whitening=whitening) for maps in (normals, anomalies)]
+    functional, model = make_detector(config.detector, CHANNELS, jax.random.key(1))
+    rows = [functional.measured(model, each) for each in inputs]
+    groups = jnp.asarray(similar_normals(averages[0], 2, 0))
+    model = functional.prepared(model, *rows, groups)
+    assert found == pytest.approx(float(model.stats["left_out_auc"]), abs=0.02)
+    assert 0.5 < found <= 1
+    # The base detector does not matter: the measure is of the features.
+    other = dataclasses.replace(
+        config, detector=dataclasses.replace(config.detector, detector="dra")
+    )
+    assert left_out_auc(other, (3, 1), *averages) == found
