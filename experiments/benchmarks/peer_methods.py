@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from ahl_jax import Config, load, preset, train
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.config.presets import with_settings
-from ahl_jax.config.settings import SCALES
+from ahl_jax.config.settings import SCALES, FeatureConfig, Views
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.whitening import fit_whitening
@@ -50,8 +50,8 @@ class Case:
     threads: int = 1
     quick: bool = False
 
-    def config(self, row: str) -> Config:
-        """The settings of a row of the tables, with no normals held out."""
+    def config(self, row: str, views: Views = 8) -> Config:
+        """The settings of a row of the tables, with these views and no normals held out."""
         start = preset("debug" if self.quick else "paper", self.data)
         data = dataclasses.replace(start.data, held_out=0.0)
         if not self.quick:
@@ -59,7 +59,7 @@ class Case:
         if self.limit is not None:
             data = dataclasses.replace(data, limit=self.limit)
         start = dataclasses.replace(start, data=data, seed=self.seed)
-        settings = {**ROWS[row].settings, "image_batch": self.batch}
+        settings = {**ROWS[row].settings, "image_batch": self.batch, "views": views}
         if self.quick and "updates_per_epoch" in settings:
             # The debug preset has fewer steps than the row has updates.
             settings["updates_per_epoch"] = start.learning.steps
@@ -105,9 +105,13 @@ class Method(NamedTuple):
     """The package of the detector; imported before memory and time are counted."""
 
 
+def _trunk(options: FeatureConfig) -> Trunk:
+    return _loaded(options.trunk, options.levels)
+
+
 @functools.cache
-def _trunk(name: str) -> Trunk:
-    return load_trunk(name)
+def _loaded(name: str, levels: int) -> Trunk:
+    return load_trunk(name, levels=levels)
 
 
 class OnOurFeatures:
@@ -115,7 +119,7 @@ class OnOurFeatures:
 
     def __init__(self, config: Config, score: Score, fit_seconds: float) -> None:
         self.options = config.features
-        self.trunk = _trunk(self.options.trunk)
+        self.trunk = _trunk(self.options)
         self.fit_seconds = fit_seconds
         self.score = score
 
@@ -157,12 +161,12 @@ class Ours(OnOurFeatures):
         return self.predictor.of_arrays(images).scores
 
 
-def _stored(paths: Sequence[ImageSource], trunk: Trunk, options: Any) -> FeatureMaps:
+def _stored(paths: Sequence[ImageSource], trunk: Trunk, options: FeatureConfig) -> FeatureMaps:
     return extract(paths, trunk, options, Store(), progress=False)[0]
 
 
-def _ours(row: str, more: Mapping[str, Any], case: Case) -> Detector:
-    config = with_settings(case.config(row), more)
+def _ours(row: str, views: Views, case: Case) -> Detector:
+    config = case.config(row, views)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train(config, folder, progress=False)
@@ -175,12 +179,12 @@ def _pyod(name: str, whitened: bool, labels: bool, case: Case) -> Detector:
     module, kind = name.split(".")
     detector_class = getattr(importlib.import_module(f"pyod.models.{module}"), kind)
     config = case.config("Density")
-    trunk, split = _trunk(config.features.trunk), load_split(config)
+    trunk, split = _trunk(config.features), load_split(config)
     x = global_averages(_stored(split.train_normals, trunk, config.features))
     seen = [sample.path for sample in split.seen] if labels else []
     start = time.perf_counter()
     if whitened:
-        fitted = fit_whitening(x, SCALES)
+        fitted = fit_whitening(x, SCALES, trunk.parts)
         mean, matrix = np.asarray(fitted.mean).ravel(), np.asarray(fitted.averages)
 
         def prepared(averages: np.ndarray) -> np.ndarray:
@@ -211,6 +215,14 @@ def _anomalib(model: str, coreset: str, case: Case) -> Detector:
     return peers.patchcore(config, case.coreset, coreset, normals)
 
 
+_OURS: Mapping[str, tuple[Views, ...]] = {
+    "Density": (8, 1),
+    "AHL(Density)": (1,),
+    "Gaussian": (8, 1),
+    "PatchCore": (8, 1),
+}
+"""Rows of the tables, and with how many views each is compared."""
+
 _ANOMALIB = "experiments.benchmarks.peer_anomalib"
 
 _PYOD = {
@@ -229,12 +241,11 @@ version 3.6.7 it passes the arguments of its loss in the wrong order, and learns
 
 def _methods() -> dict[str, Method]:
     found = {}
-    for views, name in ((8, ""), (1, ", one view")):
-        for row in ("AHL(Density)", "Density, closed form, groups", "Gaussian", "PatchCore"):
-            # anomalib's PatchCore has the name alone.
-            own = ", eight views" if (row, views) == ("PatchCore", 8) else name
-            ours = functools.partial(_ours, row, {"views": views})
-            found[f"{row}{own}"] = Method("ahl_jax", ours, labels=ROWS[row].trained)
+    for row, numbers in _OURS.items():
+        for views in numbers:
+            name = f"{row}, {'one view' if views == 1 else 'eight views'}"
+            fit = functools.partial(_ours, row, views)
+            found[name] = Method("ahl_jax", fit, labels=ROWS[row].trained)
     for model, coreset in (("patchcore", "greedy"), ("patchcore", "random"), ("padim", "")):
         name = {"greedy": "PatchCore", "random": "PatchCore, random subset", "": "PaDiM"}[coreset]
         fit = functools.partial(_anomalib, model, coreset)

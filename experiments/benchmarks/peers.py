@@ -1,6 +1,6 @@
 """Our detectors beside those of anomalib and PyOD, on the same images of ELPV, on the CPU.
 
-    python -m experiments.benchmarks.peers [--methods "AHL(Density)" PatchCore KNN] [--quick]
+    python -m experiments.benchmarks.peers [--methods "Density, one view" PatchCore KNN] [--quick]
 
 All see the same training normals and the same test images, at the same size, through the same
 trunk weights (EfficientNet-Lite0). Those that take labels see the same labelled anomalies. One
@@ -15,9 +15,9 @@ that takes none is fitted once, with the first seed; its deviation is that of th
 - peak_mib: the most memory that the method's process had, and start_mib what it had before it
   began to fit.
 
-Each method runs in a process of its own, on ``--threads`` cores. PatchCore and PaDiM read one view
-of an image, their maps of strides 8 and 16, and 4 to 16; the others read our features: two scales,
-stride 32, and eight views unless the name says one.
+Each method runs in a process of its own, on ``--threads`` cores. anomalib's PatchCore and PaDiM
+read one view of an image, their maps of strides 8 and 16, and 4 to 16. PyOD's read what Density
+reads: two scales, eight views, four levels at stride 32. Ours say how many views they read.
 """
 
 import dataclasses

@@ -92,7 +92,7 @@ def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         "peers compares with anomalib and pyod and xgboost, which this Python has not; "
         "run: pip install '.[peers]'"
     )
-    assert peers.check(Peers(methods=("Gaussian",))) == ["Gaussian"]
+    assert peers.check(Peers(methods=("PatchCore, one view",))) == ["PatchCore, one view"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             {"methods": ("SVDD",)},
-            "`methods` has no 'SVDD'; choose from 'AHL(Density)'",
+            "`methods` has no 'SVDD'; choose from 'Density, eight views'",
         ),
         ({"seeds": ()}, "`seeds` must be 1 or more"),
         ({"timed_images": 0}, "`timed_images` must be 1 or more"),
@@ -109,7 +109,7 @@ def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_bad_options(options, message) -> None:
     with pytest.raises(UserError) as error:
-        peers.check(Peers(**({"methods": ("Gaussian",)} | options)))
+        peers.check(Peers(**({"methods": ("Gaussian, one view",)} | options)))
     assert str(error.value).startswith(message)
 
 
@@ -133,11 +133,11 @@ def test_gaussian_from_the_command_line(
     monkeypatch.setattr(
         sys,
         "argv",
-        ["peers", *options.split(), "--methods", "Gaussian", "--json", str(out)],
+        ["peers", *options.split(), "--methods", "Gaussian, one view", "--json", str(out)],
     )
     peers.main()
     (row,) = json.loads(out.read_text())
-    assert row["method"] == "Gaussian"
+    assert row["method"] == "Gaussian, one view"
     assert row["image_ratio"] == 1
     assert row["image_ms"] > row["score_ms"]
     assert len(capfd.readouterr().out.splitlines()) == 3
@@ -173,13 +173,23 @@ def test_anomalib_scores_features_as_it_scores_images(name: str) -> None:
     np.testing.assert_allclose(detector.score_paths(paths), scores, rtol=1e-4)
 
 
+def test_a_row_has_the_views_of_its_name_and_the_levels_of_its_detector() -> None:
+    config = Case(quick=True).config("Density", 1)
+    assert (config.features.views, config.features.levels) == (1, 4)
+    assert Case(quick=True).config("PatchCore").features.views == 8
+    ours = [name for name, method in METHODS.items() if method.package == "ahl_jax"]
+    assert ours[:3] == ["Density, eight views", "Density, one view", "AHL(Density), one view"]
+    assert not {"AHL(Density), eight views", "Density"} & set(ours)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["Density, eight views", "AHL(Density), one view"])
 def test_ours_scores_features_as_it_scores_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AHL_CACHE", str(tmp_path))
     case = Case(limit=6, quick=True)
-    detector = METHODS["Density, closed form, groups"].fit(case)
+    detector = METHODS[name].fit(case)
     paths = [sample.path for sample in load_split(case.config("Density")).test][:3]
     pixels = np.stack([peers.read_image(path, 192) for path in paths])
     scores = detector.score_images(pixels)
