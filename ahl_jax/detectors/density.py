@@ -20,13 +20,13 @@ _TINY = 1e-6
 _SHRINK = 10
 """How many images the moments over all normals count as among those of a group."""
 
-_SPREAD = 0.7
+_SPREAD = 1.5
 """Standard deviation of the prior of the logarithm of the seen head's factor."""
 
 _EACH = 5.0
 """How much the share of normals that each labelled anomaly passes counts against the prior."""
 
-_GRID = 2 * _SPREAD * np.linspace(-1, 1, 17)
+_GRID = 2 * _SPREAD * np.linspace(-1, 1, 33)
 """Logarithms of the factors that are tried, as shares of the prior's."""
 
 
@@ -197,7 +197,7 @@ def _fitted_factor(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The factor of the seen head, by how well density + factor x seen tells anomalies left out.
 
-    The prior's median is m / (m + 2): few directions tell little. The likelihood of a factor is the
+    The prior's median is m / (m + 1): few directions tell little. The likelihood of a factor is the
     AUC-ROC of the m labelled anomalies against the normals, where an anomaly's seen score and the
     normals' are their mean cosines with the other anomalies. The result is the posterior's
     geometric mean; one anomaly leaves the prior's median.
@@ -212,7 +212,7 @@ def _fitted_factor(
         The factor, and the AUC-ROC of anomalies left out with it; of one anomaly by density alone.
     """
     m = len(anomalies)
-    prior = m / (m + 2)
+    prior = m / (m + 1)
     if m == 1:
         return jnp.array(prior), (anomalies > normals[:, None]).mean()
     # Column i: the mean cosine with all anomalies but i.
