@@ -38,7 +38,7 @@ class MeanTrunk(Trunk):
 
 def make_trunk(digest="0", channels=5):
     params = jax.random.normal(jax.random.key(0), (3, channels))
-    return MeanTrunk("mean", channels, 32, digest, params)
+    return MeanTrunk("mean", (channels,), 32, digest, params)
 
 
 TRUNK = make_trunk()
