@@ -60,11 +60,12 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
     and "dent"; what is predicted then is "good" or "anomaly".
 
     Args:
-        preset: where the settings start from: density, paper or debug (see ``ahl_jax.preset``).
+        preset: where the settings start from: density, paper, paper-appendix or debug (see
+            ``ahl_jax.preset``).
         detector: the base detector; None, here and below, for the preset's.
         epochs: epochs of training.
         image_size: side in pixels that images are brought to, a multiple of 64.
-        views: 1, 2, 4 or 8 turned and mirrored copies of an image.
+        views: 1, 2, 4 or 8 turned and mirrored copies of an image, or auto.
         held_out: the share of the normals that sets the threshold.
         fpr: the rate of false positives among normal images that the threshold is set for.
         normal_label: the label of normal images, if none of ``NORMAL_LABELS``.
@@ -92,7 +93,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         detector: str | None = None,
         epochs: int | None = None,
         image_size: int | None = None,
-        views: int | None = None,
+        views: int | str | None = None,
         held_out: float = 0.1,
         fpr: float = FPR,
         normal_label: Any = None,

@@ -30,9 +30,10 @@ class _Training:
     workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """The folder for the run: checkpoint/, history.csv, metrics.json, run.json."""
 
-    preset: Literal["density", "paper", "debug"] = "density"
-    """The settings to start from. density: the default; paper: the published method; debug: a slice
-    of the data and a few epochs, to see that everything works."""
+    preset: Literal["density", "paper", "paper-appendix", "debug"] = "density"
+    """The settings to start from. density: the default; paper: the published method; paper-appendix:
+    its variant in the paper's appendix; debug: a slice of the data and a few epochs, to see that
+    everything works."""
 
     seeds: tuple[int, ...] = ()
     """Train these seeds in one program, each in RUN/seed-N, instead of `seed` alone."""

@@ -23,6 +23,16 @@ def _paper(data: str) -> Config:
     return Config(DataConfig(data))
 
 
+def _paper_appendix(data: str) -> Config:
+    """The other published hyper-parameters: T = 7 with the holistic subset, faster g and psi."""
+    return Config(
+        DataConfig(data),
+        subsets=SubsetConfig(holistic=True),
+        learning=LearningConfig(lr=0.005),
+        importance=ImportanceConfig(psi_lr=0.02),
+    )
+
+
 def _density(data: str) -> Config:
     """The default: the closed form of the density detector on whitened features of four levels."""
     return Config(
@@ -47,14 +57,19 @@ def _debug(data: str) -> Config:
     )
 
 
-PRESETS = {"density": _density, "paper": _paper, "debug": _debug}
+PRESETS = {
+    "density": _density,
+    "paper": _paper,
+    "paper-appendix": _paper_appendix,
+    "debug": _debug,
+}
 
 
 def preset(name: str, data: str, **settings: Any) -> Config:
     """A preset's config for a data set.
 
     Args:
-        name: ``density``, ``paper`` or ``debug``.
+        name: ``density``, ``paper``, ``paper-appendix`` or ``debug``.
         data: the data set's name or folder.
         settings: other settings than the preset's, each by the name of its field in ``Config`` or
             one of its parts, such as ``shots=5`` or ``detector="devnet"``.

@@ -90,8 +90,8 @@ class Density(DeviationDetector):
     ) -> None:
         """The direction of the labelled anomalies, the moments of all scores over normals, factors.
 
-        Without labelled anomalies direction and factors stay as they are: fine-tuning keeps those
-        of the run it starts from, in whitened channels.
+        Without labelled anomalies the direction and its factor stay as they are: fine-tuning keeps
+        those of the run it starts from, in whitened channels.
         """
         width = len(self.direction[...])
         if len(anomalies):
@@ -129,8 +129,9 @@ class Density(DeviationDetector):
                 _unit(z) @ directions.T / apart[:, None],
                 directions @ directions.T,
             )
-            self.factors[...] = jnp.array([1.0, 0.0, 1.0]).at[2].set(factor)
+            self.factors[...] = self.factors[...].at[2].set(factor)
             self.left_out_auc[...] = auc
+        self.factors[...] = self.factors[...].at[1].set(0)
 
     def total_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
         """Density, and the seen head by its factor."""

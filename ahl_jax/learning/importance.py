@@ -21,9 +21,11 @@ PSI_BATCH = 48
 
 
 class ScorePredictor(nnx.Module):
-    """Two-layer bidirectional LSTM with T units each way, and a linear layer on its last output.
+    """Two-layer bidirectional LSTM with T units each way, then 2T hidden nodes, then T scores.
 
-    Initial states are zero and there is no dropout, so the prediction is deterministic.
+    With h [n, 2T] the LSTM's last output, the prediction is ``W' relu(W h + b) + b'`` [n, T]; for
+    T = 6 the hidden nodes are the paper's 12. Initial states are zero and there is no dropout, so
+    the prediction is deterministic.
     """
 
     def __init__(self, subsets: int, *, rngs: nnx.Rngs):
@@ -36,15 +38,16 @@ class ScorePredictor(nnx.Module):
 
         self.first = layer(subsets)
         self.second = layer(2 * subsets)
+        self.hidden = nnx.Linear(2 * subsets, 2 * subsets, rngs=rngs)
         self.out = nnx.Linear(2 * subsets, subsets, rngs=rngs)
 
     def __call__(self, history: Float[Array, "n k t"]) -> Float[Array, "n t"]:
         """Predicted scores from the scores of K epochs, the oldest first."""
         zeros = jnp.zeros((history.shape[0], history.shape[2]), history.dtype)
         states = ((zeros, zeros), (zeros, zeros))
-        hidden = cast(Array, self.first(history, initial_carry=states))
-        hidden = cast(Array, self.second(hidden, initial_carry=states))
-        return self.out(hidden[:, -1])
+        sequence = cast(Array, self.first(history, initial_carry=states))
+        sequence = cast(Array, self.second(sequence, initial_carry=states))
+        return self.out(nnx.relu(self.hidden(sequence[:, -1])))
 
 
 class Importance(NamedTuple):

@@ -195,7 +195,7 @@ class Checkpoints:
 
         Raises:
             UserError: if there is no such checkpoint, it is damaged, or it was saved with another
-                structure, shape or dtype, hence with other settings.
+                structure, shape or dtype, hence with other settings or by another version.
         """
         folder = self._epoch_folder(epoch)
         saved, _ = _read(folder, "state")
@@ -212,8 +212,9 @@ class Checkpoints:
         ]
         if differ:
             raise UserError(
-                f"the training state in {folder} was saved with other settings ({differ[0]} does "
-                "not fit); use the settings it was saved with, or another folder"
+                f"the training state in {folder} was saved with other settings, or by another "
+                f"version of ahl_jax ({differ[0]} does not fit); go on with what it was saved "
+                "with, or train anew in another folder"
             )
         restored = [from_host(saved[key], leaf) for key, leaf in wanted.items()]
         return jax.tree.unflatten(treedef, restored)
