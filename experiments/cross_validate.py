@@ -1,161 +1,164 @@
-"""The density detector's trunk, head factors and groups, compared on training data alone.
+"""The density detector's settings, compared on training data alone.
 
-    python -m experiments.cross_validate --data elpv [--trunk efficientnet_lite2]
+    python -m experiments.cross_validate --data elpv headct --levels 1 2 4
 
-For every seed, the training normals and the labelled anomalies are divided into folds. A detector
-is prepared on all folds but one, and scores that one; its AUC-ROC says how well it tells labelled
-anomalies that it has not seen from normals that it has not seen. No test image is read. Writes
-experiments/results/cross_validate_DATA.md (_TRUNK too where it is named): the mean over seeds and
-folds.
+The figure is Density's ``left_out_auc``: how well it tells labelled anomalies that it was not given
+from the training normals. No test image is read. Writes experiments/results/cross_validate.md
+(cross_validate_TRUNK.md where another trunk than the default is named).
 """
 
-import dataclasses
+import functools
 import itertools
 import shlex
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Float
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from ahl_jax import preset
-from ahl_jax.backbones import Trunk, load_trunk
-from ahl_jax.cli.shell import run_command
+from ahl_jax import UserError, preset
+from ahl_jax.backbones import load_trunk
+from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.commit import commit
 from ahl_jax.common.files import replace_file
 from ahl_jax.common.text import markdown_table
 from ahl_jax.config.presets import with_settings
-from ahl_jax.config.settings import SCALES, Config
-from ahl_jax.detectors import make_detector, make_inputs
-from ahl_jax.detectors.density import Density
-from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.features import FeatureMaps, Store, extract
+from ahl_jax.config.settings import Views
+from ahl_jax.data.open import categories
+from ahl_jax.data.records import ImageSource
+from ahl_jax.data.types import Split
+from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.split import load_split
-from ahl_jax.learning.hadg import similar_normals
+from ahl_jax.run.views import left_out_auc
+from experiments.tables.cells import dataset_name
+from experiments.tables.report import labelled_anomalies
 
-Factors = tuple[float, float]
+DEFAULT = preset("density", "")
+DEFAULT_ROW = (DEFAULT.features.trunk, DEFAULT.features.levels, DEFAULT.detector.groups)
+
+Row = tuple[str, int, int, Views]
+"""Trunk, levels, groups and views."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Compare factors of the local and the seen head; that of the density head is 1."""
+    """Compare every combination of trunks, levels, groups and views."""
 
-    data: str = "elpv"
-    """Data set or folder in MVTec layout."""
-
-    shots: int = 10
-    """M, the number of labelled anomalies."""
+    data: tuple[str, ...] = ("elpv",)
+    """Data sets or folders in MVTec layout; one with categories has a column for each."""
 
     seeds: tuple[int, ...] = tuple(range(10))
-    """Seeds."""
+    """Seeds of the split; every figure is the mean over them."""
 
-    trunk: str | None = None
-    """Another trunk than the preset's."""
+    shots: tuple[int, ...] = (10,)
+    """M, the number of labelled anomalies; several make a part of the table each. One alone tests
+    the density head only."""
 
-    folds: int = 5
-    """Folds, at most M."""
+    trunk: tuple[str, ...] = (DEFAULT.features.trunk,)
+    """Trunks."""
 
-    groups: tuple[int, ...] = (1, 3, 5)
+    levels: tuple[int, ...] = (1, 4)
+    """Numbers of the trunk's levels."""
+
+    groups: tuple[int, ...] = (1, 3)
     """Numbers of groups of similar normals."""
 
-    factors: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5)
-    """Values for either factor."""
+    views: tuple[Views, ...] = (1, 8)
+    """Numbers of views."""
+
+    quick: bool = False
+    """At most 24 images of a kind, 192 pixels wide, to see in minutes that everything runs."""
 
     out: Path = Path("experiments/results")
     """The folder for the table."""
 
 
 def main() -> None:
-    """Score every fold, then write the table."""
-    options = tyro.cli(Options, description=__doc__)
+    """Measure every combination, then write the table."""
+    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    keep_compiled_programs()
+    others = [name for name in options.trunk if name != DEFAULT.features.trunk]
+    name = "_".join(["cross_validate", *others, *["quick"] * options.quick])
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = {} if options.trunk is None else {"trunk": options.trunk}
-    start = preset("density", options.data, shots=options.shots, held_out=0.0, **settings)
-    trunk, store = load_trunk(start.features.trunk), Store()
-    pairs = list(itertools.product(options.factors, options.factors))
-    aucs: dict[int, list[list[float]]] = {groups: [] for groups in options.groups}
-    for groups, seed in tqdm(list(itertools.product(options.groups, options.seeds)), unit="seed"):
-        config = with_settings(dataclasses.replace(start, seed=seed), {"groups": groups})
-        for heads, labels in _folds(config, trunk, store, options.folds):
-            aucs[groups].append([roc_auc_score(labels, heads @ [1.0, *pair]) for pair in pairs])
-    found = {
-        groups: dict(zip(pairs, np.mean(each, axis=0), strict=True))
-        for groups, each in aucs.items()
-    }
-    text = _table(options, found)
-    names = ["cross_validate", Path(options.data).name, *filter(None, [options.trunk])]
-    path = options.out / f"{'_'.join(names)}.md"
-    replace_file(path, text)
+    text = _markdown(measured(options))
+    replace_file(options.out / f"{name}.md", text)
     print(text)
 
 
-def _folds(
-    config: Config, trunk: Trunk, store: Store, folds: int
-) -> Iterator[tuple[Float[np.ndarray, "b heads"], Float[np.ndarray, " b"]]]:
-    """Of each fold, the head scores of its images and their labels."""
-    split = load_split(config)
-    lists = [split.train_normals, tuple(sample.path for sample in split.seen)]
-    maps = [extract(paths, trunk, config.features, store, progress=False)[0] for paths in lists]
-    random = np.random.default_rng([config.seed, 3])
-    parts = [random.permutation(len(m[0])) % folds for m in maps]
-    for fold in range(folds):
-        kept = [_rows(m, part != fold) for m, part in zip(maps, parts, strict=True)]
-        held = [_rows(m, part == fold) for m, part in zip(maps, parts, strict=True)]
-        heads = [_scores(config, kept, images) for images in held]
-        yield np.concatenate(heads), np.repeat([0.0, 1.0], [len(h) for h in heads])
+def measured(options: Options) -> dict[int, dict[Row, dict[str, float]]]:
+    """Of each M and row, the figure of every data set.
+
+    Raises:
+        UserError: if an option has no value or a bad one, or the data have too few anomalies.
+    """
+    if () in vars(options).values() or min(options.shots) < 1:
+        raise UserError("every option needs a value, and `shots` 1 or more")
+    limits = {"limit": 24, "image_size": 192} if options.quick else {}
+    configs = {
+        dataset_name(name, part): preset("density", name, category=part, held_out=0.0, **limits)
+        for name in options.data
+        for part in categories(name) or (None,)
+    }
+    runs = [{"shots": m, "seed": s} for m in options.shots for s in options.seeds]
+    # Before anything is extracted, as this refuses what does not fit.
+    splits = {
+        name: [load_split(with_settings(config, run)) for run in runs]
+        for name, config in configs.items()
+    }
+    trunk_of = functools.cache(load_trunk)
+    choices = (options.trunk, options.levels, options.groups, options.views)
+    found: dict[int, dict[Row, dict[str, float]]] = {
+        shots: {row: {} for row in itertools.product(*choices)} for shots in options.shots
+    }
+    features = itertools.product(configs, options.trunk, options.levels, options.views)
+    for name, trunk_name, levels, views in tqdm(list(features), unit="features"):
+        trunk = trunk_of(trunk_name, levels=levels)
+        own = {"trunk": trunk_name, "levels": levels, "views": views}
+        config = with_settings(configs[name], own)
+        paths = list(dict.fromkeys(path for one in splits[name] for path in _training(one)))
+        maps, _ = extract(paths, trunk, config.features, Store(), progress=False)
+        average = dict(zip(paths, global_averages(maps), strict=True))
+        for groups in options.groups:
+            aucs: dict[int, list[float]] = {}
+            for run, split in zip(runs, splits[name], strict=True):
+                images = np.stack([average[path] for path in _training(split)])
+                normals, seen = np.split(images, [len(split.train_normals)])
+                settings = with_settings(config, {"groups": groups, **run})
+                auc = left_out_auc(settings, trunk.parts, normals, seen)
+                aucs.setdefault(run["shots"], []).append(auc)
+            for shots, values in aucs.items():
+                found[shots][trunk_name, levels, groups, views][name] = statistics.mean(values)
+    return found
 
 
-def _scores(
-    config: Config, training: Sequence[FeatureMaps], images: FeatureMaps
-) -> Float[np.ndarray, "b heads"]:
-    """Head scores of images by a detector that is prepared on normals and anomalies."""
-    averages = global_averages(training[0])
-    whitening = fit_whitening(averages, SCALES)
-    normals, anomalies, test = (
-        make_inputs(maps, whitening=whitening) for maps in (*training, images)
-    )
-    functional, model = make_detector(config.detector, normals.channels, jax.random.key(0))
-    measured = [functional.measured(model, inputs) for inputs in (normals, anomalies)]
-    groups = similar_normals(averages, config.detector.groups, config.seed)
-    model = functional.prepared(model, *measured, jnp.asarray(groups))
-    return np.asarray(functional.head_scores(model, test, normals.take(np.array(0))))
+def _training(split: Split) -> list[ImageSource]:
+    """The training normals, then the labelled anomalies."""
+    return [*split.train_normals, *(sample.path for sample in split.seen)]
 
 
-def _rows(maps: FeatureMaps, chosen: np.ndarray) -> FeatureMaps:
-    return tuple(m[chosen] for m in maps)
-
-
-def _table(options: Options, found: dict[int, dict[Factors, float]]) -> str:
-    used = tuple(head.factor for head in Density.table[1:])
+def _markdown(found: dict[int, dict[Row, dict[str, float]]]) -> str:
     lines = [
-        f"# {options.data}: the density detector on training data alone",
+        "# The density detector's settings on training data alone",
         "",
-        f"AUC-ROC of held-out labelled anomalies against held-out training normals, mean over "
-        f"{len(options.seeds)} seeds and {options.folds} folds, {options.shots} labelled "
-        f"anomalies, features of {options.trunk or 'the default trunk'}; no training beyond the "
-        "closed form. The detector has the factors "
-        f"{used[0]} and {used[1]}.",
+        "AUC-ROC of labelled anomalies that are left out, against the training normals. \\* marks "
+        "the default; it takes more than one view where they gain enough, data set by data set.",
         "",
         f"Command: `{shlex.join(['python', '-m', 'experiments.cross_validate', *sys.argv[1:]])}`",
         "",
         f"Commit: {commit() or 'unknown'}",
-        "",
     ]
-    head = ["factor of local", "factor of seen"]
-    head += [f"{groups} groups" if groups > 1 else "1 group" for groups in found]
-    body = [
-        [str(local), str(seen), *(f"{of[local, seen]:.4f}" for of in found.values())]
-        for local, seen in next(iter(found.values()))
-    ]
-    lines += markdown_table(head, body)
+    for shots, rows in found.items():
+        head, body = ["trunk", "levels", "groups", "views"], []
+        for row, aucs in rows.items():
+            mark = " \\*" if row[:3] == DEFAULT_ROW else ""
+            figures = [*aucs.values(), statistics.mean(aucs.values())]
+            body.append([row[0] + mark, *map(str, row[1:]), *(f"{auc:.4f}" for auc in figures)])
+        head += [*next(iter(rows.values())), "mean"]
+        lines += ["", f"## {labelled_anomalies(shots)}", "", *markdown_table(head, body)]
     return "\n".join(lines) + "\n"
 
 

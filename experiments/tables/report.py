@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.text import markdown_table, mean_std
+from ahl_jax.common.text import counted, markdown_table, mean_std
 from ahl_jax.sweeps.cells import FIGURES, Row
 from experiments.tables.cells import Cell, Table
 from experiments.tables.methods import Method
@@ -164,6 +164,11 @@ def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: s
     ]
 
 
+def labelled_anomalies(shots: int) -> str:
+    """M in words."""
+    return counted(shots, "labelled anomal", "y", "ies")
+
+
 def per_seed(
     section: Section, rows: Sequence[Row], method: str, column: str, *, seen: str | None = None
 ) -> PerSeed:
@@ -187,8 +192,7 @@ def per_seed(
 
 
 def _title(data: str, setting: str, shots: int) -> str:
-    anomalies = "1 labelled anomaly" if shots == 1 else f"{shots} labelled anomalies"
-    return f"{data}: {setting} setting, {anomalies}"
+    return f"{data}: {setting} setting, {labelled_anomalies(shots)}"
 
 
 def _part(table: Table, section: Section, rows: Sequence[Row]) -> list[str]:
