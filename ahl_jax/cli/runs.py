@@ -31,9 +31,9 @@ class _Training:
     """The folder for the run: checkpoint/, history.csv, metrics.json, run.json."""
 
     preset: Literal["density", "paper", "paper-appendix", "debug"] = "density"
-    """The settings to start from. density: the default; paper: the published method; paper-appendix:
-    its variant in the paper's appendix; debug: a slice of the data and a few epochs, to see that
-    everything works."""
+    """The settings to start from. density: the default; paper: the published method;
+    paper-appendix: its variant in the paper's appendix; debug: a slice of the data and a few
+    epochs, to see that everything works."""
 
     seeds: tuple[int, ...] = ()
     """Train these seeds in one program, each in RUN/seed-N, instead of `seed` alone."""

@@ -7,7 +7,7 @@ import pytest
 
 from ahl_jax import Config, DataConfig, RunOptions, UserError, preset
 from ahl_jax.config.checks import AtLeast, Between, NameIn, settings_of
-from ahl_jax.config.presets import PRESETS
+from ahl_jax.config.presets import PRESETS, differing_settings
 from ahl_jax.run.checks import REGISTRIES, check_settings
 
 
@@ -15,6 +15,17 @@ from ahl_jax.run.checks import REGISTRIES, check_settings
 def test_a_config_survives_json(name: str) -> None:
     config = preset(name, "elpv", shots=3, trunk_weights=None, seed=4)
     assert Config.from_dict(config.to_dict()) == config
+
+
+def test_the_paper_presets_are_the_two_published_variants() -> None:
+    paper, appendix = preset("paper", "elpv"), preset("paper-appendix", "elpv")
+    assert paper == Config(DataConfig("elpv"))
+    published = {"subsets": 6, "clusters": 3, "holistic": False, "share_anomalies": False}
+    assert dataclasses.asdict(paper.subsets).items() >= published.items()
+    rates = (paper.learning.lr_base, paper.learning.lr, paper.importance.psi_lr)
+    assert rates == (0.0002, 0.002, 0.002)
+    # T = 7 is the six subsets of the pairs of clusters and the holistic one.
+    assert differing_settings(paper, appendix) == {"holistic": True, "lr": 0.005, "psi_lr": 0.02}
 
 
 def test_settings_that_an_earlier_version_did_not_know_are_at_their_defaults() -> None:
@@ -54,7 +65,7 @@ def test_settings_of_another_version_are_refused() -> None:
         ("epochs", 2.0, "`epochs` is 2.0; it must be an int"),
         ("whiten", 1, "`whiten` is 1; it must be a bool"),
         ("method", "magic", "`method` is 'magic'; choose from ahl, base, ensemble, fit"),
-        ("views", True, "`views` is True; choose from 1, 2, 4, 8"),
+        ("views", True, "`views` is True; choose from auto, 1, 2, 4, 8"),
         ("generators", ["cutmix"], "`generators` is ['cutmix']; it must be a tuple of str"),
         ("generators", ("cutmix",), "`generators` needs two or more different generators"),
         ("updates_per_epoch", 3, "`updates_per_epoch` is 3; it must divide `steps` (20)"),

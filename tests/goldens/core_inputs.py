@@ -62,7 +62,7 @@ def statistics() -> tuple[np.ndarray, np.ndarray]:
 
 
 def psi_weights() -> dict[str, np.ndarray]:
-    """A two-layer bidirectional LSTM and a linear layer, in PyTorch's names and layouts."""
+    """A two-layer bidirectional LSTM and two linear layers, in PyTorch's names and layouts."""
     random = np.random.RandomState(3)
     t = PSI["subsets"]
     shapes: dict[str, tuple[int, ...]] = {"out.weight": (t, 2 * t), "out.bias": (t,)}
@@ -72,6 +72,7 @@ def psi_weights() -> dict[str, np.ndarray]:
             shapes[f"lstm.weight_hh_l{layer}{way}"] = (4 * t, t)
             shapes[f"lstm.bias_ih_l{layer}{way}"] = (4 * t,)
             shapes[f"lstm.bias_hh_l{layer}{way}"] = (4 * t,)
+    shapes |= {"hidden.weight": (2 * t, 2 * t), "hidden.bias": (2 * t,)}
     return {name: random.normal(0, 0.7, s).astype(np.float32) for name, s in shapes.items()}
 
 

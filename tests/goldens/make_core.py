@@ -124,10 +124,11 @@ class _Psi(nn.Module):
         super().__init__()
         t = given.PSI["subsets"]
         self.lstm = nn.LSTM(t, t, num_layers=2, bidirectional=True, batch_first=True)
+        self.hidden = nn.Linear(2 * t, 2 * t)
         self.out = nn.Linear(2 * t, t)
 
     def forward(self, history: torch.Tensor) -> torch.Tensor:
-        return self.out(self.lstm(history)[0][:, -1])
+        return self.out(torch.relu(self.hidden(self.lstm(history)[0][:, -1])))
 
 
 def main() -> None:

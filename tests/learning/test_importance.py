@@ -168,6 +168,8 @@ def test_psi_has_as_many_units_as_there_are_subsets(subsets):
             cell = state.params[layer][way]["cell"]
             assert cell["ii"]["kernel"].shape == (inputs, subsets)
             assert cell["hi"]["kernel"].shape == (subsets, subsets)
+    assert state.params["hidden"]["kernel"].shape == (2 * subsets, 2 * subsets)
+    assert state.params["out"]["kernel"].shape == (2 * subsets, subsets)
 
 
 def test_one_subset_has_all_importance():
@@ -207,13 +209,14 @@ def cell(torch: dict, layer: int, way: str) -> dict:
     return {"cell": parts}
 
 
-def test_psi_equals_a_two_layer_bidirectional_lstm_of_pytorch():
+def test_psi_equals_a_two_layer_bidirectional_lstm_and_two_linear_layers_of_pytorch():
     torch = golden_inputs.psi_weights()
     params = {
         name: {"forward_rnn": cell(torch, k, ""), "backward_rnn": cell(torch, k, "_reverse")}
         for k, name in enumerate(("first", "second"))
     }
-    params["out"] = {"kernel": torch["out.weight"].T, "bias": torch["out.bias"]}
+    for name in ("hidden", "out"):
+        params[name] = {"kernel": torch[f"{name}.weight"].T, "bias": torch[f"{name}.bias"]}
     psi = estimator(golden_inputs.PSI["subsets"])
     fresh = psi.init(jax.random.key(0), 1).params
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh)
