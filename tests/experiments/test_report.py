@@ -9,6 +9,8 @@ import pytest
 from ahl_jax import UserError
 from ahl_jax.common.files import csv_text
 from experiments.tables.cells import Options, Table, plan
+from experiments.tables.parts import COLUMNS as METHODS_OF_PARTS
+from experiments.tables.parts import by_part
 from experiments.tables.published import published
 from experiments.tables.report import markdown, merged, read_rows
 from tests.experiments.script import COLUMNS, in_words
@@ -84,3 +86,20 @@ def test_a_method_can_be_added_to_a_table_that_is_there(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(UserError, match="is no table of earlier runs"):
             read_rows(path)
+
+
+def test_the_published_means_stand_below_the_parts() -> None:
+    values = ("8", "hard", 10, "elpv", "mono", "DRA", 0, 0.5, 0.5, 1.0, "c")
+    one = dict(zip(COLUMNS, values, strict=True))
+    rows = [one, one | {"seen_class": "poly", "auc_roc": 0.7}]
+    rows += [rows[0] | {"method": "Density", "auc_roc": 0.9}]
+    text = by_part(Table("x", "8", "X", methods=METHODS_OF_PARTS), [], rows, "command")
+    # Density has not seen the other class yet, so it has no mean.
+    assert text.splitlines()[-6:] == [
+        "| seen class | DRA | Density |",
+        "|---|---|---|",
+        "| mono | 0.500 | 0.900 |",
+        "| poly | 0.700 |  |",
+        "| mean of 2 classes | 0.600 |  |",
+        f"| mean, published | {published('2', 'hard', 10, 'elpv', 'DRA')} |  |",
+    ]
