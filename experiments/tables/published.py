@@ -42,6 +42,16 @@ def published(table: str, setting: str, shots: int, dataset: str, method: str) -
     return _figures().get((table, setting, shots, plain_name(dataset), method))
 
 
+def published_means(table: str, setting: str, shots: int, dataset: str) -> dict[str, float]:
+    """The means of all the paper's methods in a cell; arguments as for ``published``."""
+    cell = (table, setting, shots, plain_name(dataset))
+    return {
+        method: float(figure.split(" ")[0])
+        for (*where, method), figure in _figures().items()
+        if tuple(where) == cell
+    }
+
+
 @cache
 def _figures() -> dict[tuple[str, str, int, str, str], str]:
     with FILE.open(newline="", encoding="utf-8") as file:
