@@ -26,10 +26,11 @@ from ahl_jax.common.commit import commit
 from ahl_jax.common.files import replace_file
 from ahl_jax.common.text import markdown_table
 from ahl_jax.config.presets import with_settings
-from ahl_jax.config.settings import Views
+from ahl_jax.config.settings import SCALES, Views
 from ahl_jax.data.open import categories
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
+from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.split import load_split
@@ -122,13 +123,15 @@ def measured(options: Options) -> dict[int, dict[Row, dict[str, float]]]:
         paths = list(dict.fromkeys(path for one in splits[name] for path in _training(one)))
         maps, _ = extract(paths, trunk, config.features, Store(), progress=False)
         average = dict(zip(paths, global_averages(maps), strict=True))
+        # No normals are held out, so all seeds have the same.
+        normals = np.stack([average[path] for path in splits[name][0].train_normals])
+        whitening = fit_whitening(normals, SCALES, trunk.parts)
         for groups in options.groups:
             aucs: dict[int, list[float]] = {}
             for run, split in zip(runs, splits[name], strict=True):
-                images = np.stack([average[path] for path in _training(split)])
-                normals, seen = np.split(images, [len(split.train_normals)])
+                seen = np.stack([average[sample.path] for sample in split.seen])
                 settings = with_settings(config, {"groups": groups, **run})
-                auc = left_out_auc(settings, trunk.parts, normals, seen)
+                auc = left_out_auc(settings, whitening, normals, seen)
                 aucs.setdefault(run["shots"], []).append(auc)
             for shots, values in aucs.items():
                 found[shots][trunk_name, levels, groups, views][name] = statistics.mean(values)

@@ -20,6 +20,12 @@ _TINY = 1e-6
 _SHRINK = 10
 """How many images the moments over all normals count as among those of a group."""
 
+_LEAST = 1e-3
+"""Smallest 1 - leverage. Of 20 normals with 1328 features most have 0.01 and all below 0.05."""
+
+_FLAT = 0.02
+"""Smallest deviation of a score, as a share of its mean: of lengths it is a tenth or more."""
+
 _SPREAD = 1.5
 """Standard deviation of the prior of the logarithm of the seen head's factor."""
 
@@ -69,8 +75,9 @@ class Density(DeviationDetector):
         self.local_gain = nnx.Param(jnp.zeros(channels))
         # Earlier versions, whose checkpoints have none, had these.
         self.factors = nnx.BatchStat(jnp.array([1, 0.2, 0.2]))
-        # AUC-ROC of labelled anomalies that are left out, against the training normals.
-        self.left_out_auc = nnx.BatchStat(jnp.array(jnp.nan))
+        # AUC-ROC of labelled anomalies that are left out, against the training normals; without
+        # any it is that of chance.
+        self.left_out_auc = nnx.BatchStat(jnp.array(0.5))
         self.direction = nnx.BatchStat(jnp.zeros(width))
         self.centres = nnx.BatchStat(jnp.zeros((config.groups, width)))
         self.mean = nnx.BatchStat(jnp.zeros(moments))
@@ -104,7 +111,7 @@ class Density(DeviationDetector):
         n = len(z)
         without = n / max(n - 1, 1)
         leverage = without * jnp.square(z).sum(1) / jnp.linalg.eigvalsh(z.T @ z)[-1]
-        apart = jnp.sqrt(jnp.maximum(1 - leverage, 1 / n))
+        apart = jnp.sqrt(jnp.maximum(1 - leverage, _LEAST))
         unseen = raw.at[:, 0].multiply(without / apart).at[:, -1].divide(apart)
         member = jax.nn.one_hot(groups, len(self.centres[...]), axis=0)
         count = member.sum(1, keepdims=True)
@@ -116,7 +123,8 @@ class Density(DeviationDetector):
             square = jnp.einsum("gn,gnr->gr", member, jnp.square(scores - mean[:, None]))
             deviation = jnp.sqrt((square + _SHRINK * variance) / (count + _SHRINK))
             self.mean[...] = self.mean[...].at[k].set(mean)
-            self.deviation[...] = self.deviation[...].at[k].set(jnp.maximum(deviation, _TINY))
+            least = _TINY + _FLAT * jnp.abs(mean)
+            self.deviation[...] = self.deviation[...].at[k].set(jnp.maximum(deviation, least))
         if len(anomalies):
             mean, deviation = self.mean[...][1, groups, 0], self.deviation[...][1, groups, 0]
             of_normals = (unseen[:, 0] - mean) / deviation

@@ -18,7 +18,7 @@ from ahl_jax.common.text import counted
 from ahl_jax.config.settings import SCALES, Config, Views
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_detector
-from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
 from ahl_jax.features import Store, extract
@@ -94,20 +94,24 @@ def _left_out_auc(runs: Sequence[Run], views: Views, options: RunOptions) -> flo
         return global_averages(maps)
 
     aucs = []
-    of_normals: dict[tuple[ImageSource, ...], Float[np.ndarray, "n d"]] = {}
+    # Every seed of a data set has the same training normals.
+    known: dict[tuple[ImageSource, ...], tuple[Float[np.ndarray, "n d"], Whitening | None]] = {}
     for run in runs:
         paths = run.split.train_normals
-        if paths not in of_normals:
-            of_normals[paths] = averages(paths, "training normals")
+        if paths not in known:
+            found = averages(paths, "training normals")
+            whitening = fit_whitening(found, SCALES, trunk.parts) if len(found) else None
+            known[paths] = found, whitening
+        normals, whitening = known[paths]
         seen = averages([sample.path for sample in run.split.seen], "labelled anomalies")
-        if len(of_normals[paths]) and len(seen):
-            aucs.append(left_out_auc(run.config, trunk.parts, of_normals[paths], seen))
+        if whitening is not None and len(seen):
+            aucs.append(left_out_auc(run.config, whitening, normals, seen))
     return float(np.mean(aucs)) if aucs else 0.5
 
 
 def left_out_auc(
     config: Config,
-    parts: Sequence[int],
+    whitening: Whitening,
     normals: Float[np.ndarray, "n d"],
     anomalies: Float[np.ndarray, "m d"],
 ) -> float:
@@ -115,20 +119,20 @@ def left_out_auc(
 
     Args:
         config: the settings of the detector are used, and the seed.
-        parts: channels of the trunk's levels.
+        whitening: that of the normals.
         normals: global averages of the training normals.
         anomalies: those of the labelled anomalies, at least one.
     """
-    whitening = fit_whitening(normals, SCALES, parts)
 
     def rows(averages: Float[np.ndarray, "b d"]) -> Float[jax.Array, "b r"]:
-        z = (averages - whitening.mean.ravel()) @ whitening.averages
+        z = (averages - np.ravel(whitening.mean)) @ np.asarray(whitening.averages)
         # The heads of single locations do not count.
         lengths = [np.linalg.norm(z, axis=1), *np.zeros((SCALES, len(z)))]
         return jnp.asarray(np.column_stack([z, *lengths]), jnp.float32)
 
     detector = dataclasses.replace(config.detector, detector="density")
-    functional, model = make_detector(detector, sum(parts), jax.random.key(0))
+    channels = normals.shape[1] // SCALES
+    functional, model = make_detector(detector, channels, jax.random.key(0))
     groups = jnp.asarray(similar_normals(normals, detector.groups, config.seed))
     model = functional.prepared(model, rows(normals), rows(anomalies), groups)
     return float(model.stats["left_out_auc"])

@@ -104,7 +104,10 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--subsets", "0"], "--subsets is 0; it must be 1 or more"),
         (["--clusters", "1"], "--clusters is 1; it must be 2 or more"),
         (["--history", "0"], "--history is 0; it must be 1 or more"),
-        (["--shots", "0"], "--shots is 0; it must be 1 or more, or train nothing: --method fit"),
+        (
+            ["--method", "base", "--shots", "0"],
+            "--shots is 0; it must be 1 or more, or train nothing: --method fit",
+        ),
         (["--shots", "15"], "14"),
         (["--preset", "debug", "--clusters", "21", "--shots", "4"], "only 18 training normals"),
         (["--setting", "hard"], "needs --seen-class"),

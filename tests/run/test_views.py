@@ -89,8 +89,8 @@ def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
     normals, anomalies, *_ = setting_maps(40)
     averages = [global_averages(maps) for maps in (normals, anomalies)]
     config = preset("density", "none", groups=2)
-    found = left_out_auc(config, (3, 1), *averages)
     whitening = fit_whitening(averages[0], 2, (3, 1))
+    found = left_out_auc(config, whitening, *averages)
     inputs = [make_inputs(maps, whitening=whitening) for maps in (normals, anomalies)]
     functional, model = make_detector(config.detector, CHANNELS, jax.random.key(1))
     rows = [functional.measured(model, each) for each in inputs]
@@ -102,4 +102,4 @@ def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
     other = dataclasses.replace(
         config, detector=dataclasses.replace(config.detector, detector="dra")
     )
-    assert left_out_auc(other, (3, 1), *averages) == found
+    assert left_out_auc(other, whitening, *averages) == found
