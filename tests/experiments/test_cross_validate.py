@@ -1,6 +1,5 @@
 """Density's settings compared on training data, on two tiny data sets."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from ahl_jax import Config, UserError, preset
 from ahl_jax.backbones import load_trunk
-from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.split import load_split
@@ -28,9 +27,9 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> str:
 def test_a_row_per_combination_and_a_column_per_data_set(
     textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made_up(config: Config, parts: Sequence[int], normals: np.ndarray, seen: np.ndarray):
+    def made_up(config: Config, whitening: Whitening, normals: np.ndarray, seen: np.ndarray):
         assert len(normals) == 20
-        assert normals.shape[1] == seen.shape[1] == 2 * sum(parts) == 1328
+        assert normals.shape[1] == seen.shape[1] == len(whitening.averages) == 1328
         grid = config.data.category == "grid"
         return (config.seed + config.detector.groups + 4 * grid) / 10 + len(seen) / 100
 
