@@ -18,8 +18,14 @@ from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.run import views
 from ahl_jax.run.views import left_out_auc
 from tests.problems import CHANNELS, setting_maps
+from tests.stage_one.tiny import install
 
-QUICK = {"image_size": 192, "levels": 2, "held_out": 0.0}
+QUICK = {"trunk": "tiny", "image_size": 192, "levels": 2, "held_out": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -5,26 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
 
-from ahl_jax import Config, backbones, preset
+from ahl_jax import Config, preset
 from ahl_jax.config.presets import with_settings
-from tests.stage_one.tiny import SIZE, Tiny
+from tests.stage_one.tiny import SIZE, install
 
 
 @pytest.fixture(autouse=True)
 def tiny(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for name, (outputs, inputs, side) in {"first": (5, 3, 8), "second": (6, 5, 4)}.items():
-        shape = (outputs, inputs, side, side)
-        values = rng.normal(size=shape) / np.sqrt(inputs * side**2)
-        tensors[f"{name}.weight"] = values.astype(np.float32)
-        for part, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
-            tensors[f"{name}_norm.{part}"] = np.full(outputs, value, np.float32)
-    Tiny.weights = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(tensors, Tiny.weights)
-    monkeypatch.setitem(backbones.TRUNKS, "tiny", Tiny)
+    install(monkeypatch, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,11 @@ from typing import ClassVar
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
-from ahl_jax import Config
+from ahl_jax import Config, backbones
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.backbones.layers import Conv
 from ahl_jax.data.types import Split
@@ -37,6 +39,21 @@ class Tiny(nnx.Module):
     @classmethod
     def default_weights(cls) -> Path:
         return cls.weights
+
+
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Put the tiny trunk among the others, with weights in the folder."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, (outputs, inputs, side) in {"first": (5, 3, 8), "second": (6, 5, 4)}.items():
+        shape = (outputs, inputs, side, side)
+        values = rng.normal(size=shape) / np.sqrt(inputs * side**2)
+        tensors[f"{name}.weight"] = values.astype(np.float32)
+        for part, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
+            tensors[f"{name}_norm.{part}"] = np.full(outputs, value, np.float32)
+    Tiny.weights = folder / "tiny.safetensors"
+    save_file(tensors, Tiny.weights)
+    monkeypatch.setitem(backbones.TRUNKS, "tiny", Tiny)
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
