@@ -32,7 +32,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     Where there are no anomalies, and none are to be seen, there is no test.
 
     Test images that are byte for byte in the training set too are left out with a warning (see
-    ``shared_images`` for the cost).
+    ``shared_images`` for the cost), and counted.
 
     Args:
         dataset: The images.
@@ -199,7 +199,8 @@ def _without_shared(split: Split) -> Split:
         stacklevel=3,
     )
     shared = {path for _, path in pairs}
-    return replace(split, test=tuple(s for s in split.test if s.path not in shared))
+    test = tuple(sample for sample in split.test if sample.path not in shared)
+    return replace(split, test=test, left_out_copies=len(split.test) - len(test))
 
 
 def _size(path: ImageSource) -> int | None:

@@ -40,9 +40,11 @@ class Split:
         seen: The M labelled anomalies of the training set.
         test: The test normals, then the test anomalies class by class.
         held_out: Training normals that training does not see; a threshold is set by them.
+        left_out_copies: How many images are not in the test because training has the same file.
     """
 
     train_normals: tuple[ImageSource, ...]
     seen: tuple[Sample, ...]
     test: tuple[Sample, ...]
     held_out: tuple[ImageSource, ...] = ()
+    left_out_copies: int = 0

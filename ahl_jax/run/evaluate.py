@@ -72,6 +72,7 @@ class TestData:
             "n_train_normal": metadata["n_train_normal"],
             "n_seen": metadata["n_seen"],
             "n_test": len(self.test.samples),
+            "n_left_out_copies": self.split.left_out_copies,
             "setting": self.config.data.setting,
             "seed": self.config.seed,
             "epochs": metadata["epochs"],
@@ -108,6 +109,7 @@ def evaluate(
 
     Returns:
         What ``metrics.json`` holds: auc_roc, auc_pr, per_class, n_train_normal, n_seen, n_test,
+        n_left_out_copies (images that are not in the test because training has the same file),
         setting, seed, epochs, and the seconds that the epochs took; where normals were held out,
         at_threshold, see ``ahl_jax.inference.threshold.Calibration.rates``; and where the data has
         masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``.

@@ -190,6 +190,7 @@ def test_test_copies_of_training_images_are_left_out(tmp_path):
     assert [sample.path for sample in split.test] == [
         parts.test_normals[0], parts.test_normals[2], parts.anomalies["hole"][2],
     ]  # fmt: skip
+    assert split.left_out_copies == 3
     assert shared_images(split) == []
 
 

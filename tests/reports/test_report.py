@@ -134,6 +134,36 @@ def test_what_a_run_has_not_is_left_out(plain: Path, tmp_path: Path) -> None:
     assert "Called anomalous" not in page.text
 
 
+def test_copies_that_are_left_out_of_the_test_are_counted(
+    plain: Path, finished: FinishedRun, weave: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(weave, tmp_path / "data")
+    for i in range(2):
+        shutil.copy(data / f"train/good/{i:02}.png", data / f"test/good/copy-{i}.png")
+    other = {"held_out": 0.0, "detector": "patchcore", "method": "fit", "data": str(data)}
+    with pytest.warns(UserWarning, match="left 2 image"):
+        metrics = train(with_settings(finished.config, other), tmp_path / "run", progress=False)
+    with pytest.warns(UserWarning, match="left 2 image"):
+        page = Page(report(tmp_path / "run", progress=False))
+    assert metrics == json.loads((tmp_path / "run/metrics.json").read_text())
+    # The copies change nothing else.
+    same = json.loads((plain / "metrics.json").read_text())
+    assert (metrics["n_left_out_copies"], same["n_left_out_copies"]) == (2, 0)
+    for name in same.keys() - {"n_left_out_copies", "seconds"}:
+        assert metrics[name] == same[name]
+    page.check()
+    sentence = "2 images are left out of the test because training has the same file."
+    assert page.text.count(sentence) == 1
+
+
+def test_a_run_of_an_earlier_version_has_a_report(finished: FinishedRun, tmp_path: Path) -> None:
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    old = {k: v for k, v in finished.metrics.items() if k != "n_left_out_copies"}
+    (workdir / "metrics.json").write_text(json.dumps(old))
+    page = Page(report(workdir, progress=False))
+    assert "left out of the test" not in page.text
+
+
 def test_an_unfinished_run_says_so(
     finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def test_a_run_leaves_metrics_history_and_a_checkpoint(finished: FinishedRun) ->
     assert metrics["n_train_normal"] == 18
     assert metrics["n_seen"] == 4
     assert metrics["n_test"] == 9 + 14 - 4
+    assert metrics["n_left_out_copies"] == 0
     assert sum(c["n"] for c in metrics["per_class"].values()) == 10
     assert metrics["setting"] == "general"
     assert metrics["seed"] == 0
