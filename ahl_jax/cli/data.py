@@ -1,14 +1,28 @@
-"""The commands `ahl data ...`: which data sets there are, preparing one, and looking at one."""
+"""The commands `ahl data ...`: which data sets there are, preparing, showing and checking one."""
 
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.records import data_folder, is_prepared, prepared_folder
+
+if TYPE_CHECKING:
+    from ahl_jax.data.check import Check as Found
+    from ahl_jax.data.check import Group
+
+T = TypeVar("T")
+
+_SHOWN = 20
+_SIZES = 5
+_KINDS = {"file": "the same file", "pixels": "equal pixels", "near": "scaled or compressed anew"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,24 @@ class Show:
 
     out: Path | None = None
     """A PNG file for a sheet with up to six images of every class, of one category."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Find images that cannot be read, or are in a data set twice, such as in training and test.
+
+    Copies are found by their bytes, by their pixels, and, where they were scaled or compressed, by
+    their looks. The exit code is 0 for clean data and 1 where something was found.
+    """
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """A data set as `ahl train` takes it: a name, a folder or a CSV file."""
+
+    category: str | None = None
+    """The category, where there are several; by default each is checked by itself."""
+
+    all: bool = False
+    """List all that was found, instead of the first 20 of each kind."""
 
 
 def run_list(_: List) -> None:
@@ -99,3 +131,78 @@ def run_show(command: Show) -> None:
         if command.out is not None:
             draw(dataset, command.out)
             print(f"Some images of each are in {command.out}.")
+
+
+def run_check(command: Check) -> None:
+    """Run ``ahl data check``.
+
+    Raises:
+        UserError: for a data set that is not there, or is not as it should be.
+    """
+    from ahl_jax.data.check import check
+    from ahl_jax.data.open import categories, load_dataset
+
+    clean = True
+    several = categories(command.data) if command.category is None else ()
+    for category in several or (command.category,):
+        found = check(load_dataset(DataConfig(command.data, category=category)))
+        for line in _check_in_words(found, None if command.all else _SHOWN):
+            print(line)
+        clean = clean and found.clean
+    if not clean:
+        sys.exit(1)
+
+
+def _check_in_words(found: "Found", limit: int | None) -> Iterator[str]:
+    """What was found, line by line; at most ``limit`` images or groups of each kind."""
+    from ahl_jax.data.check import SHOTS
+
+    yield found.name
+    for title, number in found.counts.items():
+        yield f"  {number:>6}  {title}"
+    yield f"Sizes: {_tally({f'{w} x {h}': n for (w, h), n in found.sizes.items()})}"
+    yield f"Modes: {_tally(found.modes)}"
+    if found.few:
+        yield f"Classes with fewer images than --shots {SHOTS} takes: {_tally(found.few)}"
+    if found.unreadable:
+        yield f"Cannot be read: {counted(len(found.unreadable), 'image')}"
+        yield from (f"  {reason}" for _, reason in found.unreadable[:limit])
+        yield from _rest(found.unreadable, limit)
+    contradicting = [group for group in found.groups if group.contradicts]
+    leaks = [group for group in found.groups if group.leaks and not group.contradicts]
+    others = [group for group in found.groups if not group.leaks and not group.contradicts]
+    yield from _groups("Both normal and anomaly", contradicting, limit)
+    yield from _groups("In training and in the test", leaks, limit)
+    yield from _groups("More than once", others, limit)
+    if found.clean:
+        yield "Clean: all images can be read, and none is there twice."
+    elif any(group.leaks for group in found.groups):
+        yield (
+            "Training leaves a test image out by itself where it has the same file, but not where "
+            "pixels are equal or alike; delete what is wrong."
+        )
+
+
+def _groups(title: str, groups: Sequence["Group"], limit: int | None) -> Iterator[str]:
+    if not groups:
+        return
+    yield f"{title}: {counted(len(groups), 'picture')}"
+    for group in groups[:limit]:
+        both = " in training and in the test" if group.contradicts and group.leaks else ""
+        yield f"  {_KINDS[group.kind]}{both}:"
+        for image in group.images[:limit]:
+            part = "train" if image.train else "test"
+            yield f"    {part}: {image.anomaly_class or 'good'}  {image.path}"
+        yield from (f"  {line}" for line in _rest(group.images, limit))
+    yield from _rest(groups, limit)
+
+
+def _rest(items: Sequence[T], limit: int | None) -> Iterator[str]:
+    if limit is not None and len(items) > limit:
+        yield f"  and {len(items) - limit} more, which --all lists"
+
+
+def _tally(counts: Mapping[str, int]) -> str:
+    said = [f"{name} ({n})" for name, n in itertools.islice(counts.items(), _SIZES)]
+    more = len(counts) - len(said)
+    return ", ".join([*said, f"{more} others"] if more else said) or "none"

@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, Command] = {
     "data list": Command(data.List, data.run_list),
     "data prepare": Command(data.Prepare, data.run_prepare),
     "data show": Command(data.Show, data.run_show),
+    "data check": Command(data.Check, data.run_check),
     "weights list": Command(weights.List, weights.run_list),
     "weights import": Command(weights.Import, weights.run_import),
 }  # fmt: skip

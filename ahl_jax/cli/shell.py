@@ -21,8 +21,8 @@ log = logging.getLogger("ahl_jax")
 def run_command(command: Callable[[], None], *kinds: type) -> None:
     """Run a command; say what goes wrong in one sentence, and exit with a code that tells.
 
-    2 for bad input, 3 for input that is bad in part, 130 for Ctrl-C, 141 for a closed pipe, 143 for
-    SIGTERM.
+    1 for data that is not clean, 2 for bad input, 3 for input that is bad in part, 130 for Ctrl-C,
+    141 for a closed pipe, 143 for SIGTERM.
 
     Progress and warnings of the package go to stderr.
 

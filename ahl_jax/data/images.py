@@ -69,6 +69,37 @@ def read_display(path: ImageSource, longest: int = 512) -> UInt8[np.ndarray, "h 
     return _read(path, fit)
 
 
+def read_pixels(path: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image as ``read_image`` does, in the size that it has.
+
+    Raises:
+        BadImageError: as by ``read_image``.
+    """
+    return _read(path, lambda width, height: (width, height))
+
+
+def image_mode(path: ImageSource) -> str:
+    """What the pixels of an image are, in words: grey, RGB, with alpha, 16 bit and the like.
+
+    Args:
+        path: an image that ``read_image`` reads; only its head is decoded.
+
+    Raises:
+        BadImageError: as by ``read_image``.
+    """
+    try:
+        if isinstance(path, InMemory):
+            return _mode_of_array(path.array)
+        if Path(path.name).suffix.lower() == ".npy":
+            return _mode_of_array(_mapped(path) if isinstance(path, Path) else _npy_in(path.read()))
+        with Image.open(_opened(path), formats=_FORMATS) as image:
+            return _mode_of_picture(image)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise _bad(path, error) from error
+
+
 def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
     """An image as ``read_image`` gives it.
 
@@ -222,9 +253,30 @@ def _bad(path: ImageSource, error: Exception) -> BadImageError:
     )
 
 
+def _opened(path: ImageSource) -> Path | io.BytesIO:
+    return path if isinstance(path, Path) else io.BytesIO(path.read())
+
+
+def _mode_of_picture(image: Image.Image) -> str:
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        return "with alpha"
+    # Mode I has 32 bits per pixel, in which 16-bit values arrive.
+    kind = "I" if image.mode.startswith("I") else image.mode
+    names = {"1": "grey", "L": "grey", "P": "palette", "I": "16 bit", "F": "floating point"}
+    return names.get(kind, kind)
+
+
+def _mode_of_array(array: np.ndarray) -> str:
+    if array.dtype.kind == "f":
+        return "floating point"
+    if array.dtype.itemsize > 1:
+        return "16 bit"
+    channels = array.shape[2] if array.ndim > 2 else 1
+    return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+
+
 def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
-    source = path if isinstance(path, Path) else io.BytesIO(path.read())
-    with Image.open(source, formats=_FORMATS) as image:
+    with Image.open(_opened(path), formats=_FORMATS) as image:
         check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
