@@ -160,7 +160,7 @@ def _check_in_words(found: "Found", limit: int | None) -> Iterator[str]:
     yield found.name
     for title, number in found.counts.items():
         yield f"  {number:>6}  {title}"
-    yield f"Sizes: {_tally({f'{w} x {h}': n for (w, h), n in found.sizes.items()})}"
+    yield f"Sizes: {_tally({f'{w} x {h}': n for (w, h), n in found.sizes.items()}, _SIZES)}"
     yield f"Modes: {_tally(found.modes)}"
     if found.few:
         yield f"Classes with fewer images than --shots {SHOTS} takes: {_tally(found.few)}"
@@ -202,7 +202,7 @@ def _rest(items: Sequence[T], limit: int | None) -> Iterator[str]:
         yield f"  and {len(items) - limit} more, which --all lists"
 
 
-def _tally(counts: Mapping[str, int]) -> str:
-    said = [f"{name} ({n})" for name, n in itertools.islice(counts.items(), _SIZES)]
+def _tally(counts: Mapping[str, int], limit: int | None = None) -> str:
+    said = [f"{name} ({n})" for name, n in itertools.islice(counts.items(), limit)]
     more = len(counts) - len(said)
-    return ", ".join([*said, f"{more} others"] if more else said) or "none"
+    return ", ".join([*said, counted(more, "other")] if more else said) or "none"
