@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 CANDIDATES: tuple[Views, ...] = (1, 8)
 """The numbers of views that are compared."""
 
-_ENOUGH = 3
-"""Labelled anomalies from which they are compared: one or two say too little."""
-
 _GAIN = 0.005
 """How much higher the AUC-ROC has to be with more views, which take so many times as long."""
 
@@ -43,8 +40,8 @@ def with_views(runs: Sequence[Run], options: RunOptions) -> list[Run]:
     """The runs, each with a number of views where their settings leave it to the data.
 
     All runs get the same one, and a run that has begun keeps its own. The measure is Density's
-    ``left_out_auc`` by the trunk as it is before stage one, and its mean over the runs. With fewer
-    than three labelled anomalies it is one view.
+    ``left_out_auc`` by the trunk as it is before stage one, and its mean over the runs. Without
+    labelled anomalies it is one view.
 
     Args:
         runs: runs that differ in their seeds alone.
@@ -70,7 +67,7 @@ def _begun(runs: Sequence[Run], options: RunOptions) -> Views | None:
 
 
 def _best(runs: Sequence[Run], options: RunOptions) -> Views:
-    if min(len(run.split.seen) for run in runs) < _ENOUGH:
+    if not all(run.split.seen for run in runs):
         return CANDIDATES[0]
     found = {views: _left_out_auc(runs, views, options) for views in CANDIDATES}
     best = CANDIDATES[0]
