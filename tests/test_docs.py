@@ -63,7 +63,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(feature_cache: Path) -> None:
+def test_the_notebook_runs() -> None:
     """Its cells one after the other, in a process of their own."""
     notebook = json.loads((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -59,12 +59,10 @@ def downloads(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_downloads_become_a_table_with_a_trained_trunk(
     downloads: Path,
-    feature_cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(feature_cache / "compiled"))
     monkeypatch.setenv("AHL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AHL_DATA", str(tmp_path / "prepared"))
     counts = {"train": 12, "good": 5, "anomalies": 8}
