@@ -3,7 +3,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -320,12 +319,8 @@ class OfRows(AHLDetector):
 
 ROUNDING = "asks for more digits than float32 has: by its place in a batch, the score of an image "
 CANNOT = {
-    "check_methods_sample_order_invariance": f"{ROUNDING} differed by 5e-7 of itself",
+    "check_methods_subset_invariance": f"{ROUNDING} that set the threshold differed by 2e-7",
 }
-if not jax.config.read("jax_disable_most_optimizations"):
-    CANNOT["check_methods_subset_invariance"] = (
-        f"{ROUNDING} differed by 7e-4 where others are of thousands"
-    )
 
 
 @pytest.mark.slow
