@@ -98,12 +98,10 @@ class EfficientNetLite0(nnx.Module):
         # standard deviation: on photographs it gives the stem the stored batch-norm variance
         # (ratio 1.05), the other five times as much.
         x = _relu6(self.stem((images - 127.0) / 128.0))
-        names, ends = sorted(self.blocks), []
+        names, ends = iter(sorted(self.blocks)), []
         for stage in range(len(_STAGES)):
-            count = self._repeats(stage)
-            for name in names[:count]:
-                x = self.blocks[name](x)
-            names = names[count:]
+            for _ in range(self._repeats(stage)):
+                x = self.blocks[next(names)](x)
             ends.append(x)
         return tuple(ends[stage] for stage in _LEVELS)
 

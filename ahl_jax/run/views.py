@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ahl_jax.backbones import load_trunk
+from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.text import counted
+from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import SCALES, Config, Views
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_detector
@@ -53,7 +54,8 @@ def with_views(runs: Sequence[Run], options: RunOptions) -> list[Run]:
     if runs[0].config.features.views != "auto":
         return list(runs)
     views = on_primary(lambda: _begun(runs, options) or _best(runs, options))
-    return [dataclasses.replace(run, config=_replaced(run.config, views)) for run in runs]
+    chosen = {"views": views}
+    return [dataclasses.replace(run, config=with_settings(run.config, chosen)) for run in runs]
 
 
 def _begun(runs: Sequence[Run], options: RunOptions) -> Views | None:
@@ -69,7 +71,10 @@ def _begun(runs: Sequence[Run], options: RunOptions) -> Views | None:
 def _best(runs: Sequence[Run], options: RunOptions) -> Views:
     if not all(run.split.seen for run in runs):
         return CANDIDATES[0]
-    found = {views: _left_out_auc(runs, views, options) for views in CANDIDATES}
+    store = Store(options.cache_dir, on_host(options.feature_memory))
+    named = runs[0].config.features
+    trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
+    found = {views: _left_out_auc(runs, views, trunk, store, options) for views in CANDIDATES}
     best = CANDIDATES[0]
     for views in CANDIDATES[1:]:
         if found[views] > found[best] + _GAIN:
@@ -80,17 +85,18 @@ def _best(runs: Sequence[Run], options: RunOptions) -> Views:
     return best
 
 
-def _left_out_auc(runs: Sequence[Run], views: Views, options: RunOptions) -> float:
+def _left_out_auc(
+    runs: Sequence[Run], views: Views, trunk: Trunk, store: Store, options: RunOptions
+) -> float:
     """Density's, the mean over the runs."""
-    first = _replaced(runs[0].config, views)
-    store = Store(options.cache_dir, on_host(options.feature_memory))
-    named = first.features
-    trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
+    first = with_settings(runs[0].config, {"views": views})
 
     def averages(paths: Sequence[ImageSource], label: str) -> Float[np.ndarray, "n d"]:
         skip, progress = first.data.skip_bad_images, options.progress
         label = f"{label}, {counted(views, 'view')}"
-        maps, _ = extract(paths, trunk, named, store, skip_bad=skip, progress=progress, label=label)
+        maps, _ = extract(
+            paths, trunk, first.features, store, skip_bad=skip, progress=progress, label=label
+        )
         return global_averages(maps)
 
     aucs = []
@@ -136,7 +142,3 @@ def left_out_auc(
     groups = jnp.asarray(similar_normals(normals, detector.groups, config.seed))
     model = functional.prepared(model, rows(normals), rows(anomalies), groups)
     return float(model.stats["left_out_auc"])
-
-
-def _replaced(config: Config, views: Views) -> Config:
-    return dataclasses.replace(config, features=dataclasses.replace(config.features, views=views))

@@ -12,6 +12,7 @@ from typing import Any
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import csv_text, replace_file, writing
 from ahl_jax.common.text import counted
+from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
 from ahl_jax.storage.tensorboard import EventFiles, check_event_files
@@ -98,8 +99,7 @@ class Workdir:
         config = located(config)
         if config.features.views != "auto" or not (self.path / "run.json").is_file():
             return config
-        features = dataclasses.replace(config.features, views=self.config().features.views)
-        return dataclasses.replace(config, features=features)
+        return with_settings(config, {"views": self.config().features.views})
 
     def bind_data(self, digest: str) -> None:
         """Tie the run to its images, named by a digest over all of their bytes.
