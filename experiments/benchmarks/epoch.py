@@ -52,6 +52,17 @@ class Row:
     precision: Precision = "float32"
     normals: int = 1131
 
+    @property
+    def label(self) -> dict[str, Any]:
+        """The columns that tell it from other rows."""
+        return {
+            "detector": self.detector,
+            "size": self.size,
+            "subsets": self.subsets,
+            "seeds": self.seeds,
+            "precision": self.precision,
+        }
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -156,11 +167,7 @@ def timed(row: Row, problem: common.Problem, compiled: common.Compiled) -> dict[
     flops = row.seeds * epoch_flops(row.detector, problem, common.SIZES[row.size])
     peak = max(before, common.matmul_peak(row.precision))
     return {
-        "detector": row.detector,
-        "size": row.size,
-        "subsets": row.subsets,
-        "seeds": row.seeds,
-        "precision": row.precision,
+        **row.label,
         "seconds_per_epoch": best,
         "seconds_per_subset": best / row.subsets / row.seeds,
         "gflops": flops / best / 1e9,

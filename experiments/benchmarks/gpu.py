@@ -148,14 +148,8 @@ def more_epochs(quick: bool) -> Iterator[Result]:
 
 def label_of(row: epoch.Row) -> Result:
     """What a row of epochs is called by."""
-    return {
-        "detector": row.detector,
-        "size": row.size,
-        "subsets": row.subsets,
-        "seeds": row.seeds,
-        "precision": row.precision,
-        "products": common.float32_products() if row.precision == "float32" else row.precision,
-    }
+    products = common.float32_products() if row.precision == "float32" else row.precision
+    return row.label | {"products": products}
 
 
 def loops(size: str, quick: bool) -> Iterator[Result]:
