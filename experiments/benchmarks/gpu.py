@@ -165,7 +165,7 @@ def loops(size: str, quick: bool) -> Iterator[Result]:
 def whole_runs(quick: bool) -> Iterator[Result]:
     """Whole trainings, of ELPV's numbers of images and the demo's size."""
     normals, anomalies = (96, 4) if quick else (1018, 10)
-    for name, settings in (("paper", {"detector": "dra"}), ("density", {})):
+    for name, settings in (("paper", {"detector": "dra"}), ("density", {"method": "ahl"})):
         config = preset(name, "synthetic", **settings)
         if quick:
             small = {"pseudo_per_generator": 16, "epochs": 2, "steps": 2, "updates_per_epoch": 1}
