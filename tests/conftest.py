@@ -106,6 +106,21 @@ def textures(weave: Path, shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def marked(weave: Path, shared: Path) -> Path:
+    """``weave`` with masks of its spots, which are black."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(weave, folder)
+        masks = folder / "ground_truth/spot"
+        masks.mkdir(parents=True)
+        for image in (folder / "test/spot").iterdir():
+            dark = Image.open(image).convert("L").point(lambda value: 255 * (value < 40))
+            dark.save(masks / f"{image.stem}_mask.png")
+
+    return _made_once(shared / "marked", make)
+
+
+@pytest.fixture(scope="session")
 def config(weave: Path) -> Config:
     return preset("debug", str(weave), shots=4)
 

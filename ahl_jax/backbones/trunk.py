@@ -102,7 +102,20 @@ class Trunk:
         Raises:
             UserError: if the images have another shape (seen when tracing).
         """
-        return _apply(self.name, self.levels, params, images)
+        return _together(_levels(self.name, params, images)[: self.levels])
+
+    def apply_with_fine(
+        self, params: PyTree, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b h/stride w/stride c"], Float[Array, "b h2 w2 c2"]]:
+        """As ``apply``, and beside it the levels of twice and four times its resolution.
+
+        Those are on the grid of the first of them, whatever ``levels`` says. A network that has
+        neither gives its deepest level.
+        """
+        levels = _levels(self.name, params, images)
+        height = levels[0].shape[1]
+        fine = [level for level in levels if level.shape[1] in (2 * height, 4 * height)]
+        return _together(levels[: self.levels]), _together(fine or levels[:1])
 
     def apply_unfolded(
         self,
@@ -132,18 +145,20 @@ class Trunk:
         return _compiled(self.name, self.levels, self.params, images)
 
 
-def _apply(name: str, levels: int, params: PyTree, images: Array) -> Array:
+def _levels(name: str, params: PyTree, images: Array) -> tuple[Array, ...]:
     stride = TRUNKS[name].stride
     if images.ndim != 4 or images.shape[-1] != 3 or any(n % stride for n in images.shape[1:3]):
         raise UserError(
             f"{name} got images of shape {images.shape}; it needs [batch, height, width, 3] with "
             f"sides that are multiples of {stride}"
         )
-    return _together(nnx.merge(_structure(name)[0], params)(images)[:levels])
+    return nnx.merge(_structure(name)[0], params)(images)
 
 
-# At module level, so that all trunks of one name share the compiled program.
-_compiled = jax.jit(_apply, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(name: str, levels: int, params: PyTree, images: Array) -> Array:
+    # At module level, so that all trunks of one name share the compiled program.
+    return _together(_levels(name, params, images)[:levels])
 
 
 def _together(levels: Sequence[Float[Array, "b h w c"]]) -> Float[Array, "b h2 w2 c2"]:

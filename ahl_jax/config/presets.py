@@ -37,7 +37,7 @@ def _density(data: str) -> Config:
     """The default: the closed form of the density detector on whitened features of four levels."""
     return Config(
         DataConfig(data, held_out=0.1),
-        features=FeatureConfig(levels=4, views="auto", whiten=True),
+        features=FeatureConfig(levels=4, views="auto", whiten=True, fine_heat=True),
         detector=DetectorConfig(detector="density", groups=3),
         learning=LearningConfig(method="fit", updates_per_epoch=20, lr=0.0005),
     )

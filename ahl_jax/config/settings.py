@@ -79,6 +79,10 @@ class FeatureConfig:
     whiten: bool = False
     """Whiten the features by the normals' covariance."""
 
+    fine_heat: bool = False
+    """Make heat maps of twice the feature map's resolution, by how far each location is from those
+    of training normals; without it they are the detector's own."""
+
     image_batch: Annotated[int, AtLeast(1)] = 16
     """Images in one pass through the trunk."""
 
@@ -110,6 +114,9 @@ class StageOneConfig:
 
     stage_one_batch: Annotated[int, AtLeast(3)] = 48
     """Images per batch: equal thirds of normals, anomalies and new pseudo-anomalies."""
+
+    stage_one_blocks: Annotated[int | None, AtLeast(1)] = None
+    """How many of the trunk's blocks are trained, the last ones; all of the trunk by default."""
 
     stage_one_lr: Annotated[float, Above(0)] = 0.0002
     """Learning rate of trunk and detector (Adam)."""

@@ -18,8 +18,11 @@ from PIL import Image
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
-from ahl_jax.data.images import Picture, as_image
+from ahl_jax.data.images import Picture, as_image, iter_batches
+from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors.localizer import heat_of
+from ahl_jax.features import FeatureMaps
 from ahl_jax.features.images import padded, trunk_dtype, two_scales
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
@@ -119,6 +122,27 @@ class Predictor:
             return Outcome(*(x[:0] for x in none))
         return Outcome(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
+    def outcome_of(self, maps: FeatureMaps, images: Sequence[ImageSource]) -> Outcome:
+        """``outcome`` of n images of a data set whose feature maps are at hand, at least one.
+
+        Where heat maps are not made of these, the images go through the trunk once more.
+
+        Args:
+            maps: as for ``Scorer.score``.
+            images: the same images, and those that were left out as they cannot be read.
+
+        Raises:
+            BadImageError: if one has to be read and cannot be, unless the run leaves them out.
+        """
+        found = self.scorer.outcome(maps)
+        if self.scorer.localizer is None:
+            return found
+        size, batch = self.config.features.image_size, self.config.features.image_batch
+        skip = self.config.data.skip_bad_images
+        batches = iter_batches(images, size, batch, skip_bad=skip, on_bad=lambda *_: None)
+        heat = [self.of_arrays(arrays, bucket=batch).heat for _, arrays in batches]
+        return found._replace(heat=np.concatenate(heat))
+
     def of_arrays(
         self, images: UInt8[np.ndarray, "b size size 3"], *, bucket: int | None = None
     ) -> Outcome:
@@ -150,7 +174,8 @@ class Predictor:
         """All that ``apply`` computes with, beside the images."""
         scorer = self.scorer
         parts = {"model": scorer.model, "reference": scorer.reference}
-        return jax.device_put(parts | {"trunk": self.trunk.params, "whitening": scorer.whitening})
+        parts |= {"whitening": scorer.whitening, "localizer": scorer.localizer}
+        return jax.device_put(parts | {"trunk": self.trunk.params})
 
     def apply(
         self, arrays: dict[str, Any], images: UInt8[Array, "b size size 3"]
@@ -165,15 +190,19 @@ class Predictor:
 
         def maps_on(platform: str) -> Any:
             dtype = trunk_dtype(features.precision, platform)
-            return functools.partial(two_scales, self.trunk.apply, features.views, dtype)
+            apply = self.trunk.apply_with_fine
+            return functools.partial(two_scales, apply, features.views, dtype)
 
         # Chosen as the program is compiled, as an exported one is for several platforms.
-        maps = jax.lax.platform_dependent(
+        *maps, fine = jax.lax.platform_dependent(
             arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
         )
         reference = arrays["reference"]
         inputs = make_inputs(maps, reference.patches.dtype, arrays["whitening"])
-        return detect(self.scorer.functional, arrays["model"], reference, inputs)
+        scores, heads, heat = detect(self.scorer.functional, arrays["model"], reference, inputs)
+        if arrays["localizer"] is not None:
+            heat = heat_of(arrays["localizer"], fine)
+        return scores, heads, heat
 
     @functools.cached_property
     def _program(self) -> Any:

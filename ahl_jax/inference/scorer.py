@@ -15,6 +15,7 @@ from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Functional, Inputs, Model, make_inputs
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.inputs import to_maps
+from ahl_jax.detectors.localizer import Localizer
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features import FeatureMaps
 
@@ -65,6 +66,9 @@ class Scorer:
     whitening: Whitening | None = None
     """Whitening of the features that it was trained on."""
 
+    localizer: Localizer | None = None
+    """Makes heat maps of finer features, in place of the detector; these are not among ``maps``."""
+
     def score(self, maps: FeatureMaps) -> Float[np.ndarray, " n"]:
         """Anomaly scores of n images, higher for more anomalous.
 
@@ -74,7 +78,7 @@ class Scorer:
         return np.concatenate([np.zeros(0, np.float32), *self._batches(_score, maps)])
 
     def outcome(self, maps: FeatureMaps) -> Outcome:
-        """Scores, head scores and heat maps of n images, at least one.
+        """Scores, head scores and the detector's own heat maps of n images, at least one.
 
         Args:
             maps: as for ``score``.
@@ -99,9 +103,8 @@ class Scorer:
         reference = {f"scale{i}": features for i, features in enumerate(to_maps(self.reference))}
         reference["averages"] = self.reference.pooled
         arrays = {"model": self.model.arrays(), "reference": reference}
-        return (
-            arrays if self.whitening is None else arrays | {"whitening": self.whitening._asdict()}
-        )
+        more = {"whitening": self.whitening, "localizer": self.localizer}
+        return arrays | {name: part._asdict() for name, part in more.items() if part is not None}
 
 
 def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
@@ -119,4 +122,5 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
     if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
         raise ValueError("the saved arrays do not fit the detector")
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
-    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference, whitening)
+    localizer = Localizer(**arrays["localizer"]) if "localizer" in arrays else None
+    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference, whitening, localizer)

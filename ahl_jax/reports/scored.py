@@ -91,7 +91,7 @@ def score(
     """
     check_fpr(fpr)
     tested = load_test(workdir, data=data, cache_dir=cache_dir, progress=progress)
-    outcome = tested.predictor.scorer.outcome(tested.test.maps)
+    outcome = tested.outcome()
     metrics = tested.metrics(outcome.scores, outcome.heat, fpr)
     try:
         history = Workdir(Path(workdir)).read_history(metrics["epochs"])

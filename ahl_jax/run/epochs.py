@@ -15,6 +15,7 @@ from jaxtyping import Int
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import pace
 from ahl_jax.detectors import Inputs
+from ahl_jax.detectors.localizer import Localizer
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import give_back_memory
 from ahl_jax.distributed.mesh import mesh_for, on_this_process
@@ -43,6 +44,9 @@ class Training:
 
     whitening: Whitening | None = None
     """How its features are whitened."""
+
+    localizer: Localizer | None = None
+    """Of its heat maps; on process 0 alone."""
 
 
 def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: RunOptions) -> None:
@@ -192,7 +196,8 @@ def _save(
         run = training.run
         run.workdir.write_history(rows)
         state, reference = seeds.one_seed(on_host, i)
-        scorer = Scorer(learner.functional, learner.model(state), reference, training.whitening)
+        model, whitening = learner.model(state), training.whitening
+        scorer = Scorer(learner.functional, model, reference, whitening, training.localizer)
         run.writer.save(
             len(rows),
             inference=scorer.arrays(),

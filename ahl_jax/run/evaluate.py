@@ -23,6 +23,7 @@ from ahl_jax.features.split import (
     test_features,
 )
 from ahl_jax.inference.predictor import Predictor, load
+from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import FPR, calibration_of, check_fpr
 from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
@@ -81,11 +82,14 @@ class TestData:
 
     def score(self, fpr: float) -> dict[str, Any]:
         """Score the test images; heat maps take time, and are made only for pixel metrics."""
-        scorer = self.predictor.scorer
         if not self.masks:
-            return self.metrics(scorer.score(self.test.maps), None, fpr)
-        outcome = scorer.outcome(self.test.maps)
+            return self.metrics(self.predictor.scorer.score(self.test.maps), None, fpr)
+        outcome = self.outcome()
         return self.metrics(outcome.scores, outcome.heat, fpr)
+
+    def outcome(self) -> Outcome:
+        """Scores and heat maps of the test images."""
+        return self.predictor.outcome_of(self.test.maps, [s.path for s in self.test.samples])
 
 
 def evaluate(
@@ -197,7 +201,7 @@ def _calibrated(
     """The detector with a threshold by the held-out normals, kept beside its checkpoint."""
     store = Store(cache_dir)
     maps = held_out_features(run.config, run.split, predictor.trunk, store, progress=progress)
-    outcome = predictor.scorer.outcome(maps)
+    outcome = predictor.outcome_of(maps, run.split.held_out)
     calibration = calibration_of(outcome.scores, outcome.heat)
     if progress:
         calibration.warn_of()

@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import SCALES
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import Model
+from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.distributed.mesh import own_part
 from ahl_jax.distributed.part import Part
 from ahl_jax.distributed.processes import is_primary, together
 from ahl_jax.features import Store
+from ahl_jax.features.images import fine_maps
 from ahl_jax.features.split import (
     TrainingFeatures,
     held_out_features,
@@ -45,6 +49,9 @@ class Extracted:
     parts: tuple[int, ...]
     """Channels of the trunk's levels."""
 
+    localizers: tuple[Localizer | None, ...]
+    """Each run's, on process 0, where heat maps are to be finer."""
+
 
 def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Extracted:
     """Everything that the runs read of their images; what the store has already is not computed.
@@ -70,7 +77,9 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
                 run.writer.save_trunk(trunk.name, trunk.params, heads)
     part = own_part(options.data_shards)
     features: list[TrainingFeatures] = []
+    localizers: list[Localizer | None] = []
     of_normals: dict[tuple[ImageSource, ...], TrainingFeatures] = {}
+    fitted: dict[tuple[ImageSource, ...], Localizer] = {}
     for run in runs:
         normals = run.split.train_normals
         of_normals[normals] = training_features(
@@ -78,8 +87,13 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
             shared=of_normals.get(normals), progress=options.progress,
         )  # fmt: skip
         features.append(of_normals[normals])
+        with together():
+            if run.config.features.fine_heat and is_primary() and normals not in fitted:
+                fitted[normals] = _localizer(run, features[-1], trunk, progress=options.progress)
+        localizers.append(fitted.get(normals))
     keeps_model = start or runs[0].config.stage_one.stage_one_heads
-    return Extracted(tuple(features), part, model if keeps_model else None, trunk.parts)
+    model = model if keeps_model else None
+    return Extracted(tuple(features), part, model, trunk.parts, tuple(localizers))
 
 
 def make_problems(
@@ -140,6 +154,14 @@ def _trunk(
     return trained_trunk(
         run.config, run.split, run.digest, trunk, store.folder, run.checkpoints, progress=progress
     )
+
+
+def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: bool) -> Localizer:
+    """The localizer of a run's training normals, fitted to some of them, evenly spread."""
+    paths = features.normals.paths
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), NORMALS)).astype(int)
+    some = [paths[i] for i in chosen]
+    return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))
 
 
 def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> None:

@@ -95,7 +95,10 @@ class StageOne:
             def loss(params: Params) -> tuple[Array, tuple[Params, Params, Array]]:
                 model = Model(params["detector"], state.model.stats)
                 inputs, reference, trunk_stats = self.seen(
-                    params["trunk"], state.trunk_stats, images, references.astype(jnp.float32)
+                    with_blocks(state.trunk, params["trunk"]),
+                    state.trunk_stats,
+                    images,
+                    references.astype(jnp.float32),
                 )
                 reference = mean_of(reference, jnp.ones(count))
                 weights = jnp.ones(labels.shape, jnp.float32)
@@ -104,18 +107,29 @@ class StageOne:
                 )
                 return total, (trunk_stats, stats, losses)
 
-            params = parameters(state.trunk, state.model)
+            params = self.trained(state.trunk, state.model)
             gradient, (trunk_stats, stats, losses) = jax.grad(loss, has_aux=True)(params)
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, params)
             params = apply_step(params, updates, rate)
             model = Model(params["detector"], stats)
             after = state._replace(
-                trunk=params["trunk"], trunk_stats=trunk_stats, model=model, optimizer=optimizer
+                trunk=with_blocks(state.trunk, params["trunk"]),
+                trunk_stats=trunk_stats,
+                model=model,
+                optimizer=optimizer,
             )
             return after, losses
 
         state, losses = jax.lax.scan(step, state, keys)
         return state, losses.mean(0)
+
+    def trained(self, trunk: Params, model: Model) -> Params:
+        """Everything that stage one trains."""
+        count = self.config.stage_one.stage_one_blocks
+        if count is not None:
+            blocks = trunk["blocks"]
+            trunk = {"blocks": {name: blocks[name] for name in sorted(blocks)[-count:]}}
+        return {"trunk": trunk, "detector": model.params}
 
     def batch(
         self, key: Key[Array, ""], normals: Images, anomalies: Images
@@ -206,13 +220,15 @@ def start(config: Config, trunk: Trunk) -> tuple[StageOne, State]:
     if config.stage_one.batch_norm == "trained":
         assert trunk.unfolded is not None
         params, stats = jax.tree.map(jnp.asarray, trunk.unfolded)
-    optimizer = learner.optimizer.init(parameters(params, model))
+    optimizer = learner.optimizer.init(learner.trained(params, model))
     return learner, State(params, stats, model, optimizer, draw_prior(prior_key), key)
 
 
-def parameters(trunk: Params, model: Model) -> Params:
-    """Everything that stage one trains."""
-    return {"trunk": trunk, "detector": model.params}
+def with_blocks(trunk: Params, trained: Params) -> Params:
+    """A trunk's parameters, those that are trained in their places."""
+    if "blocks" not in trained:
+        return trained
+    return trunk | trained | {"blocks": trunk["blocks"] | trained["blocks"]}
 
 
 def detector_config(config: Config) -> DetectorConfig:

@@ -162,6 +162,20 @@ def test_levels_are_the_stages_averaged_over_the_pixels_of_a_location(
         trunk_from_params(trunk.name, trunk.params, 5)
 
 
+@pytest.mark.parametrize("name", ["lite0", "resnet"])
+def test_the_finer_map_is_made_of_strides_8_and_16(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    trunk: Trunk = request.getfixturevalue(name)
+    images = random_images(64, 96)
+    maps, fine = trunk.apply_with_fine(trunk.params, images)
+    _assert_close(np.asarray(maps), np.asarray(trunk(images)))
+    levels = {64 // m.shape[1]: m for m in _level_maps(trunk, images)}
+    b, h, w, c = levels[8].shape
+    averaged = levels[8].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    _assert_close(np.asarray(fine), np.concatenate([levels[16], averaged], -1))
+
+
 def _level_maps(trunk: Trunk, images: np.ndarray) -> list[np.ndarray]:
     """The maps of all levels, straight from the network."""
     module = TRUNKS[trunk.name]()

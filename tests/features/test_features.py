@@ -17,9 +17,10 @@ from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.files import default_folder
 from ahl_jax.config.settings import FeatureConfig, PseudoConfig
+from ahl_jax.data.records import InMemory
 from ahl_jax.distributed.part import Part
 from ahl_jax.features import Store, extract, extract_pseudo
-from ahl_jax.features.images import image_key, trunk_dtype, trunk_maps
+from ahl_jax.features.images import fine_maps, image_key, trunk_dtype, trunk_maps
 from ahl_jax.features.store import entry_key
 from experiments.benchmarks.extract import random_weights
 
@@ -28,12 +29,18 @@ CONFIG = FeatureConfig(image_size=64, image_batch=4)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeanTrunk(Trunk):
-    """The mean colour of each 32 x 32 block, projected: small, and its values are known."""
+    """The mean colour of each 32 x 32 block, projected: small, and its values are known.
 
-    def apply(self, params, images):
-        b, h, w, c = images.shape
-        blocks = images.reshape(b, h // 32, 32, w // 32, 32, c).mean((2, 4))
-        return jnp.einsum("bhwc,cd->bhwd", blocks, params)
+    The finer map has the mean colour of each 16 x 16 block.
+    """
+
+    def apply_with_fine(self, params, images):
+        return jnp.einsum("bhwc,cd->bhwd", block_means(images, 32), params), block_means(images, 16)
+
+
+def block_means(images, side):
+    b, h, w, c = images.shape
+    return images.reshape(b, h // side, side, w // side, side, c).mean((2, 4))
 
 
 def make_trunk(digest="0", channels=5):
@@ -459,9 +466,13 @@ def test_with_eight_views_a_turned_image_has_turned_maps(quarters, mirrored):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     config = FeatureConfig(image_size=64, image_batch=2, views=8)
     dtype = jnp.dtype("float32")
-    maps = trunk_maps(trunk, images, config, dtype)
-    other = trunk_maps(trunk, np.ascontiguousarray(turned(images)), config, dtype)
-    for scale, found in zip(maps, other, strict=True):
+
+    def maps(images):
+        pair = trunk_maps(trunk, images, config, dtype)
+        return *pair, fine_maps([InMemory("one", x) for x in images], trunk, config, progress=False)
+
+    other = maps(np.ascontiguousarray(turned(images)))
+    for scale, found in zip(maps(images), other, strict=True):
         np.testing.assert_allclose(found, turned(scale), atol=1e-3 * np.abs(scale).max())
 
 

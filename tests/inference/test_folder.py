@@ -243,22 +243,16 @@ def test_evaluate_reports_what_the_threshold_comes_to(
 
 
 def test_evaluate_measures_heat_maps_where_there_are_masks(
-    finished: FinishedRun, weave: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: FinishedRun, marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = shutil.copytree(weave, tmp_path / "weave")
-    for image in sorted((data / "test/spot").iterdir()):
-        mask = np.asarray(Image.open(image).convert("L")) < 40  # The spot is black.
-        target = data / "ground_truth/spot" / f"{image.stem}_mask.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask.astype(np.uint8) * 255).save(target)
-    metrics = evaluate(finished.workdir, data=str(data), progress=False)
+    metrics = evaluate(finished.workdir, data=str(marked), progress=False)
     normals = 9
     assert metrics["pixel"]["images"] == normals + metrics["per_class"]["spot"]["n"]
     assert metrics["pixel"]["auroc"] > 0.7
     assert 0 < metrics["pixel"]["aupro"] <= 1
     assert metrics["auc_roc"] == pytest.approx(finished.metrics["auc_roc"])
     assert "pixel" not in finished.metrics
-    main(["evaluate", str(finished.workdir), "--data", str(data)])
+    main(["evaluate", str(finished.workdir), "--data", str(marked)])
     assert f"Pixels of the {metrics['pixel']['images']} test images" in capsys.readouterr().out
 
 

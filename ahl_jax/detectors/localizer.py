@@ -1,0 +1,73 @@
+"""Heat maps of fine features: how far each location is from those of normal images.
+
+Fitted in closed form to normal images alone, whatever the detector is. Parts that always lie alike
+gain by the mean of each location, as in PaDiM (Defard et al., 2020); the distance to the nearest of
+many normal locations, as in PatchCore (Roth et al., CVPR 2022), holds where they do not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ahl_jax.detectors.patchcore import nearest_distances
+from ahl_jax.detectors.whitening import ROUNDING
+
+NORMALS = 100
+"""How many normal images tell enough: their locations are hundreds of times as many."""
+
+_NEIGHBOURS = 4000
+"""Locations of normal images that others are compared with."""
+
+_SHRINK = 10
+"""How many images the mean over all locations counts as at each of them."""
+
+_FLOOR = 1e-3
+"""Smallest variance along any direction, as a share of their mean."""
+
+
+_TINY = 1e-12
+"""Smallest variance of all."""
+
+
+class Localizer(NamedTuple):
+    """What ``heat_of`` compares locations with, all float32."""
+
+    mean: Float[np.ndarray | Array, "h w c"]
+    """Of normal images, location by location."""
+
+    whitening: Float[np.ndarray | Array, "c c"]
+    """Whitens what is left without it."""
+
+    neighbours: Float[np.ndarray | Array, "k c"]
+    """Whitened features of normal locations."""
+
+
+def fit_localizer(fine: Float[np.ndarray, "n h w c"]) -> Localizer:
+    """The localizer of n normal images, at least one.
+
+    Neighbours are drawn from all locations, always alike.
+
+    Args:
+        fine: their features.
+    """
+    n, channels = len(fine), fine.shape[-1]
+    mean = fine.mean(0, dtype=np.float64)
+    mean = (n * mean + _SHRINK * mean.mean((0, 1))) / (n + _SHRINK)
+    centred = (fine - mean).reshape(-1, channels)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    size = float(np.sqrt(np.square(fine, dtype=np.float64).mean()))
+    least = max(_FLOOR * values.mean(), (ROUNDING * size) ** 2, _TINY)
+    whitening = vectors / np.sqrt(np.maximum(values, least))
+    chosen = np.random.default_rng(0).permutation(len(centred))[:_NEIGHBOURS]
+    arrays = (mean, whitening, centred[chosen] @ whitening)
+    return Localizer(*(array.astype(np.float32) for array in arrays))
+
+
+def heat_of(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
+    """The distance of each location of b images to the nearest normal one."""
+    centred = fine - localizer.mean
+    z = jnp.matmul(centred, localizer.whitening, precision=jax.lax.Precision.HIGHEST)
+    return nearest_distances(z, jnp.asarray(localizer.neighbours))

@@ -1,0 +1,68 @@
+"""Heat maps of fine features, against plain distances and known places."""
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from ahl_jax.detectors.localizer import Localizer, fit_localizer, heat_of
+
+
+@pytest.fixture
+def fine() -> np.ndarray:
+    """Twelve normal images of 6 x 5 locations; every location has a mean of its own."""
+    rng = np.random.default_rng(0)
+    place, mixing = 3 * rng.normal(size=(6, 5, 4)), rng.normal(size=(4, 4))
+    return (place + rng.normal(size=(12, 6, 5, 4)) @ mixing).astype(np.float32)
+
+
+def heat(localizer: Localizer, fine: np.ndarray) -> np.ndarray:
+    return np.asarray(heat_of(localizer, fine.astype(np.float32)))
+
+
+def test_it_is_the_distance_to_the_nearest_whitened_neighbour(fine: np.ndarray) -> None:
+    localizer = fit_localizer(fine)
+    others = fine[:3] + np.random.default_rng(1).normal(size=(3, 6, 5, 4))
+    z = ((others - localizer.mean) @ localizer.whitening).reshape(-1, 4)
+    expected = cdist(z, localizer.neighbours).min(1).reshape(3, 6, 5)
+    np.testing.assert_allclose(heat(localizer, others), expected, atol=1e-4)
+
+
+def test_what_is_left_without_the_means_is_white(fine: np.ndarray) -> None:
+    localizer = fit_localizer(fine)
+    assert localizer.neighbours.shape == (12 * 6 * 5, 4)
+    square = localizer.neighbours.T @ localizer.neighbours / len(localizer.neighbours)
+    np.testing.assert_allclose(square, np.eye(4), atol=1e-4)
+    # Of many images the means are those of the locations, whatever the whole's is.
+    many = fit_localizer(np.concatenate([fine] * 500))
+    np.testing.assert_allclose(many.mean, fine.mean(0), atol=0.1)
+
+
+def test_training_images_are_cold_and_what_is_elsewhere_is_hot(fine: np.ndarray) -> None:
+    localizer = fit_localizer(fine)
+    np.testing.assert_allclose(heat(localizer, fine), 0, atol=5e-3)
+    # A feature that is normal at one location is not at another one.
+    moved = fine[:1].copy()
+    moved[0, 2, 3] = moved[0, 0, 0] + 10
+    found = heat(localizer, moved)[0]
+    assert np.unravel_index(found.argmax(), found.shape) == (2, 3)
+    assert found[2, 3] > 3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_images_and_channels_that_never_change(fine: np.ndarray, count: int) -> None:
+    few = fine[:count].copy()
+    few[..., 2] = 7
+    localizer = fit_localizer(few)
+    assert all(np.isfinite(part).all() and part.dtype == np.float32 for part in localizer)
+    assert np.isfinite(heat(localizer, fine)).all()
+    for value in (0, 7):
+        constant = fit_localizer(np.full_like(few, value))
+        assert np.isfinite(heat(constant, fine)).all()
+
+
+def test_it_takes_some_of_many_locations_always_the_same(fine: np.ndarray) -> None:
+    many = np.concatenate([fine + i for i in range(20)])
+    first, second = fit_localizer(many), fit_localizer(many)
+    assert len(first.neighbours) == 4000 < many[..., 0].size
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)

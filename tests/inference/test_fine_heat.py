@@ -1,0 +1,92 @@
+"""Heat maps of finer features, from training to prediction, evaluation and export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from ahl_jax import Predictor, evaluate, export_model, load, preset, train
+from ahl_jax.config.presets import with_settings
+from ahl_jax.data.images import read_image
+from ahl_jax.features import Store
+from ahl_jax.features import split as gather
+from ahl_jax.features.images import fine_maps
+from ahl_jax.run.evaluate import load_test
+from tests.runs import FinishedRun
+
+SETTINGS = {"method": "fit", "detector": "density", "whiten": True, "fine_heat": True}
+
+
+@pytest.fixture(scope="module")
+def run(marked: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    config = preset("debug", str(marked), shots=4, **SETTINGS)
+    workdir = tmp_path_factory.mktemp("runs") / "fine"
+    return FinishedRun(config, workdir, train(config, workdir, progress=False))
+
+
+@pytest.fixture(scope="module")
+def predictor(run: FinishedRun) -> Predictor:
+    return load(run.workdir)
+
+
+@pytest.fixture(scope="module")
+def images(run: FinishedRun) -> list[Path]:
+    paths = [sample.path for sample in gather.load_split(run.config).test[::4]]
+    return [path for path in paths if isinstance(path, Path)]
+
+
+def test_they_have_twice_the_resolution_and_scores_are_as_without(
+    run: FinishedRun, predictor: Predictor, images: list[Path]
+) -> None:
+    found = predictor.outcome(images)
+    assert found.heat.shape == (len(images), 12, 12)
+    split = gather.load_split(run.config)
+    test = gather.test_features(run.config, split, predictor.trunk, Store(), progress=False)
+    own = predictor.scorer.outcome(test.maps)
+    assert own.heat.shape[1:] == (6, 6)
+    np.testing.assert_allclose(found.scores, own.scores[::4], atol=1e-3)
+    again = predictor.outcome_of([m[::4] for m in test.maps], images)
+    np.testing.assert_allclose(again.heat, found.heat, atol=1e-3)
+
+
+def test_the_hottest_place_is_the_defect(
+    run: FinishedRun, predictor: Predictor, images: list[Path]
+) -> None:
+    pixel = run.metrics["pixel"]
+    assert evaluate(run.workdir, progress=False)["pixel"] == pixel
+    coarse = with_settings(run.config, {"fine_heat": False})
+    metrics = train(coarse, run.workdir.with_name("coarse"), progress=False)
+    assert pixel["auroc"] > max(metrics["pixel"]["auroc"], 0.8)
+    assert pixel["aupro"] > max(metrics["pixel"]["aupro"], 0.5)
+    assert metrics["auc_roc"] == run.metrics["auc_roc"]
+    assert load(run.workdir.with_name("coarse")).outcome(images[:1]).heat.shape == (1, 6, 6)
+
+
+def test_the_scale_of_their_colours_is_that_of_held_out_normals(run: FinishedRun) -> None:
+    tested = load_test(run.workdir, progress=False)
+    assert tested.predictor.calibration is not None
+    median, hottest = tested.predictor.calibration.locations
+    normal = tested.outcome().heat[[name is None for name in tested.classes]]
+    assert np.median(normal) == pytest.approx(median, rel=0.2)
+    assert np.quantile(normal, 0.9) < hottest
+
+
+def test_the_exported_file_has_them(
+    run: FinishedRun, predictor: Predictor, images: list[Path], tmp_path: Path
+) -> None:
+    export_model(run.workdir, tmp_path / "model.bin", platforms=("cpu",))
+    model = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
+    arrays = np.stack([read_image(path, 192) for path in images[:2]])
+    expected = predictor.outcome(images[:2]).heat
+    np.testing.assert_allclose(model.call(arrays)["heat"], expected, atol=1e-3)
+
+
+def test_they_are_fitted_to_normals_in_any_number(
+    run: FinishedRun, predictor: Predictor, images: list[Path]
+) -> None:
+    config = run.config.features
+    together = fine_maps(images[:3], predictor.trunk, config, progress=False)
+    for one, path in zip(together, images, strict=False):
+        alone = fine_maps([path], predictor.trunk, config, progress=False)
+        np.testing.assert_array_equal(alone[0], one)
