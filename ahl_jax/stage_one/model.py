@@ -25,6 +25,8 @@ from ahl_jax.backbones import (
     products_in,
     trunk_from_params,
 )
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config, DetectorConfig
 from ahl_jax.detectors import Functional, Inputs, Model, make_detector, make_inputs
 from ahl_jax.detectors.inputs import mean_of
@@ -210,8 +212,15 @@ def start(config: Config, trunk: Trunk) -> tuple[StageOne, State]:
         trunk: the one to start from; loaded with its batch norm apart, if that is to be trained.
 
     Raises:
-        UserError: if there is no detector of that name.
+        UserError: if there is no detector of that name, or the trunk has fewer blocks than are to
+            be trained.
     """
+    count, blocks = config.stage_one.stage_one_blocks, len(trunk.params.get("blocks", ()))
+    if count is not None and count > blocks:
+        raise UserError(
+            f"`stage_one_blocks` is {count}, and the trunk {trunk.name} has "
+            f"{counted(blocks, 'block')}; give fewer, or leave it out to train all of the trunk"
+        )
     root = jax.random.fold_in(jax.random.key(config.seed), 1)
     model_key, prior_key, key = jax.random.split(root, 3)
     functional, model = make_detector(detector_config(config), trunk.channels, model_key)

@@ -82,6 +82,24 @@ def test_every_way_of_turning_occurs() -> None:
     assert len({one.tobytes() for one in np.asarray(many)}) == 8
 
 
+def test_the_last_blocks_alone_are_trained(config: Config) -> None:
+    changed = {"stage_one_blocks": 2, "stage_one_steps": 1, "stage_one_batch": 3}
+    config = with_settings(config, {**changed, "trunk": "efficientnet_lite0"})
+    learner, state = start(config, load_trunk("efficientnet_lite0"))
+    after, _ = jax.jit(learner.epoch)(state, images(4), images(2, 1), 0)
+    for name, block in state.trunk["blocks"].items():
+        for before, now in zip(*map(jax.tree.leaves, (block, after.trunk["blocks"][name])),
+                               strict=True):  # fmt: skip
+            assert (before != now).any() == (name in ("14", "15"))
+    jax.tree.map(np.testing.assert_array_equal, after.trunk["stem"], state.trunk["stem"])
+    # Nothing is kept of what is not trained.
+    trained = jax.tree.leaves({name: state.trunk["blocks"][name] for name in ("14", "15")})
+    size = sum(leaf.size for leaf in [*trained, *jax.tree.leaves(state.model.params)])
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.optimizer)) < 2 * size + 10
+    with pytest.raises(UserError, match=r"`stage_one_blocks` is 17, and .* has 16 blocks; give"):
+        start(with_settings(config, {"stage_one_blocks": 17}), load_trunk("efficientnet_lite0"))
+
+
 def test_the_first_step_follows_the_gradient_of_the_loss_over_images(config: Config) -> None:
     """Against differences of the loss, computed scale by scale from the images."""
     config = with_settings(config, {"augment": "none", "stage_one_steps": 1})
