@@ -219,11 +219,11 @@ def _test_data(
     progress: bool,
 ) -> TestData:
     test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    masks = _masks(config, test.samples)
+    masks = masks_of(config, test.samples)
     return TestData(predictor, config, split, test, same_images, masks)
 
 
-def _masks(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
+def masks_of(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
     """The anomalous pixels of all normals and of the anomalies that have a mask, by position.
 
     Empty where no anomaly has one.

@@ -112,6 +112,15 @@ class Anomalib:
         """Scores of image files."""
         return np.concatenate([self._scores(images) for images in self._batches(paths)])
 
+    def heat_images(self, images: np.ndarray) -> np.ndarray:
+        """Anomaly maps, smoothed as anomalib does."""
+        with torch.inference_mode():
+            return (
+                self.model(as_tensor(images))
+                .anomaly_map.numpy()
+                .reshape(len(images), *images.shape[1:3])
+            )
+
     def _scores(self, images: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
             return self.model(images).pred_score.numpy().reshape(len(images))

@@ -41,6 +41,7 @@ class Case:
     """The base of all methods."""
 
     data: str = "elpv"
+    category: str | None = None
     seed: int = 0
     shots: int = 10
     limit: int | None = None
@@ -52,7 +53,8 @@ class Case:
 
     def config(self, row: str, views: Views = 8) -> Config:
         """The settings of a row of the tables, with these views and no normals held out."""
-        start = preset("debug" if self.quick else "paper", self.data)
+        kind = "debug" if self.quick else "paper"
+        start = preset(kind, self.data, category=self.category)
         data = dataclasses.replace(start.data, held_out=0.0)
         if not self.quick:
             data = dataclasses.replace(data, shots=self.shots)
@@ -85,6 +87,10 @@ class Detector(Protocol):
 
     def score_paths(self, paths: Sequence[ImageSource]) -> Scores:
         """The scores of image files."""
+        ...
+
+    def heat_images(self, images: Images) -> Float[np.ndarray, "n h w"] | None:
+        """The heat maps of up to ``Case.batch`` images; None if it makes none."""
         ...
 
 
@@ -137,6 +143,10 @@ class OnOurFeatures:
         """By the maps in the store, where it has them."""
         return self.score(_stored(paths, self.trunk, self.options))
 
+    def heat_images(self, images: Images) -> Float[np.ndarray, "n h w"] | None:
+        """A score of the whole image has no map."""
+        return None
+
 
 class Ours(OnOurFeatures):
     """A run of ``ahl train``; images are scored by the program that ``ahl predict`` runs."""
@@ -159,6 +169,10 @@ class Ours(OnOurFeatures):
     def score_images(self, images: Images) -> Scores:
         """Trunk, detector and heat map in one program."""
         return self.predictor.of_arrays(images).scores
+
+    def heat_images(self, images: Images) -> Float[np.ndarray, "n h w"] | None:
+        """As ``ahl predict`` draws them."""
+        return self.predictor.of_arrays(images).heat
 
 
 def _stored(paths: Sequence[ImageSource], trunk: Trunk, options: FeatureConfig) -> FeatureMaps:

@@ -1,4 +1,4 @@
-"""Our detectors beside those of anomalib and PyOD, on the same images of ELPV, on the CPU.
+"""Our detectors beside those of anomalib and PyOD, on the same images, on the CPU.
 
     python -m experiments.benchmarks.peers [--methods "Density, one view" PatchCore KNN] [--quick]
 
@@ -12,6 +12,8 @@ that takes none is fitted once, with the first seed; its deviation is that of th
 - feature_ms, score_ms, image_ms: per image, from decoded images to the trunk's features, from
   those to scores, and from decoded images to scores at once; the best of three rounds after one
   that is not timed. image_ratio is image_ms over that of the first method.
+- pixel_auroc, aupro: of heat maps, where the data has masks and the method makes any; with the
+  first seed. See ``ahl_jax.run.pixel_metrics``.
 - peak_mib: the most memory that the method's process had, and start_mib what it had before it
   began to fit.
 
@@ -40,10 +42,14 @@ import numpy as np
 
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.errors import UserError
-from ahl_jax.data.images import read_image
+from ahl_jax.config.settings import Config
+from ahl_jax.data.images import iter_batches, read_image
 from ahl_jax.data.records import ImageSource
+from ahl_jax.data.types import Sample
 from ahl_jax.features.split import load_split
+from ahl_jax.run.evaluate import masks_of
 from ahl_jax.run.metrics import image_metrics
+from ahl_jax.run.pixel_metrics import pixel_metrics
 from experiments.benchmarks import common
 from experiments.benchmarks.peer_methods import METHODS, Case, Detector, Method
 from experiments.benchmarks.vs_loop import usable_cores
@@ -63,6 +69,9 @@ class Peers:
 
     data: str = "elpv"
     """The data set."""
+
+    category: str | None = None
+    """Its category, where it has several."""
 
     shots: int = 10
     """Labelled anomalies that the methods with labels see."""
@@ -136,6 +145,7 @@ def measure(method: Method, args: Peers) -> dict[str, Any]:
     start_mib = common.peak_mib()
     aucs: list[float] = []
     fits: list[float] = []
+    pixels: dict[str, float] = {}
     detector: Detector | None = None
     score: dict[ImageSource, float] = {}
     config = case_of(args, args.seeds[0]).config("Density")
@@ -150,17 +160,35 @@ def measure(method: Method, args: Peers) -> dict[str, Any]:
             score.update(zip(wanted, detector.score_paths(wanted).tolist(), strict=True))
             scores = np.array([score[sample.path] for sample in samples])
             aucs.append(image_metrics(scores, [s.anomaly_class for s in samples])["auc_roc"])
+            if seed == args.seeds[0]:
+                pixels = pixels_of(detector, config, samples)
     assert detector is not None
     row: dict[str, Any] = {"labels": config.data.shots if method.labels else 0}
     if aucs:
         std = statistics.stdev(aucs) if len(aucs) > 1 else 0.0
-        row |= {"auc_roc": statistics.mean(aucs), "auc_roc_std": std}
+        row |= {"auc_roc": statistics.mean(aucs), "auc_roc_std": std} | pixels
     row |= {"start_mib": start_mib, "peak_mib": common.peak_mib()}
     if args.measure != "auc":
         test = load_split(config).test[: args.timed_images]
         images = np.stack([read_image(s.path, config.features.image_size) for s in test])
         row |= {"fit_seconds": min(fits)} | timed(detector, images, args.batch)
     return row | {"device": common.device_name()}
+
+
+def pixels_of(detector: Detector, config: Config, samples: Sequence[Sample]) -> dict[str, float]:
+    """How well heat maps of the test images find what is marked; empty where they cannot."""
+    masks = masks_of(config, samples)
+    if not masks:
+        return {}
+    paths, batch = [samples[i].path for i in masks], config.features.image_batch
+    heat = []
+    for _, images in iter_batches(paths, config.features.image_size, batch):
+        found = detector.heat_images(images)
+        if found is None:
+            return {}
+        heat.append(found)
+    found = pixel_metrics(np.concatenate(heat), masks.values())
+    return {"pixel_auroc": found["auroc"], "aupro": found["aupro"]}
 
 
 def timed(detector: Detector, images: np.ndarray, batch: int) -> dict[str, float]:

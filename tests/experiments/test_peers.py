@@ -38,6 +38,9 @@ class Brightness:
     def score_paths(self, paths) -> np.ndarray:
         return np.array([-peers.read_image(path, 8).mean() for path in paths])
 
+    def heat_images(self, images: np.ndarray) -> np.ndarray:
+        return -images.astype(np.float32).mean(-1)
+
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[Brightness]:
@@ -68,6 +71,16 @@ def test_one_with_labels_is_fitted_with_every_seed(fake: type[Brightness]) -> No
     assert row["labels"] == 3
     assert not fake.timed
     assert "image_ms" not in row
+
+
+def test_heat_maps_count_where_there_are_masks(
+    fake: type[Brightness], marked: Path, weave: Path
+) -> None:
+    found = peers.measure(METHODS["fake"], dataclasses.replace(TINY, data=str(marked)))
+    # The spots are black, and this takes what is dark for hot.
+    assert found["pixel_auroc"] > 0.9
+    assert 0.5 < found["aupro"] <= 1
+    assert "aupro" not in peers.measure(METHODS["fake"], dataclasses.replace(TINY, data=str(weave)))
 
 
 def test_the_first_round_and_what_is_over_a_batch(fake: type[Brightness]) -> None:
