@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 MAX_PIXELS = 100_000_000
@@ -29,16 +29,20 @@ def channels_checked(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "h 
     return array[..., :3]
 
 
-def as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Values as 0 to 255 in float32, by the rule that ``ahl_jax.data.images.read_image`` states.
+def levels(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+    """Values as 0 to 255, by the rule that ``ahl_jax.data.images.read_image`` states.
+
+    Returns:
+        uint8 where they are whole, so that an image of floats is resized as the same one in 8 bits
+        is; float32 otherwise.
 
     Raises:
         ValueError: for other values.
     """
     if values.dtype == np.uint8:
-        return values.astype(np.float32)
+        return values
     if values.dtype == np.bool_:
-        return values.astype(np.float32) * 255
+        return values.astype(np.uint8) * 255
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return values.astype(np.float32) / 257
     if values.dtype.kind != "f":
@@ -50,11 +54,14 @@ def as_float(values: Shaped[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"
             f"values from {values.min():g} to {values.max():g}; floating point must be within "
             "0 to 1 or 0 to 255"
         )
-    return values.astype(np.float32) * (255 if values.max() <= 1 else 1)
+    floats = values.astype(np.float32) * (255 if values.max() <= 1 else 1)
+    whole = np.rint(floats)
+    # Division by 255 and back leaves 8-bit values whole but for a rounding.
+    return whole.astype(np.uint8) if np.abs(floats - whole).max() < 1e-3 else floats
 
 
-def resized(values: Float[np.ndarray, "h w c"], fit: Fit) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Values from 0 to 255, one or three channels, resized as Pillow resizes 8-bit images."""
+def resized(values: Shaped[np.ndarray, "h w c"], fit: Fit) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """``levels``, one or three channels, resized as Pillow resizes images."""
     wanted = fit(values.shape[1], values.shape[0])
     planes = [
         Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(

@@ -1,17 +1,19 @@
 """Image files -> arrays: one reader for all formats, and batches read ahead of the computation."""
 
+import contextlib
 import hashlib
 import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Int, Shaped, UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ahl_jax.common.errors import BadImageError
-from ahl_jax.data.arrays import Fit, as_float, channels_checked, check_pixels, resized
+from ahl_jax.data.arrays import Fit, channels_checked, check_pixels, levels, resized
 from ahl_jax.data.records import ImageSource, InMemory
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
@@ -21,6 +23,22 @@ Picture = Path | str | Image.Image | np.ndarray
 """An image: a file, or what has been read from one."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+"""The chunks of a PNG that decide its pixels."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations but for the upright one; those from 5 on exchange width and height."""
+
 _THREADS = 8
 _SKIPPING = ", or leave such files out with `skip_bad_images=True`"
 
@@ -29,12 +47,14 @@ def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]
     """Reads an image as RGB, brought to ``size`` x ``size`` pixels.
 
     The aspect ratio is not kept: both sides are scaled to ``size`` with an antialiased bilinear
-    filter. The EXIF orientation is applied. Grey becomes three equal channels, a palette its
-    colours, and an alpha channel is dropped. Of a file with several pages the first is read.
+    filter. The EXIF orientation is applied, unless the EXIF is damaged. Grey becomes three equal
+    channels, a palette its colours, and an alpha channel is dropped. Of a file with several pages
+    the first is read.
 
-    Values become 0 to 255 by their type alone: uint8 stays, bool and 1-bit images become 0 and
-    255, and 16-bit values are divided by 257. Floating point must be finite and not negative; it
-    counts as 0 to 1 where no value is above 1, and as 0 to 255 otherwise.
+    Values become 0 to 255: uint8 stays, bool and 1-bit images become 0 and 255, and 16-bit values
+    are divided by 257. So are whole numbers of 32 bits, unless none is above 255. Floating point
+    must be finite and not negative; it counts as 0 to 1 where no value is above 1, and as 0 to 255
+    otherwise.
 
     A ``.npy`` file holds an array of shape [h, w], [h, w, 1] or [h, w, c] with c >= 3, of which
     the first three channels are read; pickled objects in it are never loaded.
@@ -88,11 +108,9 @@ def image_mode(path: ImageSource) -> str:
         BadImageError: as by ``read_image``.
     """
     try:
-        if isinstance(path, InMemory):
-            return _mode_of_array(path.array)
-        if Path(path.name).suffix.lower() == ".npy":
-            return _mode_of_array(_mapped(path) if isinstance(path, Path) else _npy_in(path.read()))
-        with Image.open(_opened(path), formats=_FORMATS) as image:
+        if isinstance(path, InMemory) or Path(path.name).suffix.lower() == ".npy":
+            return _mode_of_array(_array(path))
+        with opened(_source(path)) as image:
             return _mode_of_picture(image)
     except BadImageError:
         raise
@@ -126,6 +144,79 @@ def check_image(path: Path) -> None:
         BadImageError: as by ``read_image``.
     """
     read_image(path, 8)
+
+
+@contextlib.contextmanager
+def opened(
+    source: Path | io.BytesIO,
+    prepare: Callable[[Image.Image], object] | None = None,
+    formats: tuple[str, ...] = _FORMATS,
+) -> Iterator[Image.Image]:
+    """An encoded image, as Pillow opens it.
+
+    Text and other parts of a PNG that its pixels do not need are passed over where they are damaged
+    or too long for Pillow.
+
+    Args:
+        source: the file, or its content.
+        prepare: what is done before anything else with the image, such as decoding it.
+        formats: the formats that it may have.
+
+    Raises:
+        Exception: nearly any, as decoders do on damaged files.
+    """
+    with contextlib.ExitStack() as stack:
+        # Given a path, Pillow may map the file, and then scrambles a TIFF that is on its side.
+        file: IO[bytes] = source if isinstance(source, io.BytesIO) else source.open("rb")
+        stack.enter_context(file)
+
+        def image_of(encoded: IO[bytes]) -> Image.Image:
+            image = stack.enter_context(Image.open(encoded, formats=formats))
+            if prepare:
+                prepare(image)
+            return image
+
+        try:
+            image = image_of(file)
+        except Exception:
+            file.seek(0)
+            content = file.read()
+            if not content.startswith(_PNG):
+                raise
+            image = image_of(io.BytesIO(_pixels_alone(content)))
+        yield image
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What brings the pixels of an image upright by its EXIF; None for nothing.
+
+    Pillow turns a TIFF itself as it decodes it; then there is nothing left to do.
+    """
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF, on which Pillow raises nearly anything
+        return None
+
+
+def seen_size(path: ImageSource) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Width and height of an image as it is seen, and the turn by its EXIF that is in them.
+
+    Raises:
+        BadImageError: as by ``read_image``.
+    """
+    try:
+        if isinstance(path, InMemory) or Path(path.name).suffix.lower() == ".npy":
+            height, width = channels_checked(_array(path)).shape[:2]
+            return (width, height), None
+        with opened(_source(path), turn_of) as image:
+            turn = turn_of(image)
+            # Of a TIFF Pillow says the size that it has once it is turned.
+            sideways = turn in list(_TURNS.values())[3:] and image.format != "TIFF"
+            return (image.height, image.width) if sideways else image.size, turn
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise _bad(path, error) from error
 
 
 def image_size(path: ImageSource) -> int:
@@ -216,7 +307,9 @@ def _read(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
         return _from_memory(path.array, fit, path.name)
     try:
         if Path(path.name).suffix.lower() == ".npy":
-            return resized(_read_npy(path), fit)
+            if not image_size(path):
+                raise ValueError("empty file")
+            return _from_array(_array(path), fit)
         return _read_picture(path, fit)
     except BadImageError:
         raise
@@ -229,12 +322,8 @@ def _from_memory(
 ) -> UInt8[np.ndarray, "h w 3"]:
     try:
         if isinstance(picture, Image.Image):
-            return _from_picture(picture.copy(), fit)
-        values = channels_checked(np.asarray(picture))
-        if values.dtype == np.uint8:
-            plain = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
-            return _from_picture(Image.fromarray(plain), fit)
-        return resized(as_float(values), fit)
+            return _from_picture(picture, fit)
+        return _from_array(np.asarray(picture), fit)
     except Exception as error:
         raise BadImageError(
             f"{name or type(picture).__name__} is no image ({error}); give a file, a PIL image, or "
@@ -253,7 +342,7 @@ def _bad(path: ImageSource, error: Exception) -> BadImageError:
     )
 
 
-def _opened(path: ImageSource) -> Path | io.BytesIO:
+def _source(path: ImageSource) -> Path | io.BytesIO:
     return path if isinstance(path, Path) else io.BytesIO(path.read())
 
 
@@ -275,39 +364,60 @@ def _mode_of_array(array: np.ndarray) -> str:
     return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
+def _pixels_alone(content: bytes) -> bytes:
+    """A PNG without the chunks that its pixels do not need, but with an EXIF that is whole."""
+    kept, start = [_PNG], len(_PNG)
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        kind, chunk = content[start + 4 : start + 8], content[start:end]
+        checksum = int.from_bytes(chunk[-4:], "big")
+        if kind in _PNG_PIXELS or (kind == b"eXIf" and zlib.crc32(chunk[4:-4]) == checksum):
+            kept.append(chunk)
+        start = end
+    return b"".join(kept)
+
+
 def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
-    with Image.open(_opened(path), formats=_FORMATS) as image:
+    def decode(image: Image.Image) -> None:
         check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
         width, height = fit(image.width, image.height)
         image.draft(None, (2 * width, 2 * height))
+        image.load()
+
+    with opened(_source(path), decode) as image:
         return _from_picture(image, fit)
 
 
 def _from_picture(image: Image.Image, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
-    """An opened image, which may be changed on the way, as RGB."""
+    """An opened image as RGB."""
     check_pixels(image.width, image.height)
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    if (turn := turn_of(image)) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
-        # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255. Mode I
-        # has 32 bits per pixel, in which 16-bit values arrive.
+        # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255.
         values = np.asarray(image)
         if image.mode == "I":
             if values.min() < 0 or values.max() > 65535:
                 raise ValueError("32-bit values outside 0 to 65535")
-            values = values.astype(np.uint16)
-        return resized(as_float(values)[..., None], fit)
+            # Values of 8 and of 16 bits both come in 32.
+            values = values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+        return _from_array(values, fit)
     wanted = fit(image.width, image.height)
     return np.array(image.convert("RGB").resize(wanted, Image.Resampling.BILINEAR))
 
 
-def _read_npy(path: ImageSource) -> Float[np.ndarray, "h w c"]:
-    """The values of a ``.npy`` file as 0 to 255, with one or three channels."""
-    if not image_size(path):
-        raise ValueError("empty file")
-    array = _mapped(path) if isinstance(path, Path) else _npy_in(path.read())
-    return as_float(np.asarray(channels_checked(array)))
+def _from_array(array: Shaped[np.ndarray, "..."], fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
+    return resized(levels(np.asarray(channels_checked(array))), fit)
+
+
+def _array(path: ImageSource) -> np.ndarray:
+    """The array that is in memory or in a ``.npy`` file."""
+    if isinstance(path, InMemory):
+        return path.array
+    return _mapped(path) if isinstance(path, Path) else _npy_in(path.read())
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
-from ahl_jax.data.records import ImageSource
+from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.features.store import Store, entry_key
 
 FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
@@ -72,7 +72,7 @@ def extract(
     keys: list[str | None] = []
     for path in paths:
         try:
-            keys.append(image_key(image_digest(path), trunk, config, dtype))
+            keys.append(image_key(image_digest(path), trunk, config, dtype, **_reading(path)))
         except BadImageError as error:
             if not skip_bad:
                 raise
@@ -151,6 +151,15 @@ def image_key(
         **({} if config.views == 1 else {"views": config.views}),
         **more,
     )
+
+
+def _reading(path: ImageSource) -> dict[str, int]:
+    """What tells the features of an image from those that earlier versions have stored.
+
+    They resized arrays in files as floats, of 8 bits too, and read 32-bit TIFFs of those as black.
+    """
+    changed = isinstance(path, InMemory) or path.name.lower().endswith((".npy", ".tif", ".tiff"))
+    return {"reading": 2} if changed else {}
 
 
 def cached(

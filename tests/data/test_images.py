@@ -3,6 +3,7 @@ import io
 import os
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from PIL import Image
 
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.data import images as images_module
-from ahl_jax.data.images import image_digest, iter_batches, read_image
+from ahl_jax.data.images import (
+    as_image,
+    image_digest,
+    image_mode,
+    iter_batches,
+    read_image,
+    read_pixels,
+    seen_size,
+)
 
 
 def gradient(height=40, width=60):
@@ -23,6 +32,12 @@ def gradient(height=40, width=60):
 def save(path, array, **options):
     Image.fromarray(array).save(path, **options)
     return path
+
+
+def encoded(array, form, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.bmp", "c.tif", "d.TIFF", "e.npy"])
@@ -38,8 +53,7 @@ def test_lossless_formats_give_the_same_pixels(tmp_path, name):
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
     reference = read_image(save(tmp_path / "reference.png", array), 32)
-    # Arrays go through floats and round once; Pillow's 8-bit resize rounds after each direction.
-    assert np.abs(image.astype(int) - reference).max() <= (1 if name.endswith("npy") else 0)
+    np.testing.assert_array_equal(image, reference)
 
 
 def test_an_image_of_the_right_size_is_not_altered(tmp_path):
@@ -68,6 +82,106 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turns):
     exif[0x0112] = orientation
     image = read_image(save(tmp_path / "a.png", array, exif=exif), 48)
     np.testing.assert_array_equal(image, np.rot90(array, turns))
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.float32])
+def test_tiffs_are_turned_whatever_is_in_them(tmp_path, dtype, orientation, turns):
+    grey = gradient(48, 48)[..., 1] > 90
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    top = {bool: 1, np.uint16: 65535}.get(dtype, 255)
+    path = save(tmp_path / "a.tif", (grey * top).astype(dtype), exif=exif)
+    expected = np.rot90(grey * 255, turns)[..., None].repeat(3, -1)
+    np.testing.assert_array_equal(read_image(path, 48), expected)
+    assert seen_size(path)[0] == (48, 48)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "npy"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_is_the_one_that_is_seen(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npy":
+        np.save(path, gradient())
+    else:
+        save(path, gradient(), exif=exif)
+    assert seen_size(path)[0] == read_pixels(path).shape[1::-1]
+
+
+def chunk(kind, content):
+    checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + kind + content + checksum
+
+
+LONG = zlib.compress(bytes(3 * 2**20))
+TURNED = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0"
+NEEDLESS = {
+    "no EXIF": chunk(b"eXIf", b"garbage not tiff"),
+    "cut EXIF": chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff"),
+    "EXIF of letters": chunk(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n9\nzz")
+    ),
+    "long text": chunk(b"zTXt", b"Comment\0\0" + LONG),
+    "long international text": chunk(b"iTXt", b"Comment\0\1\0\0\0" + LONG),
+    "long plain text": chunk(b"tEXt", b"Comment\0" + bytes(65 * 2**20)),
+    "long profile": chunk(b"iCCP", b"icc\0\0" + LONG),
+    "unknown compression": chunk(b"zTXt", b"Comment\0\7text"),
+    "damaged text": chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
+    "damaged EXIF": chunk(b"eXIf", b"MM\0*")[:-1] + b"!",
+    "short gamma": chunk(b"gAMA", b""),
+}
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("name", NEEDLESS)
+def test_a_png_is_read_whatever_is_wrong_beside_its_pixels(tmp_path, name, where):
+    whole = encoded(gradient(48, 48), "PNG")
+    cut = 33 if where == "before" else len(whole) - 12
+    path = tmp_path / "a.png"
+    path.write_bytes(whole[:cut] + NEEDLESS[name] + whole[cut:])
+    np.testing.assert_array_equal(read_image(path, 48), gradient(48, 48))
+    assert seen_size(path) == ((48, 48), None)
+    assert image_mode(path) == "RGB"
+
+
+def test_a_png_with_too_long_a_text_is_turned_all_the_same(tmp_path):
+    whole = encoded(gradient(48, 48), "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(whole[:33] + NEEDLESS["long text"] + chunk(b"eXIf", TURNED) + whole[33:])
+    np.testing.assert_array_equal(read_image(path, 48), gradient(48, 48)[::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    "exif", [b"garbage!!", b"II*\0\x08\0\0\0\xff\xff\x12", b"II*\0\xff\xff\xff\x7f"]
+)
+def test_a_jpeg_with_a_damaged_exif_is_not_turned(tmp_path, exif):
+    plain = read_image(save(tmp_path / "a.jpg", gradient()), 32)
+    damaged = save(tmp_path / "b.jpg", gradient(), exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(read_image(damaged, 32), plain)
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+def test_32_bit_tiffs_hold_values_of_8_or_of_16_bits(tmp_path, top):
+    array = np.linspace(0, top, 64 * 64).reshape(64, 64).astype(np.int32)
+    image = read_image(save(tmp_path / "a.tif", array), 64)
+    expected = np.rint(array / (top / 255))[..., None].repeat(3, -1)
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(as_image(Image.fromarray(array), 64), expected)
+
+
+@pytest.mark.parametrize("form", ["float32", "float64", "unit float32", "unit float64"])
+@pytest.mark.parametrize("shape", [(90, 70), (90, 70, 1), (90, 70, 3)])
+def test_arrays_of_floats_are_read_as_those_of_8_bits(tmp_path, form, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    unit, _, kind = form.rpartition(" ")
+    floats = array.astype(kind) / (255 if unit else 1)
+    expected = as_image(array, 32)
+    np.testing.assert_array_equal(as_image(floats.astype(kind), 32), expected)
+    for name, values in (("floats", floats), ("bytes", array)):
+        np.save(tmp_path / f"{name}.npy", values)
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.npy", 32), expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "npy"])
@@ -122,12 +236,6 @@ def test_npy_of_every_shape_and_type_reads_alike(tmp_path_factory, channels, kin
 def npy_bytes(array, **options):
     buffer = io.BytesIO()
     np.save(buffer, array, **options)
-    return buffer.getvalue()
-
-
-def encoded(array, form, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, form, **options)
     return buffer.getvalue()
 
 
