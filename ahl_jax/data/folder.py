@@ -52,6 +52,18 @@ def images_below(folder: Path) -> list[Path]:
         raise _unlistable(error) from error
 
 
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, in any order.
+
+    Raises:
+        UserError: if it may not be listed.
+    """
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise _unlistable(error) from error
+
+
 def _categories(root: Path) -> list[Path]:
     return [folder for folder in _subfolders(root) if (folder / "train" / "good").is_dir()]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
-from ahl_jax.data.masks import read_mask
-from ahl_jax.data.types import Sample, Split
+from ahl_jax.data.images import seen_size
+from ahl_jax.data.masks import MaskSource, masks_of, read_mask, warn_of_unused
+from ahl_jax.data.types import Split
 from ahl_jax.features import Store
 from ahl_jax.features.split import (
     TestFeatures,
@@ -46,8 +48,8 @@ class TestData:
     same_images: bool
     """Whether the images are still those that the run was trained and tested with."""
 
-    masks: dict[int, Bool[np.ndarray, "size size"]]
-    """The anomalous pixels of test images by their positions, where the data has masks."""
+    masks: dict[int, MaskSource]
+    """The masks of test anomalies by their positions, where the data has masks."""
 
     @property
     def classes(self) -> list[str | None]:
@@ -65,9 +67,8 @@ class TestData:
         if self.predictor.calibration:
             normal = [name is None for name in self.classes]
             metrics["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
-        if self.masks and heat is not None:
-            pixels = pixel_metrics(heat[list(self.masks)], self.masks.values())
-            metrics["pixel"] = pixels | {"images": len(self.masks)}
+        if self.masks and heat is not None and (pixels := pixel_metrics(heat, self._marks())):
+            metrics["pixel"] = pixels
         metadata = self.predictor.metadata
         return metrics | {
             "n_train_normal": metadata["n_train_normal"],
@@ -79,6 +80,30 @@ class TestData:
             "epochs": metadata["epochs"],
             "seconds": metadata["seconds"],
         }
+
+    def _marks(self) -> Iterator[Bool[np.ndarray, "h w"] | None]:
+        """The anomalous pixels of each test image; None for anomalies of which none is marked.
+
+        Warns of masks in which nothing is marked.
+        """
+        empty = []
+        for i, sample in enumerate(self.test.samples):
+            if sample.anomaly_class is None:
+                yield np.zeros(seen_size(sample.path)[0][::-1], bool)
+            elif i not in self.masks:
+                yield None
+            else:
+                mask = read_mask(sample.path, self.masks[i])
+                if mask is None:
+                    empty.append(self.masks[i])
+                yield mask
+        if empty:
+            log.warning(
+                "%s of anomalies, such as %s, left out of the pixel metrics: nothing in them is "
+                "marked, as all is black",
+                counted(len(empty), "mask"),
+                empty[0],
+            )
 
     def score(self, fpr: float) -> dict[str, Any]:
         """Score the test images; heat maps take time, and are made only for pixel metrics."""
@@ -158,6 +183,8 @@ def load_test(
         ) from error
     if not split.test:
         raise UserError(f"{config.data.data} has no anomalies to test on; add images of them")
+    labelled = [sample.path for sample in (*split.seen, *split.test)]
+    warn_of_unused(labelled, Path(config.data.data))
     same = Workdir(Path(workdir)).data_digest() == split_digest(split)
     if not same:
         log.warning(
@@ -219,23 +246,8 @@ def _test_data(
     progress: bool,
 ) -> TestData:
     test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    masks = masks_of(config, test.samples)
+    masks = masks_of(test.samples, Path(config.data.data))
     return TestData(predictor, config, split, test, same_images, masks)
-
-
-def masks_of(config: Config, samples: Sequence[Sample]) -> dict[int, np.ndarray]:
-    """The anomalous pixels of all normals and of the anomalies that have a mask, by position.
-
-    Empty where no anomaly has one.
-    """
-    size, root = config.features.image_size, Path(config.data.data)
-    none = np.zeros((size, size), bool)
-    read = {
-        i: none if sample.anomaly_class is None else read_mask(sample.path, root, size)
-        for i, sample in enumerate(samples)
-    }
-    masks = {i: mask for i, mask in read.items() if mask is not None}
-    return masks if any(mask is not none for mask in masks.values()) else {}
 
 
 def _moved(config: Config, data: str | None) -> Config:

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import SCALES
+from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import Model
 from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
@@ -71,6 +73,10 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
     trunk, model = _trunk(runs, store, start, progress=options.progress)
     with together():
         if is_primary():
+            # Those of other seeds have the same folders.
+            split = runs[0].split
+            labelled = [sample.path for sample in (*split.seen, *split.test)]
+            warn_of_unused(labelled, Path(runs[0].config.data.data))
             for run in runs:
                 _extract_test(run, trunk, store, progress=options.progress)
                 heads = model.arrays() if run.config.stage_one.stage_one and model else None
@@ -165,8 +171,14 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
 
 
 def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> None:
-    """Put the features of the test images and of the held-out normals into the store."""
+    """Put the features of the test images and of the held-out normals into the store.
+
+    Raises:
+        UserError: for a bad image or mask.
+    """
     if run.split.test:
-        test_features(run.config, run.split, trunk, store, progress=progress)
+        test = test_features(run.config, run.split, trunk, store, progress=progress)
+        for i, mask in masks_of(test.samples, Path(run.config.data.data)).items():
+            read_mask(test.samples[i].path, mask)
     if run.split.held_out:
         held_out_features(run.config, run.split, trunk, store, progress=progress)

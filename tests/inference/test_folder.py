@@ -1,8 +1,10 @@
 """``ahl predict`` on a finished run."""
 
 import csv
+import dataclasses
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahl_jax import UserError, evaluate, load
+from ahl_jax import UserError, evaluate, load, train
 from ahl_jax.cli.main import main
 from ahl_jax.common.files import alone
+from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import image_digest
 from ahl_jax.inference.folder import found_images
 from tests.runs import FinishedRun
@@ -254,6 +257,38 @@ def test_evaluate_measures_heat_maps_where_there_are_masks(
     assert "pixel" not in finished.metrics
     main(["evaluate", str(finished.workdir), "--data", str(marked)])
     assert f"Pixels of the {metrics['pixel']['images']} test images" in capsys.readouterr().out
+
+
+def test_masks_that_do_not_fit_are_told_before_training_and_in_evaluate(
+    finished: FinishedRun,
+    weave: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = shutil.copytree(weave, tmp_path / "weave")
+    for image in sorted((data / "test/spot").iterdir()):
+        for name in ("spot", "spots"):
+            target = data / "ground_truth" / name / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (96, 96)).save(target)
+    # The package's own logger passes nothing on once a command has run.
+    monkeypatch.setattr(logging.getLogger("ahl_jax"), "propagate", True)
+    metrics = evaluate(finished.workdir, data=str(data), progress=False)
+    assert "pixel" not in metrics
+    said = [record.getMessage() for record in caplog.records]
+    assert any(f"no file in {data}/ground_truth/spots is the mask" in line for line in said)
+    assert any("masks of anomalies, such as" in line and "nothing" in line for line in said)
+    Image.new("L", (48, 96)).save(data / "ground_truth/spot/06.png")
+    Image.new("L", (48, 96)).save(data / "ground_truth/spot/05.png")
+    monkeypatch.setattr("ahl_jax.run.train.run_epochs", lambda *_: pytest.fail("it trains"))
+    config = dataclasses.replace(finished.config, data=DataConfig(str(data), shots=1))
+    for call in (
+        lambda: evaluate(finished.workdir, data=str(data), progress=False),
+        lambda: train(config, tmp_path / "run", progress=False),
+    ):
+        with pytest.raises(UserError, match=r"has 48 x 96 pixels, and its image .* 96 x 96; draw"):
+            call()
 
 
 def test_evaluate_asks_where_data_is_that_moved(

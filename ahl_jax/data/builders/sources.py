@@ -11,6 +11,7 @@ from PIL import Image
 
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.data.images import SUFFIXES, check_image
+from ahl_jax.data.masks import marked
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
@@ -176,9 +177,8 @@ def _union(paths: tuple[Path, ...], expected: tuple[int, int]) -> Bool[np.ndarra
     found = np.zeros(expected[::-1], bool)
     for path in paths:
         image = _decoded(path)
-        mask = np.asarray(image.convert("RGB" if image.mode in ("RGB", "RGBA", "P") else "L"))
         _check_size(path, image.size, expected)
-        found |= mask.any(-1) if mask.ndim == 3 else mask > 0
+        found |= marked(image)
     return found
 
 

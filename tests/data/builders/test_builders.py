@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.images import read_image
-from ahl_jax.data.masks import read_mask
+from ahl_jax.data.masks import find_masks, read_mask
 from ahl_jax.data.open import load_dataset
 from ahl_jax.data.prepare import prepare
 from ahl_jax.data.prepared import read_manifest
@@ -94,10 +94,11 @@ def test_every_anomaly_has_its_mask(name, with_masks, source):
             assert marked.any()
             assert marked.shape[:2] == decoded(example["image"]).shape[:2]
     dataset = load(name)
-    masks = [read_mask(r, folder, 24) for records in dataset.anomalies.values() for r in records]
-    assert len(masks) == with_masks
-    assert all(mask is not None and mask.any() for mask in masks)
-    assert read_mask(dataset.test_normals[0], folder, 24) is None
+    records = [record for some in dataset.anomalies.values() for record in some]
+    masks = find_masks(records, folder)
+    assert len(records) == len(masks) == with_masks
+    assert all(read_mask(records[i], mask) is not None for i, mask in masks.items())
+    assert find_masks(dataset.test_normals, folder) == {}
 
 
 def test_mvtec_keeps_its_split_and_prepares_what_was_downloaded(source):
