@@ -125,9 +125,12 @@ def _run(command: Predict, predictor: Predictor, results: Results) -> None:
 
 
 def found_images(inputs: Sequence[Path]) -> list[Path]:
-    """The images that the inputs name, each once."""
-    below = (images_below(given) if given.is_dir() else [given] for given in inputs)
-    return list(dict.fromkeys(path for paths in below for path in paths))
+    """The images that the inputs name, each once, by whatever paths."""
+    found: dict[Path, Path] = {}
+    for given in inputs:
+        for path in images_below(given) if given.is_dir() else [given]:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def _all_of(

@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image file, told from others by its name and content."""
+    """An image file, told from others by its place and content."""
 
     path: Path
     digest: str
     """The first 16 digits of the SHA-256 of its bytes: what replaces it is another image."""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """The first and the last entry of its row in the table."""
-        return self.path.as_posix(), self.digest
+    def key(self) -> tuple[Path, str]:
+        """What it has in common with no other image, by whatever path it is named."""
+        return self.path.resolve(), self.digest
 
 
 class Results:
@@ -71,7 +71,8 @@ class Results:
         self._predictor, self._fpr = predictor, fpr
         self._heat_maps, self._lines, self._tell = heat_maps, lines, tell
         self.columns = ["path", "score", "probability", "decision", *predictor.heads, "sha256"]
-        self.done: set[tuple[str, str]] = set()
+        self.done: set[tuple[Path, str]] = set()
+        self._drawn: dict[Path, NamedImage] = {}
         self.anomalies = 0
         self._claim(overwrite)
 
@@ -103,7 +104,10 @@ class Results:
         if whole != text:
             replace_file(self.csv, whole)
         rows = list(csv.DictReader(io.StringIO(whole)))
-        self.done = {(row["path"], row["sha256"]) for row in rows}
+        for row in rows:
+            image = NamedImage(Path(row["path"]), row["sha256"])
+            self.done.add(image.key)
+            self._heat_map(image)
         self.anomalies = sum(row["decision"] == "anomaly" for row in rows)
 
     def write(self, images: Sequence[NamedImage], found: Outcome) -> None:
@@ -111,7 +115,7 @@ class Results:
         rows = list(_rows(images, found, self._predictor, self._fpr))
         if self._heat_maps:
             for image, heat in zip(images, found.heat, strict=True):
-                self._draw(image.path, heat)
+                self._draw(image, heat)
         with self.csv.open("a", encoding="utf-8", newline="") as file:
             file.write("".join(_line([row[c] for c in self.columns]) for row in rows))
         if self._lines:
@@ -123,15 +127,23 @@ class Results:
         self.done.update(image.key for image in images)
         self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
 
-    def _draw(self, path: Path, heat: Float[np.ndarray, "h w"]) -> None:
-        calibration = self._predictor.calibration
-        scale = heat_scale(calibration.locations if calibration else None, heat)
-        # Within the folder, wherever the image is.
+    def _heat_map(self, image: NamedImage) -> Path:
+        """The file of an image's heat map, within the folder, wherever the image is."""
+        path = image.path
         parts = ["__" if part == ".." else part for part in path.parts if part != path.anchor]
         target = self.folder.joinpath("heat_maps", *parts[:-1], f"{parts[-1]}.png")
+        # Another image may have that one: /a.png that of a.png, or an older one under its name.
+        if self._drawn.setdefault(target, image) != image:
+            target = target.with_name(f"{parts[-1]}.{image.digest}.png")
+        return target
+
+    def _draw(self, image: NamedImage, heat: Float[np.ndarray, "h w"]) -> None:
+        calibration = self._predictor.calibration
+        scale = heat_scale(calibration.locations if calibration else None, heat)
+        target = self._heat_map(image)
         target.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        Image.fromarray(beside(read_display(path), heat, scale)).save(content, "PNG")
+        Image.fromarray(beside(read_display(image.path), heat, scale)).save(content, "PNG")
         replace_file(target, content.getvalue())
 
 
@@ -149,12 +161,12 @@ def _rows(
     calibration: Calibration | None = predictor.calibration
     probability = calibration.probability(found.scores) if calibration else None
     for i, image in enumerate(images):
-        row = {"path": image.key[0], "score": round(float(found.scores[i]), 6)}
+        row = {"path": image.path.as_posix(), "score": round(float(found.scores[i]), 6)}
         row["probability"] = "" if probability is None else round(float(probability[i]), 6)
         above = calibration is not None and found.scores[i] > calibration.threshold(fpr)
         row["decision"] = ("anomaly" if above else "normal") if calibration else ""
         heads = (round(float(value), 6) for value in found.heads[i])
-        yield row | dict(zip(predictor.heads, heads, strict=True)) | {"sha256": image.key[1]}
+        yield row | dict(zip(predictor.heads, heads, strict=True)) | {"sha256": image.digest}
 
 
 def _line(values: Sequence[Any]) -> str:

@@ -209,6 +209,53 @@ def test_images_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     assert found == [tmp_path / name for name in ("a/x.png", "b/c/y.jpg", "b/x.png")]
 
 
+def test_one_photograph_by_two_paths_has_one_row(
+    finished: FinishedRun, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, given = tmp_path / "out", some / "spot/00.png"
+    monkeypatch.chdir(tmp_path)
+    (some / "spot/link.png").symlink_to(given)
+    _predict(finished, "some/spot/00.png", given, "some/spot", "some/good/../spot", "--out", out)
+    assert [row["path"] for row in _rows(out)] == ["some/spot/00.png"]
+    _predict(finished, given, "--out", out)
+    monkeypatch.chdir(some)
+    _predict(finished, "spot", "good/00.png", "--out", out)
+    rows = _rows(out)
+    # The first is known by its relative path, which leads elsewhere from here.
+    assert [row["path"] for row in rows] == ["some/spot/00.png", "spot/00.png", "good/00.png"]
+
+
+def test_every_row_has_a_heat_map_of_its_own(
+    finished: FinishedRun, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder that holds a copy of its own path from the root on.
+    inner = tmp_path / tmp_path.relative_to("/") / "some/spot/00.png"
+    inner.parent.mkdir(parents=True)
+    shutil.copy(some / "scratch/00.png", inner)
+    below = tmp_path / "__"
+    below.mkdir()
+    shutil.copy(some / "good/00.png", tmp_path / "00.png")
+    shutil.copy(some / "good/01.png", below / "00.png")
+    out, outer = tmp_path / "out", some / "spot/00.png"
+    monkeypatch.chdir(tmp_path)
+    _predict(finished, outer, inner.relative_to(tmp_path), "__/00.png", "--out", out)
+    monkeypatch.chdir(below)
+    _predict(finished, "../00.png", "--out", out)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(some / "good/01.png", outer)
+    _predict(finished, outer, "--out", out)
+    rows = _rows(out)
+    assert len(rows) == 5
+    maps = {path: np.asarray(Image.open(path)) for path in out.rglob("*.png")}
+    assert len(maps) == 5
+    for image, digest in ((inner, rows[1]["sha256"]), (outer, rows[4]["sha256"])):
+        drawn = heat_map(out, outer).with_name(f"00.png.{digest}.png")
+        assert (maps[drawn][:, :96] == np.asarray(Image.open(image))).all()
+    before = (out / "scores.csv").read_bytes()
+    _predict(finished, outer, inner.relative_to(tmp_path), "__/00.png", "--out", out)
+    assert (out / "scores.csv").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
