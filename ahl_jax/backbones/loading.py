@@ -14,7 +14,7 @@ from ahl_jax.backbones.folding import fold_batch_norm, layers, names, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
 from ahl_jax.backbones.weights import read_torch_weights
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import default_folder, replace_file, writing
+from ahl_jax.common.files import default_folder, replace_file, user_folder, writing
 
 
 def load_trunk(
@@ -100,7 +100,8 @@ def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path
         for _, layer in layers(nnx.eval_shape(trunk_class(name)))
         for key in names(layer)
     }
-    path = imported_file(name, cache_dir)
+    # Not a folder that would be gone with the process.
+    path = imported_file(name, cache_dir or user_folder("AHL_CACHE"))
     advice = "make room there, or name another folder with `cache_dir`"
     with writing(path.parent, advice, "weights"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,23 @@
 """The user's folders: where this project keeps what later commands use again."""
 
+import atexit
 import contextlib
 import csv
 import fcntl
+import functools
 import io
+import logging
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def user_folder(variable: str, *inside: str) -> Path:
@@ -19,16 +26,45 @@ def user_folder(variable: str, *inside: str) -> Path:
     Args:
         variable: the environment variable.
         inside: folders below ``ahl_jax`` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        UserError: if the user has no home.
     """
     if chosen := os.environ.get(variable):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").joinpath("ahl_jax", *inside)
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise UserError(
+            f"this user has no home folder to keep files in; set {variable} to a folder"
+        ) from error
+    return base.joinpath("ahl_jax", *inside)
 
 
 def default_folder() -> Path:
-    """$AHL_CACHE, else ahl_jax in $XDG_CACHE_HOME, else ~/.cache/ahl_jax."""
-    return user_folder("AHL_CACHE")
+    """$AHL_CACHE, else ahl_jax in $XDG_CACHE_HOME, else ~/.cache/ahl_jax.
+
+    For a user who has no home, one that is gone when the process ends.
+
+    Raises:
+        UserError: if there is no place for that one either.
+    """
+    try:
+        return user_folder("AHL_CACHE")
+    except UserError as error:
+        return _temporary_folder(str(error))
+
+
+@functools.cache
+def _temporary_folder(why: str) -> Path:
+    """A folder for as long as the process lasts, always the same one."""
+    try:
+        folder = tempfile.mkdtemp(prefix="ahl_jax-")
+    except OSError as error:
+        raise UserError(why) from error
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    log.warning("features and compiled programs are not kept, as %s", why)
+    return Path(folder)
 
 
 @contextlib.contextmanager
