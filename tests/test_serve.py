@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_images_sent_at_once_get_the_scores_of_the_detector(
     threshold = predictor.calibrated().threshold()
     assert found["threshold"] == [pytest.approx(threshold)] * len(paths)
     assert found["anomaly"] == [score > threshold for score in found["score"]]
+
+
+def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -> None:
+    whole = (weave / "test/spot/00.png").read_bytes()
+    garbage = b"\0\0\0\7eXIfgarbage" + zlib.crc32(b"eXIfgarbage").to_bytes(4, "big")
+    text = b"tEXtComment\0" + bytes(65_000)
+    content = (len(text) - 4).to_bytes(4, "big") + text + b"crc?"
+    answers = [ask(url, whole[:33] + chunks + whole[33:]) for chunks in (b"", garbage + content)]
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 200
 
 
 @pytest.mark.parametrize(

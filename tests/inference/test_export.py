@@ -3,16 +3,19 @@ import subprocess
 import venv
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from jax import export as jax_export
 from packaging.requirements import Requirement
+from PIL import Image
 
 from ahl_jax import Predictor, UserError, export_model, load
 from ahl_jax.cli.main import main
 from ahl_jax.config.presets import with_settings
+from ahl_jax.data.images import read_image
 from tests.runs import FinishedRun
 
 SAME = 1e-4
@@ -98,6 +101,49 @@ def test_jax_alone_computes_what_the_detector_does(
     np.testing.assert_allclose(found["probability"], chances, atol=SAME)
     assert found["threshold"] == pytest.approx(predictor.calibrated().threshold(0.2))
     np.testing.assert_array_equal(found["decision"], found["score"] > found["threshold"])
+
+
+def _kinds(folder: Path) -> list[Path]:
+    """A picture in the forms that a careless reading gets wrong."""
+    rows, columns = np.mgrid[:150, :210]
+    colour = np.stack([rows, columns, (rows + columns) // 2], -1).astype(np.uint8)
+    grey = colour[..., 1]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    forms = {
+        "8.png": colour, "alpha.png": np.dstack([colour, grey]),
+        "16.png": grey.astype(np.uint16) * 250, "dark.png": grey.astype(np.uint16),
+        "16.tif": grey.astype(np.uint16) * 257,
+        "32.tif": grey.astype(np.int32), "32of16.tif": grey.astype(np.int32) * 250,
+        "unit.tif": grey.astype(np.float32) / 255, "float.tif": grey.astype(np.float32) * 0.7,
+        "1.png": grey > 100, "large.jpg": colour.repeat(8, 0).repeat(8, 1),
+    }  # fmt: skip
+    for name, array in forms.items():
+        for prefix, exif in (("", None), ("turned-", turned)):
+            picture = Image.fromarray(array)
+            picture.save(folder / f"{prefix}{name}", **({} if exif is None else {"exif": exif}))
+    Image.fromarray(colour).quantize(30).save(folder / "palette.png")
+    Image.fromarray(colour).convert("CMYK").save(folder / "cmyk.jpg")
+    return sorted(folder.iterdir())
+
+
+def test_the_example_in_the_documentation_reads_images_as_files_are_read(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    (tmp_path / "images").mkdir()
+    paths = _kinds(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.bin").symlink_to(file)
+    (tmp_path / "part.png").symlink_to(paths[0])
+    names: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    assert "True" in (said := capsys.readouterr().out) or "False" in said
+    for path in paths:
+        for size in (64, 192):
+            np.testing.assert_array_equal(
+                names["read"](path, size), read_image(path, size), path.name
+            )
 
 
 def test_the_file_says_what_it_takes_and_where_it_runs(

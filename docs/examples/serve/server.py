@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from ahl_jax import BadImageError, Predictor, load
 from ahl_jax.cli.shell import keep_compiled_programs
-from ahl_jax.data.images import as_image
+from ahl_jax.data.images import as_image, opened
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 
@@ -99,17 +99,23 @@ def application(
 
     def decode(content: bytes) -> np.ndarray:
         advice = f"send an undamaged {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+
+        def prepare(picture: Image.Image) -> None:
+            if picture.width * picture.height > max_pixels:
+                raise HTTPException(413, f"the image has more than {max_pixels} pixels")
+            picture.draft(None, (2 * size, 2 * size))  # as files are read
+            picture.load()
+
         try:
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Exception:  # decoders raise nearly anything on what is no image
+            with opened(io.BytesIO(content), prepare, FORMATS) as picture:
+                return as_image(picture, size)
+        except HTTPException:
+            raise
+        except UnidentifiedImageError:
             raise HTTPException(415, f"the file sent is no image; {advice}") from None
-        if picture.width * picture.height > max_pixels:
-            raise HTTPException(413, f"the image has more than {max_pixels} pixels")
-        picture.draft(None, (2 * size, 2 * size))  # as files are read
-        try:
-            return as_image(picture, size)
-        except BadImageError as error:
-            reason = f"the file sent cannot be read as an image ({error.__cause__})"
+        except Exception as error:  # decoders raise nearly anything on damaged files
+            cause = error.__cause__ if isinstance(error, BadImageError) else error
+            reason = f"the file sent cannot be read as an image ({cause})"
             raise HTTPException(422, f"{reason}; {advice}") from None
 
     async def score(request: Request) -> JSONResponse:
