@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -23,6 +24,7 @@ from sklearn.utils.validation import (
 from ahl_jax.common.errors import InputError, UserError
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import Config, DataConfig
+from ahl_jax.data.images import array_of, image_list
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
 from ahl_jax.inference.predictor import load
@@ -50,9 +52,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
 
     ``X`` is one of
 
-    - paths of image files, as a list or a 1-D array,
-    - images as an array [n, h, w, 3] or [n, h, w], or a list of arrays of any sizes, with values as
-      ``ahl_jax.data.images.read_image`` states,
+    - paths of image files, as a list, an iterator, a 1-D array or a column of a table,
+    - images as an array [n, h, w, 3] or [n, h, w], or a list of arrays or PIL images of any sizes,
+      with values as ``ahl_jax.data.images.read_image`` states,
     - images flattened to the rows of an array [n, d], with ``image_shape``.
 
     ``y`` has two labels: 0, "good" or "normal" for normal (or ``normal_label``), and any other for
@@ -206,22 +208,19 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
 
     def _images(self, X: Any, *, reset: bool) -> Sequence[Path | np.ndarray]:
         """The images of ``X``, in a form that ``Predictor.score`` takes too."""
-        if isinstance(X, str | Path):
-            raise InputError(f"X is {str(X)!r}; put one image in a list, as in [X]")
-        if isinstance(X, list | tuple) or getattr(X, "ndim", None) == 1:
-            items = list(X)
-            paths = [Path(item) for item in items if isinstance(item, str | Path)]
-            arrays = [item for item in items if isinstance(item, np.ndarray) and item.ndim > 1]
-            for images in (paths, arrays):
-                if images and len(images) == len(items):
-                    return images
-            if paths:
-                other = next(item for item in items if not isinstance(item, str | Path))
-                raise InputError(
-                    f"X has {type(other).__name__} values among paths; give paths alone, or arrays"
-                )
-        if getattr(X, "ndim", None) in (3, 4):
-            return list(np.asarray(X))
+        if not _is_rows(X):
+            X = image_list(X)
+            named = [isinstance(item, str | Path) for item in X]
+            shown = [getattr(item, "ndim", 0) > 1 or isinstance(item, Image.Image) for item in X]
+            gone = (type(item).__name__ in ("NoneType", "NAType") for item in X)
+            if any(named) or any(shown) or any(gone):
+                kind, fits = ("paths", named) if any(named) else ("images", shown)
+                if not all(fits):
+                    other = type(X[fits.index(False)]).__name__
+                    raise InputError(
+                        f"X has {other} values among {kind}; give paths alone, or images alone"
+                    )
+                return [_path_or_array(item, f"image {i} of X") for i, item in enumerate(X)]
         rows = validate_data(self, X, reset=reset)
         check_non_negative(rows, type(self).__name__)
         whole = rows.dtype.kind in "iu" and rows.dtype not in (np.uint8, np.uint16)
@@ -245,8 +244,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
 
     def _two(self, labels: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
         """The labels, where they name several classes of anomalies with one for all of those."""
-        if any(label is None for label in labels.tolist()):
-            raise InputError("y has None among its labels; give every image one")
+        missing = [label for label in labels.tolist() if _is_missing(label)]
+        if missing:
+            raise InputError(f"y has {missing[0]} among its labels; give every image one")
         kinds = np.unique(labels) if labels.dtype.kind in "OU" else labels[:0]
         if len(kinds) <= 2 or not all(isinstance(kind, str) for kind in kinds.tolist()):
             return labels
@@ -318,3 +318,23 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             )
         given = {"shots": shots, "held_out": self.held_out, "limit": None, "seed": int(seed)}
         return preset(self.preset, "the images given to fit", **given, **settings, **others)
+
+
+def _is_rows(X: Any) -> bool:
+    """Whether ``X`` has an image in each row, and not a path."""
+    values = np.asarray(X) if hasattr(X, "__array__") else X
+    if getattr(values, "ndim", None) != 2:
+        return False
+    of_objects = isinstance(values, np.ndarray) and values.dtype.kind in "OUT"
+    return not (of_objects and any(isinstance(value, str | Path) for value in values.ravel()))
+
+
+def _path_or_array(item: Any, name: str) -> Path | np.ndarray:
+    if isinstance(item, str | Path):
+        return Path(item)
+    return array_of(item, name) if isinstance(item, Image.Image) else np.asarray(item)
+
+
+def _is_missing(label: Any) -> bool:
+    # pandas.NA is neither equal to itself nor not.
+    return label is None or type(label).__name__ == "NAType" or label != label

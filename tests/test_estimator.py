@@ -3,6 +3,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,8 +110,61 @@ def test_paths_arrays_and_rows_of_the_same_images_give_the_same_detector(
     assert not hasattr(fitted, "n_features_in_")
     names = np.array([str(path) for path in paths])
     np.testing.assert_allclose(fitted.decision_function(names[some]), expected, atol=1e-4)
-    for form in (arrays[some], list(arrays[some])):
+    few = [paths[i] for i in some]
+    pictures = [Image.open(path) for path in few]
+    for form in (
+        arrays[some], list(arrays[some]), jnp.asarray(arrays[some]), pictures, tuple(pictures),
+        [arrays[0], *pictures[1:]], iter(few), map(Image.open, few), names[some][:, None],
+        Column(few), Column(list(arrays[some])), Column(names[some].tolist()),
+    ):  # fmt: skip
         np.testing.assert_allclose(fitted.decision_function(form), expected, atol=1e-4)
+
+
+class Column:
+    """What scikit-learn and NumPy see of a table's column."""
+
+    ndim = 1
+
+    def __init__(self, items: list) -> None:
+        self.items = np.empty(len(items), object)
+        self.items[:] = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.items
+
+
+class NAType:
+    """As of pandas: whether it equals anything is not known."""
+
+    def __eq__(self, other: object) -> "NAType":  # type: ignore[override]
+        return self
+
+    __ne__ = __eq__  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+def test_pictures_are_trained_on_as_arrays_are(
+    fitted: AHLDetector, paths: list[Path], y: np.ndarray
+) -> None:
+    pictures = clone(fitted).fit([Image.open(path) for path in paths[:27]], y[:27])
+    np.testing.assert_allclose(
+        pictures.decision_function(paths[-3:]), fitted.decision_function(paths[-3:]), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("call", ["predict", "score_samples", "decision_function"])
+def test_one_image_is_no_list_of_images(
+    fitted: AHLDetector, arrays: np.ndarray, paths: list[Path], call: str
+) -> None:
+    for one in (arrays[0], arrays[0][..., :1], paths[0], str(paths[0]), Image.open(paths[0])):
+        with pytest.raises(UserError, match="put one image in a list"):
+            getattr(fitted, call)(one)
 
 
 @pytest.mark.slow
@@ -297,6 +351,16 @@ def test_data_that_does_not_fit_is_refused(paths: list[Path], arrays: np.ndarray
         (paths, [0, 1, 2] * 11 + [0], "binary"),
         (paths[:2], [0, 1], "one sample that is normal"),
         ([*paths[:-1], 3], two, "int values among paths"),
+        ([*paths[:-1], NAType()], two, "NAType values among paths"),
+        (Column([*arrays[:-1], NAType()]), two, "NAType values among images"),
+        ([*arrays[:-1], None], two, "NoneType values among images"),
+        ([NAType()] * 34, two, "NAType values among images"),
+        (np.array([paths, paths]).T, two, "give one column"),
+        (arrays[0], two, "put one image in a list"),
+        (dict.fromkeys(paths), two, "of type dict is no list of images"),
+        (set(paths), two, "of type set is no list of images"),
+        (paths, Column([*two[:-1], NAType()]), "NAType .* among its labels"),
+        (paths, [*two[:-1], np.nan], "nan among its labels"),
     ]
     for X, labels, message in bad:
         with pytest.raises(ValueError, match=message):

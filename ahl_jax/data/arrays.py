@@ -63,6 +63,11 @@ def levels(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]
 def resized(values: Shaped[np.ndarray, "h w c"], fit: Fit) -> UInt8[np.ndarray, "h2 w2 3"]:
     """``levels``, one or three channels, resized as Pillow resizes images."""
     wanted = fit(values.shape[1], values.shape[0])
+    if values.dtype == np.uint8:
+        picture = Image.fromarray(
+            np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+        )
+        return np.array(picture.resize(wanted, Image.Resampling.BILINEAR))
     planes = [
         Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(
             wanted, Image.Resampling.BILINEAR

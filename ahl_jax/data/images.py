@@ -6,13 +6,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.errors import BadImageError, InputError
 from ahl_jax.data.arrays import Fit, channels_checked, check_pixels, levels, resized
 from ahl_jax.data.records import ImageSource, InMemory
 
@@ -135,6 +135,52 @@ def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "
         except BadImageError as error:
             raise BadImageError(without_skipping(str(error))) from error
     return _from_memory(picture, lambda width, height: (size, size), name)
+
+
+def image_list(images: Any) -> list[Any]:
+    """Several images as a list of them.
+
+    Args:
+        images: a sequence or iterator of images or their paths, a column of a table, or an array of
+            images [n, h, w] or [n, h, w, c].
+
+    Raises:
+        InputError: if it is one image, or none of these.
+    """
+    if isinstance(images, str | bytes | Path | Image.Image):
+        what = "one image"
+    elif hasattr(images, "__array__"):  # tables, and arrays of other libraries too
+        array = np.asarray(images)
+        if array.dtype.kind in "OUT" and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        # A side of up to four pixels is taken for channels.
+        if array.ndim in (1, 4) or (array.ndim == 3 and array.shape[2] > 4):
+            return list(array)
+        what = f"an array of shape {array.shape}"
+    elif isinstance(images, Iterator | Sequence):
+        return list(images)
+    else:
+        what = f"an object of type {type(images).__name__}"
+    raise InputError(
+        f"{what} is no list of images; put one image in a list, as in [image], and give one column "
+        "of a table"
+    )
+
+
+def array_of(picture: Image.Image, name: str) -> Shaped[np.ndarray, "h w *c"]:
+    """The pixels of a PIL image the right way up, as an array that ``as_image`` takes.
+
+    Args:
+        picture: the image.
+        name: What messages call it.
+
+    Raises:
+        BadImageError: as by ``read_image``.
+    """
+    try:
+        return _values(_upright(picture))
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise _no_image(name, error) from error
 
 
 def check_image(path: Path) -> None:
@@ -325,10 +371,14 @@ def _from_memory(
             return _from_picture(picture, fit)
         return _from_array(np.asarray(picture), fit)
     except Exception as error:
-        raise BadImageError(
-            f"{name or type(picture).__name__} is no image ({error}); give a file, a PIL image, or "
-            "an array [h, w], [h, w, 1] or [h, w, 3]"
-        ) from error
+        raise _no_image(name or type(picture).__name__, error) from error
+
+
+def _no_image(name: str, error: Exception) -> BadImageError:
+    return BadImageError(
+        f"{name} is no image ({error}); give a file, a PIL image, or an array [h, w], [h, w, 1] or "
+        "[h, w, 3]"
+    )
 
 
 def _bad(path: ImageSource, error: Exception) -> BadImageError:
@@ -390,23 +440,33 @@ def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
         return _from_picture(image, fit)
 
 
-def _from_picture(image: Image.Image, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
-    """An opened image as RGB."""
-    check_pixels(image.width, image.height)
-    image.load()
-    if (turn := turn_of(image)) is not None:
-        image = image.transpose(turn)
-    if image.mode.startswith(("I", "F")):
-        # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255.
-        values = np.asarray(image)
-        if image.mode == "I":
-            if values.min() < 0 or values.max() > 65535:
-                raise ValueError("32-bit values outside 0 to 65535")
-            # Values of 8 and of 16 bits both come in 32.
-            values = values.astype(np.uint8 if values.max() <= 255 else np.uint16)
-        return _from_array(values, fit)
-    wanted = fit(image.width, image.height)
-    return np.array(image.convert("RGB").resize(wanted, Image.Resampling.BILINEAR))
+def _upright(picture: Image.Image) -> Image.Image:
+    check_pixels(picture.width, picture.height)
+    picture.load()
+    turn = turn_of(picture)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _from_picture(picture: Image.Image, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
+    picture = _upright(picture)
+    if picture.mode.startswith(("I", "F")):
+        return _from_array(_values(picture), fit)
+    wanted = fit(picture.width, picture.height)
+    # As for an array of its pixels, without the copies.
+    return np.array(picture.convert("RGB").resize(wanted, Image.Resampling.BILINEAR))
+
+
+def _values(picture: Image.Image) -> Shaped[np.ndarray, "h w *c"]:
+    if not picture.mode.startswith(("I", "F")):
+        return np.asarray(picture.convert("RGB"))
+    # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255.
+    values = np.asarray(picture)
+    if picture.mode == "I":
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit values outside 0 to 65535")
+        # Values of 8 and of 16 bits both come in 32.
+        values = values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+    return values
 
 
 def _from_array(array: Shaped[np.ndarray, "..."], fit: Fit) -> UInt8[np.ndarray, "h w 3"]:

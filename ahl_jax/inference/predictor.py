@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
-from ahl_jax.data.images import Picture, as_image, iter_batches
+from ahl_jax.data.images import Picture, as_image, image_list, iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.localizer import heat_of
@@ -67,8 +66,8 @@ class Predictor:
         """Anomaly scores of n images, float32, higher for more anomalous.
 
         Args:
-            images: paths, PIL images, or arrays as ``ahl_jax.data.images.as_image`` takes them; an
-                array of n images is a sequence of them.
+            images: paths, PIL images, or arrays as ``ahl_jax.data.images.as_image`` takes them, in
+                what ``ahl_jax.data.images.image_list`` takes.
 
         Raises:
             BadImageError: if one cannot be read.
@@ -111,7 +110,7 @@ class Predictor:
             BadImageError: if one cannot be read.
             UserError: if it is one image instead of several.
         """
-        _check_list(images)
+        images = image_list(images)
         size, batch = self.config.features.image_size, self.config.features.image_batch
         parts = [
             self.of_arrays(np.stack([as_image(one, size) for one in images[i : i + batch]]))
@@ -233,15 +232,3 @@ def load(workdir: Path | str) -> Predictor:
     if metadata["epochs"] < (planned := config.learning.planned_epochs):
         log.warning("%s is not finished: epoch %d of %d", workdir, metadata["epochs"], planned)
     return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)
-
-
-def _check_list(images: object) -> None:
-    what = "one image"
-    if isinstance(images, np.ndarray):
-        # A side of up to four pixels is taken for channels.
-        if images.ndim in (1, 4) or (images.ndim == 3 and images.shape[2] > 4):
-            return
-        what = f"an array of shape {images.shape}"
-    elif not isinstance(images, str | Path | Image.Image):
-        return
-    raise UserError(f"{what} is no list of images; put it in one, as in score([image])")
