@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,8 +318,6 @@ def test_masks_that_do_not_fit_are_told_before_training_and_in_evaluate(
             target = data / "ground_truth" / name / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (96, 96)).save(target)
-    # The package's own logger passes nothing on once a command has run.
-    monkeypatch.setattr(logging.getLogger("ahl_jax"), "propagate", True)
     metrics = evaluate(finished.workdir, data=str(data), progress=False)
     assert "pixel" not in metrics
     said = [record.getMessage() for record in caplog.records]
