@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,40 @@ def warn_of_unused(images: Sequence[ImageSource], root: Path) -> None:
             ", ".join(map(str, unused[:_SHOWN])),
             more,
             _KINDS,
+        )
+
+
+def marks(
+    samples: Sequence[Sample], masks: Mapping[int, MaskSource]
+) -> Iterator[Bool[np.ndarray, "h w"] | None]:
+    """The anomalous pixels of each image; None for anomalies of which none is marked.
+
+    Warns of masks in which nothing is marked.
+
+    Args:
+        samples: the images.
+        masks: ``masks_of`` them.
+
+    Raises:
+        BadImageError: as ``read_mask`` does.
+    """
+    empty = []
+    for i, sample in enumerate(samples):
+        if sample.anomaly_class is None:
+            yield np.zeros(seen_size(sample.path)[0][::-1], bool)
+        elif i not in masks:
+            yield None
+        else:
+            mask = read_mask(sample.path, masks[i])
+            if mask is None:
+                empty.append(masks[i])
+            yield mask
+    if empty:
+        log.warning(
+            "%s of anomalies, such as %s, left out of the pixel metrics: nothing in them is "
+            "marked, as all is black",
+            counted(len(empty), "mask"),
+            empty[0],
         )
 
 

@@ -2,19 +2,16 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
-from ahl_jax.data.images import seen_size
-from ahl_jax.data.masks import MaskSource, masks_of, read_mask, warn_of_unused
+from ahl_jax.data.masks import MaskSource, marks, masks_of, warn_of_unused
 from ahl_jax.data.types import Split
 from ahl_jax.features import Store
 from ahl_jax.features.split import (
@@ -67,7 +64,11 @@ class TestData:
         if self.predictor.calibration:
             normal = [name is None for name in self.classes]
             metrics["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
-        if self.masks and heat is not None and (pixels := pixel_metrics(heat, self._marks())):
+        if (
+            self.masks
+            and heat is not None
+            and (pixels := pixel_metrics(heat, marks(self.test.samples, self.masks)))
+        ):
             metrics["pixel"] = pixels
         metadata = self.predictor.metadata
         return metrics | {
@@ -80,30 +81,6 @@ class TestData:
             "epochs": metadata["epochs"],
             "seconds": metadata["seconds"],
         }
-
-    def _marks(self) -> Iterator[Bool[np.ndarray, "h w"] | None]:
-        """The anomalous pixels of each test image; None for anomalies of which none is marked.
-
-        Warns of masks in which nothing is marked.
-        """
-        empty = []
-        for i, sample in enumerate(self.test.samples):
-            if sample.anomaly_class is None:
-                yield np.zeros(seen_size(sample.path)[0][::-1], bool)
-            elif i not in self.masks:
-                yield None
-            else:
-                mask = read_mask(sample.path, self.masks[i])
-                if mask is None:
-                    empty.append(self.masks[i])
-                yield mask
-        if empty:
-            log.warning(
-                "%s of anomalies, such as %s, left out of the pixel metrics: nothing in them is "
-                "marked, as all is black",
-                counted(len(empty), "mask"),
-                empty[0],
-            )
 
     def score(self, fpr: float) -> dict[str, Any]:
         """Score the test images; heat maps take time, and are made only for pixel metrics."""

@@ -44,10 +44,10 @@ from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.images import iter_batches, read_image
+from ahl_jax.data.masks import marks, masks_of
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Sample
 from ahl_jax.features.split import load_split
-from ahl_jax.run.evaluate import masks_of
 from ahl_jax.run.metrics import image_metrics
 from ahl_jax.run.pixel_metrics import pixel_metrics
 from experiments.benchmarks import common
@@ -177,18 +177,18 @@ def measure(method: Method, args: Peers) -> dict[str, Any]:
 
 def pixels_of(detector: Detector, config: Config, samples: Sequence[Sample]) -> dict[str, float]:
     """How well heat maps of the test images find what is marked; empty where they cannot."""
-    masks = masks_of(config, samples)
+    masks = masks_of(samples, Path(config.data.data))
     if not masks:
         return {}
-    paths, batch = [samples[i].path for i in masks], config.features.image_batch
+    paths, batch = [sample.path for sample in samples], config.features.image_batch
     heat = []
     for _, images in iter_batches(paths, config.features.image_size, batch):
-        found = detector.heat_images(images)
-        if found is None:
+        maps = detector.heat_images(images)
+        if maps is None:
             return {}
-        heat.append(found)
-    found = pixel_metrics(np.concatenate(heat), masks.values())
-    return {"pixel_auroc": found["auroc"], "aupro": found["aupro"]}
+        heat.append(maps)
+    found = pixel_metrics(np.concatenate(heat), marks(samples, masks))
+    return {"pixel_auroc": found["auroc"], "aupro": found["aupro"]} if found else {}
 
 
 def timed(detector: Detector, images: np.ndarray, batch: int) -> dict[str, float]:
