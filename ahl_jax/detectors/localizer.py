@@ -67,7 +67,10 @@ def fit_localizer(fine: Float[np.ndarray, "n h w c"]) -> Localizer:
 
 
 def heat_of(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
-    """The distance of each location of b images to the nearest normal one."""
+    """The squared distance of each location of b images to the nearest normal one.
+
+    Squared, as it is the logarithm of how unlikely a location is, up to a factor.
+    """
     centred = fine - localizer.mean
     z = jnp.matmul(centred, localizer.whitening, precision=jax.lax.Precision.HIGHEST)
-    return nearest_distances(z, jnp.asarray(localizer.neighbours))
+    return jnp.square(nearest_distances(z, jnp.asarray(localizer.neighbours)))

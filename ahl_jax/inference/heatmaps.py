@@ -9,9 +9,6 @@ from PIL import Image
 _STRONGEST = 0.75
 """The share of the colour where the heat is greatest; the rest is the image."""
 
-_HALF = 3
-"""How many times as hot as the hottest of normal images is drawn as half of the greatest heat."""
-
 
 def upsampled(heat: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
     """A heat map at the size of an image, bilinear."""
@@ -41,8 +38,8 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image with its heat map over it: the hotter, the more of the colour.
 
-    Normal images stay cold. What is hotter is drawn on a scale that has no end, so that the
-    hottest part of a defect can be told.
+    What is common in normal images stays cold, and their hottest location is drawn as half of the
+    greatest heat, on a scale that has no end: so the hottest part of a defect can be told.
 
     Args:
         image: RGB.
@@ -51,7 +48,7 @@ def overlay(
     """
     low, high = scale
     times = np.maximum(upsampled(heat, *image.shape[:2]) - low, 0) / max(high - low, 1e-12)
-    level = times / (times + _HALF)
+    level = 1 - 1 / (1 + times**2)
     colours = _colours()[np.rint(level * 255).astype(int)]
     share = (_STRONGEST * level)[..., None]
     return np.rint((1 - share) * image + share * colours).astype(np.uint8)
