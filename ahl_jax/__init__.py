@@ -5,6 +5,11 @@ data, train in one compiled step; a sequence model over their scores says how mu
 unified detector learns from all of them.
 """
 
+# ruff: noqa: E402
+from ahl_jax.common import stop
+
+stop.before_all_else()
+
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import (

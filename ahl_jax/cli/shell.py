@@ -7,11 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
 from ahl_jax.cli.options import names_of
 from ahl_jax.cli.sentences import with_options
+from ahl_jax.common import stop
 from ahl_jax.common.errors import IncompleteError, UserError
 from ahl_jax.common.files import default_folder
 
@@ -32,28 +34,23 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
     """
     names = names_of(kinds)
     _set_up_logging(names)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        command()
-    except UserError as error:
-        print("ahl:", with_options(str(error), names), file=sys.stderr)
-        sys.exit(2)
-    except IncompleteError as error:
-        print("ahl:", with_options(str(error), names), file=sys.stderr)
-        sys.exit(3)
-    except KeyboardInterrupt as stop:
-        # We are about to end; a second signal would only break the sentence.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        number = stop.args[0] if stop.args else signal.SIGINT
-        print("\nahl: stopped; the same command goes on from where it was", file=sys.stderr)
-        sys.exit(128 + number)
-    except BrokenPipeError:
-        # Who read our output has enough of it; Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with stop.heard():
+        try:
+            command()
+            stop.check()
+        except UserError as error:
+            print("ahl:", with_options(str(error), names), file=sys.stderr)
+            sys.exit(2)
+        except IncompleteError as error:
+            print("ahl:", with_options(str(error), names), file=sys.stderr)
+            sys.exit(3)
+        except KeyboardInterrupt as end:
+            print(f"\n{stop.STOPPED}", file=sys.stderr)
+            _exit(end.args[0] if end.args else signal.SIGINT)
+        except BrokenPipeError:
+            # Who read our output has enough of it; Python would complain again when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _exit(stop.asked() or signal.SIGPIPE)
 
 
 def keep_compiled_programs(cache_dir: Path | None = None) -> None:
@@ -87,6 +84,7 @@ def _set_up_logging(names: Collection[str]) -> None:
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
 
 
-def _interrupt(number: int, _frame: object) -> None:
-    """Stop as Ctrl-C does: what is being written is finished first."""
-    raise KeyboardInterrupt(number)
+def _exit(number: int) -> NoReturn:
+    if stop.asked():
+        stop.leave(number)
+    sys.exit(128 + number)

@@ -5,19 +5,34 @@ import contextlib
 import csv
 import fcntl
 import functools
+import hashlib
 import io
 import logging
 import os
 import shutil
+import socket
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
 
 log = logging.getLogger(__name__)
+_LOCK = ".lock"
+
+_LONGEST = 200
+"""Bytes of a file's name; most file systems allow 255, and some fewer."""
+
+_BEAT = 2.0
+"""Seconds after which the holder of a lock renews its time."""
+
+_PATIENCE = 4 * _BEAT
+"""Seconds without renewal after which the holder is gone."""
 
 
 def user_folder(variable: str, *inside: str) -> Path:
@@ -71,6 +86,9 @@ def _temporary_folder(why: str) -> Path:
 def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Keep other processes out of a folder.
 
+    A process that is killed keeps nobody out. Where the file system has no locks, or those of each
+    machine apart, a process is there as long as it renews the time of its lock file.
+
     Args:
         folder: made if missing; the lock is its file ``.lock``, which stays.
         busy: called where another process is there already, before waiting until it is gone.
@@ -79,13 +97,78 @@ def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
         OSError: if the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    path = folder / _LOCK
+    with path.open("a+b", buffering=0) as file:
+        told = False
+        while not _taken(file, path):
+            if not told:
+                busy()
+            told = True
+            stop.check()
+            time.sleep(0.1)
+        done = threading.Event()
+        beat = threading.Thread(target=_beat, args=(file, done), daemon=True, name="lock")
+        beat.start()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            yield
+        finally:
+            done.set()
+            beat.join()
+            # Nobody has to wait and see whether we are alive.
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+
+
+def holder(folder: Path) -> str:
+    """Who keeps others out of a folder, in brackets after a blank; empty if it is not known."""
+    try:
+        process, host = (folder / _LOCK).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return ""
+    return f" (process {process} on {host})"
+
+
+def _taken(file: BinaryIO, path: Path) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks = True
+    except BlockingIOError:
+        return False
+    except OSError:
+        locks = False
+    host = socket.gethostname()
+    found, _ = before = _seen(path)
+    # One machine's locks may mean nothing to another.
+    if found and not (locks and found.decode(errors="replace").split()[1:] == [host]):
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            stop.check()
+            time.sleep(0.1)
+            if _seen(path) != before:
+                if locks:
+                    fcntl.flock(file, fcntl.LOCK_UN)
+                return False
+    mine = f"{os.getpid()} {host}\n".encode()
+    file.truncate(0)
+    file.write(mine)
+    if not locks:
+        # Of two that came at once, the one whose name stays.
+        time.sleep(_BEAT / 2)
+        return _seen(path)[0] == mine
+    return True
+
+
+def _seen(path: Path) -> tuple[bytes, int]:
+    """What a lock file says and when it was renewed, opened anew as NFS looks only then."""
+    with path.open("rb", buffering=0) as file:
+        return file.read(), os.fstat(file.fileno()).st_mtime_ns
+
+
+def _beat(file: BinaryIO, done: threading.Event) -> None:
+    while not done.wait(_BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -109,11 +192,15 @@ def replace_file(path: Path, content: str | bytes, *, several_writers: bool = Fa
     Raises:
         OSError: if it cannot be written; nothing unfinished is left then.
     """
-    name = f".{path.name}.{uuid.uuid4().hex}.tmp" if several_writers else f".{path.name}.tmp"
-    temporary = path.with_name(name)
+    # Short enough where the file's own name is as long as a name can be.
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    unique = f".{uuid.uuid4().hex}" if several_writers else ""
+    temporary = path.with_name(f".{name}{unique}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(_utf_8(content) if isinstance(content, str) else content)
             if not several_writers:
                 file.flush()
                 os.fsync(file.fileno())
@@ -122,6 +209,11 @@ def replace_file(path: Path, content: str | bytes, *, several_writers: bool = Fa
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _utf_8(text: str) -> bytes:
+    """Text as UTF-8; a name that is not has escapes, which JSON reads back as they were."""
+    return text.encode(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from ahl_jax.common import stop
+
 _SECONDS = 10
 
 
@@ -36,7 +38,8 @@ class Progress:
         return self
 
     def update(self, count: int) -> None:
-        """Counts ``count`` more."""
+        """Counts ``count`` more; a point to stop at."""
+        stop.check()
         self._done += count
         if self._bar is not None:
             self._bar.update(count)

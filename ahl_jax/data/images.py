@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, InputError
 from ahl_jax.data.arrays import Fit, channels_checked, check_pixels, levels, resized
 from ahl_jax.data.records import ImageSource, InMemory
@@ -333,6 +334,7 @@ def iter_batches(
     indices: list[int] = []
     images: list[UInt8[np.ndarray, "size size 3"]] = []
     for index, image in grain.MapDataset.range(len(paths)).map(read).to_iter_dataset(ahead):
+        stop.check()
         if isinstance(image, BadImageError):
             if not skip_bad:
                 raise image

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone
+from ahl_jax.common.files import alone, holder
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.records import data_folder, is_prepared, prepared_folder
 
@@ -49,7 +49,9 @@ def prepare(name: str, manual_dir: Path | None = None, category: str | None = No
     home = data_folder() / name
 
     def busy() -> None:
-        raise UserError(f"another process prepares {name} in {home}; wait until it is done")
+        raise UserError(
+            f"another process prepares {name} in {home}{holder(home)}; wait until it is done"
+        )
 
     with _writing(home), alone(home, busy), contextlib.ExitStack() as stack:
         for left in (*home.glob("incomplete.*"), *home.glob("*/incomplete.*"), home / ".unpacked"):

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 from orbax.checkpoint import multihost
 
+from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
 from ahl_jax.distributed.host_arrays import from_host, to_host
 
@@ -80,7 +81,7 @@ def initialize(coordinator: str | None, process_id: int | None, processes: int |
         )
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"cannot join the other processes ({reason}); {advice}") from error
-    _signals.take_over()
+    stop.share()
 
 
 def is_primary() -> bool:
@@ -178,16 +179,18 @@ def arrays_of_primary(tree: Any) -> Any:
 def _round(results: list[Any]) -> Iterator[None]:
     """Run the body, then exchange what came of it; ``results`` becomes that of all processes."""
     if jax.process_count() == 1:
+        stop.check()
         yield
         return
     failure: BaseException | None = None
     try:
-        _signals.enter()
+        stop.allow(here=True)
+        stop.check()
         yield
-        _signals.leave()
     except BaseException as error:
-        _signals.leave()
         failure = error
+    finally:
+        stop.allow(here=False)
     told = _exchange(json.dumps({"failure": _in_words(failure), "results": results}))
     if failure is not None:
         raise failure
@@ -239,38 +242,6 @@ def _get(client: Any, key: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if not str(error).startswith("DEADLINE_EXCEEDED"):
                 raise
-
-
-class _Signals:
-    """SIGINT and SIGTERM: at once within a round, else at the next one, when all can stop."""
-
-    def __init__(self) -> None:
-        self._inside = False
-        self._waiting: int | None = None
-
-    def take_over(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._arrived)
-
-    def enter(self) -> None:
-        if self._inside:
-            raise RuntimeError("a round of verdicts within another")
-        self._inside = True
-        if self._waiting is not None:
-            number, self._waiting = self._waiting, None
-            raise KeyboardInterrupt(number)
-
-    def leave(self) -> None:
-        self._inside = False
-
-    def _arrived(self, number: int, _frame: object) -> None:
-        if self._inside or self._waiting is not None:
-            raise KeyboardInterrupt(number)
-        self._waiting = number
-        log.info("stopping when all processes can; once more to stop at once")
-
-
-_signals = _Signals()
 
 
 def _await_port(host: str, port: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from ahl_jax.backbones import Trunk, products_in
+from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
@@ -71,6 +72,7 @@ def extract(
     dtype = trunk_dtype(config.precision, jax.default_backend())
     keys: list[str | None] = []
     for path in paths:
+        stop.check()
         try:
             keys.append(image_key(image_digest(path), trunk, config, dtype, **_reading(path)))
         except BadImageError as error:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
-from ahl_jax.common.files import alone, writing
+from ahl_jax.common.files import alone, holder, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.data.folder import images_below
@@ -200,5 +200,6 @@ def _stamp(path: Path) -> _Stamp:
 
 def _in_use(folder: Path) -> None:
     raise UserError(
-        f"another ahl predict is writing to {folder}; wait for it, or give another `out`"
+        f"another ahl predict is writing to {folder}{holder(folder)}; wait for it, or give "
+        "another `out`"
     )

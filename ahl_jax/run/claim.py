@@ -77,6 +77,27 @@ def agree(
     ]
 
 
+def hold(runs: Sequence[Run], stack: ExitStack, *, overwrite: bool) -> None:
+    """Keep other processes from writing to the runs' folders.
+
+    Args:
+        runs: the runs.
+        stack: lets go of the folders, on process 0.
+        overwrite: as for ``claim``.
+
+    Raises:
+        UserError: if another process writes to one of them, or ``claim`` would refuse it.
+    """
+
+    def take() -> None:
+        for run in runs:
+            if not overwrite:
+                run.workdir.check(run.config)
+            stack.enter_context(run.workdir.held())
+
+    on_primary(take)
+
+
 def claim(runs: Sequence[Run], stack: ExitStack, *, overwrite: bool) -> list[Run]:
     """Take hold of every run's folder; give those that still have epochs to train.
 

@@ -1,4 +1,4 @@
-"""A training, as an outline: claim -> extract -> problems -> epochs -> test."""
+"""A training, as an outline: hold -> claim -> extract -> problems -> epochs -> test."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from ahl_jax.config.settings import Config
 from ahl_jax.data.types import Split
 from ahl_jax.distributed.processes import is_primary, on_primary
 from ahl_jax.run.checks import check_settings, check_split
-from ahl_jax.run.claim import Run, agree, claim
+from ahl_jax.run.claim import Run, agree, claim, hold
 from ahl_jax.run.epochs import Training, run_epochs
 from ahl_jax.run.evaluate import test_run
 from ahl_jax.run.extract import extract, make_problems
@@ -116,19 +116,21 @@ def train_runs(
     runs = agree(configs, workdirs, splits, options)
     for run in runs:
         check_split(run.config, run.split)
-    runs = with_views(runs, options)
-    with contextlib.ExitStack() as stack:
-        unfinished = claim(runs, stack, overwrite=options.overwrite)
-        if unfinished:
-            _train(unfinished, options, start)
-        # A save in the background may fail as late as here.
-        on_primary(stack.close)
-    if options.progress:
-        trained = {run.workdir.path for run in unfinished}
-        for run in runs:
-            if run.workdir.path not in trained:
-                log.info("%s is finished: all epochs are done", run.workdir.path)
-    return on_primary(lambda: _test(runs, options))
+    with contextlib.ExitStack() as held:
+        hold(runs, held, overwrite=options.overwrite)
+        runs = with_views(runs, options)
+        with contextlib.ExitStack() as stack:
+            unfinished = claim(runs, stack, overwrite=options.overwrite)
+            if unfinished:
+                _train(unfinished, options, start)
+            # A save in the background may fail as late as here.
+            on_primary(stack.close)
+        if options.progress:
+            trained = {run.workdir.path for run in unfinished}
+            for run in runs:
+                if run.workdir.path not in trained:
+                    log.info("%s is finished: all epochs are done", run.workdir.path)
+        return on_primary(lambda: _test(runs, options))
 
 
 def _train(runs: Sequence[Run], options: RunOptions, start: Start | None) -> None:

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone, writing
+from ahl_jax.common.files import alone, holder, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
 from ahl_jax.data.images import iter_batches
@@ -149,7 +149,11 @@ def _alone(folder: Path, *, progress: bool) -> Iterator[None]:
 
     def busy() -> None:
         if progress:
-            log.info("stage one: another process trains this trunk in %s; waiting for it", folder)
+            log.info(
+                "stage one: another process trains this trunk in %s%s; waiting for it",
+                folder,
+                holder(folder),
+            )
 
     with contextlib.ExitStack() as stack:
         with writing(folder, "name another folder with `cache_dir`, or set AHL_CACHE to one"):

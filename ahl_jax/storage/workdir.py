@@ -1,16 +1,18 @@
 """The files of a run, in one folder: ``FILES``."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import csv_text, replace_file, writing
+from ahl_jax.common.files import alone, csv_text, holder, replace_file, writing
 from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
@@ -38,6 +40,19 @@ class Workdir:
 
         if tensorboard:
             check_event_files()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder.
+
+        Raises:
+            UserError: if one does, or the folder cannot be written to.
+        """
+        self._check_folder()
+        with contextlib.ExitStack() as stack:
+            with writing(self.path, "give another folder as `workdir`"):
+                stack.enter_context(alone(self.path, self._busy))
+            yield
 
     def claim(self, config: Config, *, overwrite: bool) -> None:
         """Make the folder this run's, or find that it is already.
@@ -200,6 +215,12 @@ class Workdir:
         if not isinstance(run, dict) or "config" not in run:
             raise UserError(f"{path} is not the description of a run; train again")
         return run
+
+    def _busy(self) -> None:
+        raise UserError(
+            f"another training is writing to {self.path}{holder(self.path)}; wait until it is "
+            "done, or give another `workdir`"
+        )
 
     def _check_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -15,7 +15,8 @@ from ahl_jax.common.text import markdown_table, mean_std
 from ahl_jax.config.settings import Config, data_name
 from ahl_jax.detectors.names import method_name
 from ahl_jax.run.checks import check_settings
-from ahl_jax.run.options import run_options
+from ahl_jax.run.options import RunOptions, run_options
+from ahl_jax.storage.workdir import Workdir
 from ahl_jax.sweeps.cells import Row, check, results
 from ahl_jax.sweeps.figure import Mark, draw, png
 from ahl_jax.sweeps.points import Point, plan
@@ -56,6 +57,20 @@ def ablate(
     points = plan(config, over, workdir, base=base)
     check_settings(config)
     check(points, seeds, how)
+    with Workdir(workdir).held():
+        return _ablated(config, points, seeds, how, workdir, command, base=base)
+
+
+def _ablated(
+    config: Config,
+    points: Sequence[Point],
+    seeds: Sequence[int],
+    how: RunOptions,
+    workdir: Path,
+    command: str | None,
+    *,
+    base: bool,
+) -> list[Row]:
     rows: list[Row] = []
     panels: dict[str, list[Mark]] = {}
     alone: list[float] | None = None

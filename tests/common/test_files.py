@@ -1,16 +1,33 @@
-"""Files that are replaced in one step, failures to write in one sentence, the user's folders."""
+"""Files replaced in one step, folders of one process or user, failures to write in one sentence."""
 
+import contextlib
 import errno
+import fcntl
+import json
 import os
 import pwd
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import textwrap
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ahl_jax import UserError
-from ahl_jax.common.files import _temporary_folder, default_folder, replace_file, writing
+from ahl_jax.common import stop
+from ahl_jax.common.files import (
+    _temporary_folder,
+    alone,
+    default_folder,
+    holder,
+    replace_file,
+    writing,
+)
 from ahl_jax.data.records import data_folder
 from ahl_jax.features import Store
 
@@ -90,3 +107,92 @@ def test_without_a_temporary_folder_either_it_is_one_sentence(
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     with pytest.raises(UserError, match="set AHL_CACHE to a folder"):
         default_folder()
+
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from ahl_jax.common import files
+    if sys.argv[2:]:
+        files.socket.gethostname = lambda: sys.argv[2]
+    with files.alone(Path(sys.argv[1]), lambda: None):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def _held(folder: Path, *host: str) -> Iterator[subprocess.Popen]:
+    """Another process keeps the folder until it is killed."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), *host]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _refuse() -> None:
+    raise UserError("busy")
+
+
+def _no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def _locks_of_one_machine(*_: object) -> None:
+    """As a network share's may be: they succeed, whatever other machines hold."""
+
+
+def test_a_folder_is_one_processs_until_it_is_killed(tmp_path: Path) -> None:
+    with _held(tmp_path) as other:
+        assert holder(tmp_path) == f" (process {other.pid} on {socket.gethostname()})"
+        with pytest.raises(UserError, match="busy"), alone(tmp_path, _refuse):
+            pass
+    began = time.monotonic()
+    with alone(tmp_path, _refuse):
+        assert holder(tmp_path) == f" (process {os.getpid()} on {socket.gethostname()})"
+    assert time.monotonic() - began < 1
+    assert holder(tmp_path) == ""
+
+
+@pytest.mark.parametrize("flock", [_no_locks, _locks_of_one_machine])
+def test_a_folder_is_one_processs_where_locks_do_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with _held(tmp_path, "elsewhere"):
+        with pytest.raises(UserError, match="busy"), alone(tmp_path, _refuse):
+            pass
+        assert holder(tmp_path).endswith(" on elsewhere)")
+    # Whoever was killed writes no more.
+    monkeypatch.setattr("ahl_jax.common.files._PATIENCE", 0.5)
+    with alone(tmp_path, _refuse):
+        assert holder(tmp_path).startswith(f" (process {os.getpid()} ")
+
+
+def test_who_waits_for_a_folder_hears_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop._state, "asked", signal.SIGTERM)
+    with (
+        _held(tmp_path),
+        pytest.raises(KeyboardInterrupt),
+        alone(tmp_path, lambda: None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("length", [246, 247, 255])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path, length: int) -> None:
+    replace_file(tmp_path / ("n" * length), "text")
+    assert os.listdir(tmp_path) == ["n" * length]
+
+
+def test_text_with_a_name_that_is_no_utf_8_can_be_written(tmp_path: Path) -> None:
+    replace_file(tmp_path / "run.json", json.dumps("caf\udce9", ensure_ascii=False))
+    assert json.loads((tmp_path / "run.json").read_text("utf-8")) == "caf\udce9"

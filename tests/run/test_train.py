@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from ahl_jax import Config, UserError, evaluate, export_model, load, train
 from ahl_jax.config.presets import with_settings
 from ahl_jax.features.split import split_digest
 from ahl_jax.learning import seeds
+from ahl_jax.storage.workdir import Workdir
 from tests.runs import FinishedRun, history, inference, stopped_in_epoch
 
 
@@ -293,3 +295,36 @@ def test_fit_is_one_epoch_without_losses(density: FinishedRun, tmp_path: Path) -
 def test_density_without_whitened_features_is_refused(config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="density needs `whiten=True`"):
         train(with_settings(config, {"detector": "density"}), tmp_path / "run")
+
+
+def test_two_trainings_of_one_folder_are_refused(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Workdir(tmp_path).held(), pytest.raises(UserError) as error:
+        train(config, tmp_path, progress=False)
+    assert str(error.value) == (
+        f"another training is writing to {tmp_path} (process {os.getpid()} on "
+        f"{socket.gethostname()}); wait until it is done, or give another `workdir`"
+    )
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+@pytest.mark.slow
+def test_of_two_starts_at_once_one_trains(finished: FinishedRun, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ahl_jax", "train", finished.config.data.data]
+    command += ["--workdir", str(tmp_path / "run"), "--preset", "debug", "--shots", "4"]
+    both = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+        for _ in range(2)
+    ]
+    said = {process.pid: process.communicate()[1] for process in both}
+    (first, second) = sorted(both, key=lambda process: process.returncode)
+    assert (first.returncode, second.returncode) == (0, 2), said
+    assert f"(process {first.pid} on " in said[second.pid]
+    for text in said.values():
+        assert "Traceback" not in text
+        assert "never awaited" not in text
+    assert (
+        json.loads((tmp_path / "run/metrics.json").read_text())["auc_roc"]
+        == (finished.metrics["auc_roc"])
+    )

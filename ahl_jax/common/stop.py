@@ -1,0 +1,130 @@
+"""SIGINT and SIGTERM ask a command to stop; it does where nothing is left half done.
+
+A handler of Python's may run anywhere, such as in a callback of the compiler that swallows what it
+raises, and never while the compiler has the thread. So signals only ask; long work calls ``check``
+now and then; and where that takes too long, a thread ends the process, as a kill may at any time.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_GRACE = 4.0
+"""Seconds until a command that has come to no safe point is ended."""
+
+STOPPED = "ahl: stopped; the same command goes on from where it was"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _State:
+    asked: int | None = None
+    """The first signal that came."""
+
+    shared = False
+    """Whether other processes have to stop at the same point."""
+
+    held = False
+    """Whether this is no such point."""
+
+
+_state = _State()
+
+
+def check() -> None:
+    """A point where nothing is half done.
+
+    Raises:
+        KeyboardInterrupt: with the signal's number, if a stop was asked for.
+    """
+    if _state.asked is not None and not _state.held:
+        raise KeyboardInterrupt(_state.asked)
+
+
+def share() -> None:
+    """From now on other processes take part: they all stop where each of them allows it."""
+    _state.shared = _state.held = True
+
+
+def allow(*, here: bool) -> None:
+    """Say whether this part of a program that processes share may be stopped."""
+    _state.held = not here
+
+
+def asked() -> int | None:
+    """The signal that asked to stop, if one did."""
+    return _state.asked
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Within this block, SIGINT and SIGTERM ask to stop; a second one ends the process at once."""
+    _state.asked, _state.shared, _state.held = None, False, False
+    # Python's own handlers wait for the main thread, which may be in the compiler.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = {number: signal.signal(number, lambda *_: None) for number in _heeded()}
+    earlier = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(read,), daemon=True, name="signals").start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(write)
+
+
+def leave(number: int) -> None:
+    """End the process with a signal's exit code, before anything can crash that is under way.
+
+    Processes that share a program take leave of each other first, so there this only returns.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if not _state.shared:
+        os._exit(128 + number)
+
+
+def before_all_else() -> None:
+    """End the process at a signal, as nothing has begun; for ``ahl`` while it is imported."""
+    if Path(sys.argv[0]).name == "ahl" or (sys.argv[0] == "-m" and "ahl_jax" in sys.orig_argv):
+        for number in _heeded():
+            signal.signal(number, lambda number, _: _end(number))
+
+
+def _heeded() -> list[signal.Signals]:
+    """The signals that whoever started the process did not have it ignore."""
+    return [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+
+
+def _end(number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
+def _listen(pipe: int) -> None:
+    timer: threading.Timer | None = None
+    with open(pipe, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            if number[0] not in _SIGNALS:
+                continue
+            if _state.asked is not None:
+                _end(_state.asked)
+            _state.asked = number[0]
+            if _state.shared:
+                log.info("stopping when all processes can; once more to stop at once")
+                continue
+            timer = threading.Timer(_GRACE, _end, [number[0]])
+            timer.daemon = True
+            timer.start()
+    if timer:
+        timer.cancel()

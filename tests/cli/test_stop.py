@@ -1,0 +1,127 @@
+"""Signals ask a command to stop, and it does, wherever it is."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahl_jax import train
+from tests.runs import FinishedRun, inference
+
+WORKS = {
+    "at a safe point": """
+        me()
+        stop.check()
+        os._exit(99)
+    """,
+    "at the end": "me()",
+    "where an exception is swallowed": """
+        gc.callbacks.append(lambda phase, _: phase == "start" and me())
+        gc.collect()
+        gc.callbacks.clear()
+        stop.check()
+        os._exit(99)
+    """,
+    "where nothing is safe": """
+        stop._GRACE = 0.5
+        me()
+        time.sleep(60)
+    """,
+    "twice": """
+        me()
+        me()
+        time.sleep(60)
+    """,
+    # As the compiler does.
+    "where no handler runs": """
+        stop._GRACE = 0.5
+        threading.Timer(0.5, me).start()
+        {ctypes.CDLL(None).usleep(300_000) for _ in range(200)}
+    """,
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_a_signal_is_never_lost(work: str) -> None:
+    code = """
+        import ctypes, gc, os, signal, threading, time
+        from ahl_jax.cli.shell import run_command
+        from ahl_jax.common import stop
+        def me():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+        def work():
+    """
+    code = textwrap.dedent(code) + textwrap.indent(textwrap.dedent(WORKS[work]), "    ")
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nrun_command(work)"],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=45,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "ahl: stopped; the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
+    code = """
+        import os, signal
+        from ahl_jax.cli.shell import run_command
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        run_command(lambda: os.kill(os.getpid(), signal.SIGINT))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=os.environ)
+
+
+def _stopped(run: FinishedRun, workdir: Path, cache: Path, delay: float, how: int) -> bool:
+    """Stop a training that nothing is cached for; whether it was not done before."""
+    command = [sys.executable, "-m", "ahl_jax", "train", run.config.data.data, "--shots", "4"]
+    command += ["--workdir", str(workdir), "--preset", "debug"]
+    cold = {"AHL_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache / "compiled")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | cold
+    )
+    time.sleep(delay)
+    done = process.poll()
+    process.send_signal(how)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    if done is not None:
+        assert done == 0, said
+        return False
+    assert process.returncode == 128 + how, said
+    assert time.monotonic() - began < 10
+    assert said.endswith("ahl: stopped; the same command goes on from where it was\n")
+    assert "Traceback" not in said
+    return True
+
+
+def test_a_training_stops_from_its_first_second(finished: FinishedRun, tmp_path: Path) -> None:
+    for delay, how in ((0.5, signal.SIGINT), (2, signal.SIGTERM)):
+        assert _stopped(finished, tmp_path / "run", tmp_path / "cache", delay, how)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_training_stops_at_any_moment_of_a_cold_start_and_goes_on(
+    finished: FinishedRun, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    workdir, latest = tmp_path / "run", 30.0
+    for number in range(50):
+        delay, how = rng.uniform(0.3, latest), rng.choice((signal.SIGINT, signal.SIGTERM))
+        if not _stopped(finished, workdir, tmp_path / f"cache-{number}", delay, how):
+            latest = delay
+    metrics = train(finished.config, workdir, progress=False)
+    assert metrics | {"seconds": 0} == finished.metrics | {"seconds": 0}
+    for a, b in zip(inference(finished.workdir), inference(workdir), strict=True):
+        np.testing.assert_array_equal(a, b)
