@@ -19,7 +19,7 @@ from jaxtyping import Float
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
-from ahl_jax.storage.workdir import CALIBRATION
+from ahl_jax.storage.workdir import CALIBRATION, Workdir
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,15 @@ def calibration_of(
     Args:
         scores: theirs, in any order.
         locations: the scores of all of their locations.
+
+    Raises:
+        UserError: if a score is no number.
     """
+    if not (np.isfinite(scores).all() and np.isfinite(locations).all()):
+        raise UserError(
+            "the scores of held-out normals are no numbers, as the training diverged; start over "
+            "with a smaller `lr_base` and `overwrite=True`"
+        )
     low, high = np.quantile(locations, [0.5, 0.999])
     return Calibration(np.sort(scores), (float(low), float(high)))
 
@@ -134,18 +142,19 @@ def read_calibration(folder: Path) -> Calibration | None:
     Raises:
         UserError: if it is damaged.
     """
-    path = folder / CALIBRATION
+    text = Workdir(folder.parent).read(f"{folder.name}/{CALIBRATION}")
+    if text is None:
+        return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(text)
         scores, (low, high) = np.asarray(values["scores"], np.float32), values["locations"]
         if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
             raise ValueError("its scores are no numbers")
         return Calibration(np.sort(scores), (float(low), float(high)))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); delete it, and give the training's command again"
+            f"{folder / CALIBRATION} is damaged ({error}); delete it, and give the training's "
+            "command again"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """A run with its test images scored: what reports are about."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ahl_jax.inference.threshold import Calibration, check_fpr
 from ahl_jax.reports.bootstrap import Resampled, resample
 from ahl_jax.run.evaluate import load_test
 from ahl_jax.storage.workdir import Workdir
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,8 @@ def score(
     metrics = tested.metrics(outcome.scores, outcome.heat, fpr)
     try:
         history = Workdir(Path(workdir)).read_history(metrics["epochs"])
-    except UserError:
+    except UserError as error:
+        log.warning("no losses: %s", error)
         history = []
     normal = np.array([name is None for name in tested.classes])
     return Scored(

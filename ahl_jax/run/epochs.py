@@ -92,6 +92,7 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
         readable = on_this_process(states, mesh)
         with together():
             if is_primary():
+                _check_finite(trainings, learner, readable, logs, numbers)
                 rows = _rows(learner, logs, numbers, seconds / len(trainings))
                 for history, new in zip(histories, rows, strict=True):
                     history += new
@@ -175,6 +176,39 @@ def _announce_memory(compiled: jax.stages.Compiled) -> None:
             "training takes %.0f MiB on each device: %.0f MiB for features and state, %.0f MiB "
             "for the work on batches",
             *(size / 2**20 for size in (arguments + more, arguments, more)),
+        )
+
+
+def _check_finite(
+    trainings: Sequence[Training],
+    learner: Learner,
+    states: Any,
+    logs: EpochLog,
+    numbers: Int[np.ndarray, " e"],
+) -> None:
+    """Find out whether training has diverged, before anything of it is kept.
+
+    Args:
+        trainings: the runs.
+        learner: how they train.
+        states: theirs after the epochs, with a leading seed axis.
+        logs: of the epochs; leading axes epoch and seed.
+        numbers: of the epochs, from 0.
+
+    Raises:
+        UserError: if a detector has parameters that are no numbers.
+    """
+    for i, training in enumerate(trainings):
+        params = jax.tree.leaves(learner.model(seeds.one_seed(states, i)).params)
+        if all(np.isfinite(leaf).all() for leaf in params):
+            continue
+        # The loss is no number from the epoch on where it happened.
+        lost = ~np.isfinite(logs.support_losses[:, i]).all(-1)
+        epoch = int(numbers[np.argmax(lost) if lost.any() else -1]) + 1
+        rates = "`lr` or `lr_base`" if training.run.config.learning.method == "ahl" else "`lr_base`"
+        raise UserError(
+            f"the training of {training.run.workdir.path} diverged in epoch {epoch}: parameters "
+            f"are no numbers any more; start over with a smaller {rates} and `overwrite=True`"
         )
 
 

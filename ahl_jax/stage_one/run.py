@@ -214,6 +214,11 @@ def _train(
         current, losses = program(current, *placed, np.int32(number))
         losses = np.asarray(jax.device_get(losses))
         seconds = time.perf_counter() - began
+        if not np.isfinite(losses).all():
+            raise UserError(
+                f"stage one diverged in epoch {number + 1}: its loss is no number any more; give a "
+                "smaller `stage_one_lr`"
+            )
         state = on_this_process(current, mesh)
         with together():
             if saved:

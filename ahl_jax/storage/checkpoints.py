@@ -8,6 +8,8 @@ format does not notice every damaged byte. Of several processes only one reads a
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -247,10 +249,24 @@ class Checkpoints:
 def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
     """The items of one checkpoint: pytrees of numpy arrays, and a JSON item about them."""
     digests = {name: digest(tree) for name, tree in items.items()}
+    digests["metadata"] = _digest_of(metadata)
     return ocp.args.Composite(
         metadata=ocp.args.JsonSave({"metadata": metadata, "sha256": digests}),
         **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
     )
+
+
+def _structure(checkpointer: ocp.Checkpointer, item: Path) -> PyTree:
+    """What an item's _METADATA lists."""
+    try:
+        return checkpointer.metadata(item).item_metadata.tree
+    except Exception as error:
+        # Orbax gives None, or raises nearly anything.
+        raise ValueError(f"{item.name}/_METADATA, or what it lists, cannot be read") from error
+
+
+def _digest_of(metadata: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -278,16 +294,20 @@ def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
     try:
         options = {"multiprocessing_options": _this_process_alone()}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as checkpointer:
-            tree = checkpointer.metadata(folder / item).item_metadata.tree
+            tree = _structure(checkpointer, folder / item)
             to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             arrays = checkpointer.restore(
                 folder / item, args=ocp.args.PyTreeRestore(restore_args=to_numpy)
             )
         with ocp.Checkpointer(ocp.JsonCheckpointHandler(**options), **options) as checkpointer:
             about = checkpointer.restore(folder / "metadata", args=ocp.args.JsonRestore())
-        if digest(arrays) != about["sha256"][item]:
+        known, metadata = about["sha256"], about["metadata"]
+        # Earlier versions had none of the metadata.
+        if known.get("metadata", _digest_of(metadata)) != _digest_of(metadata):
+            raise ValueError("the checksum of its metadata is wrong")
+        if digest(arrays) != known[item]:
             raise ValueError(f"the checksum of {item} is wrong")
-        return arrays, about["metadata"]
+        return arrays, metadata
     except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(
             f"the checkpoint in {folder} is damaged ({reason(error)}); remove this folder to "

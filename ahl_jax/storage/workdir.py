@@ -4,6 +4,8 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone, csv_text, holder, replace_file, writing
+from ahl_jax.common.files import alone, csv_text, holder, reason, replace_file, writing
 from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
@@ -21,6 +23,9 @@ from ahl_jax.storage.tensorboard import EventFiles, check_event_files
 
 FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
+
+_CHECKSUM, _FILES = "sha256", "files"
+"""In run.json: of itself, and of the others that are text."""
 
 CALIBRATION = "calibration.json"
 """In the checkpoint's folder: the scores that the threshold is set by."""
@@ -70,7 +75,7 @@ class Workdir:
                 return
         with writing(self.path, "give another folder as `workdir`"):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("run.json", _json({"config": located(config).to_dict()}))
+            self._describe({"config": located(config).to_dict()})
 
     def check(self, config: Config) -> None:
         """Find out, without changing anything, whether ``claim`` would refuse the folder.
@@ -144,7 +149,7 @@ class Workdir:
     def _bind(self, name: str, digest: str, what: str) -> None:
         run = self._run()
         self._check_bound(run, name, digest, what)
-        self._write("run.json", _json(run | {name: digest}))
+        self._describe(run | {name: digest})
 
     def _check_bound(self, run: dict[str, Any], name: str, digest: str, what: str) -> None:
         if run.get(name, digest) != digest:
@@ -167,16 +172,14 @@ class Workdir:
         """The rows of the first ``epochs`` epochs, as text.
 
         Raises:
-            UserError: if one is missing.
+            UserError: if one is missing, or the file is damaged.
         """
-        path = self.path / "history.csv"
-        rows: list[dict[str, Any]] = []
-        if epochs and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))[:epochs]
+        advice = "start over with `overwrite=True`"
+        text = self.read("history.csv", advice) if epochs else None
+        rows = list(csv.DictReader(io.StringIO(text)))[:epochs] if text else []
         if len(rows) < epochs:
             raise UserError(
-                f"{path} lacks epochs that the checkpoint has; start over with `overwrite=True`"
+                f"{self.path / 'history.csv'} lacks epochs that the checkpoint has; {advice}"
             )
         return rows
 
@@ -192,9 +195,41 @@ class Workdir:
         self._write(f"checkpoint/{CALIBRATION}", text)
 
     def metrics(self) -> dict[str, Any] | None:
-        """Reads back the metrics that ``write_metrics`` wrote, if it did."""
-        path = self.path / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """Reads back the metrics that ``write_metrics`` wrote, if it did.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
+        text = self.read("metrics.json")
+        try:
+            found = None if text is None else json.loads(text)
+            if not isinstance(found, dict | None):
+                raise ValueError("it holds no metrics")
+            return found
+        except ValueError as error:
+            raise _damaged(self.path / "metrics.json", error) from error
+
+    def read(self, name: str, advice: str = "") -> str | None:
+        """The text of one of the run's files; None if it is not there.
+
+        Args:
+            name: its path in the run's folder.
+            advice: the way out, by default to let the training write it again.
+
+        Raises:
+            UserError: if it is not what the run wrote. Files of earlier versions cannot be told.
+        """
+        path = self.path / name
+        try:
+            content = path.read_bytes()
+            known = self._digests().get(name)
+            if known and hashlib.sha256(content).hexdigest() not in known:
+                raise ValueError("its checksum is wrong")
+            return content.decode()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error, advice) from error
 
     @functools.cached_property
     def _events(self) -> EventFiles:
@@ -214,7 +249,20 @@ class Workdir:
             raise UserError(f"{path} cannot be read ({error}); train again") from error
         if not isinstance(run, dict) or "config" not in run:
             raise UserError(f"{path} is not the description of a run; train again")
+        if run.pop(_CHECKSUM, _checksum(run)) != _checksum(run):
+            raise UserError(
+                f"{path} is damaged (its checksum is wrong); restore it or train again, or delete "
+                f"its {_CHECKSUM} if you changed it yourself"
+            )
         return run
+
+    def _describe(self, run: dict[str, Any]) -> None:
+        """Write run.json."""
+        self._replace("run.json", _json(run | {_CHECKSUM: _checksum(run)}))
+
+    def _digests(self) -> dict[str, list[str]]:
+        """The checksums that each file may have."""
+        return self._run().get(_FILES, {}) if (self.path / "run.json").is_file() else {}
 
     def _busy(self) -> None:
         raise UserError(
@@ -257,7 +305,17 @@ class Workdir:
                 path.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        replace_file(self.path / name, text)
+        path, digests = self.path / name, self._digests()
+        new = hashlib.sha256(text.encode()).hexdigest()
+        # A kill in between leaves the old file, or the new one.
+        old = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else new
+        before = [old] if old in digests.get(name, [old]) else []
+        self._describe(self._run() | {_FILES: digests | {name: sorted({*before, new})}})
+        self._replace(name, text)
+
+    def _replace(self, name: str, text: str) -> None:
+        with writing(self.path, "make room there, or give another folder as `workdir`"):
+            replace_file(self.path / name, text)
 
 
 def located(config: Config) -> Config:
@@ -275,3 +333,13 @@ def located(config: Config) -> Config:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _checksum(run: dict[str, Any]) -> str:
+    content = {name: value for name, value in run.items() if name != _CHECKSUM}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _damaged(path: Path, error: Exception, advice: str = "") -> UserError:
+    advice = advice or "delete it, and give the training's command again"
+    return UserError(f"{path} is damaged ({reason(error)}); {advice}")

@@ -94,3 +94,8 @@ def test_a_damaged_one_is_refused(tmp_path, text: str) -> None:
 def test_rates_are_between_0_and_1(fpr: float) -> None:
     with pytest.raises(UserError, match="`fpr`"):
         check_fpr(fpr)
+
+
+def test_scores_that_are_no_numbers_set_no_threshold() -> None:
+    with pytest.raises(UserError, match="the training diverged"):
+        calibration_of(np.array([1, np.nan]), np.ones(4))

@@ -232,6 +232,7 @@ def test_a_run_whose_images_changed_does_not_go_on(finished: FinishedRun, tmp_pa
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     moved = shutil.copytree(data, tmp_path / "weave")
     run = json.loads((workdir / "run.json").read_text())
+    del run["sha256"]  # As who changes it is told to.
     run["config"]["data"]["data"] = str(moved)
     (workdir / "run.json").write_text(json.dumps(run))
     (moved / "train/good/00.png").write_bytes((moved / "train/good/01.png").read_bytes())
@@ -328,3 +329,25 @@ def test_of_two_starts_at_once_one_trains(finished: FinishedRun, tmp_path: Path)
         json.loads((tmp_path / "run/metrics.json").read_text())["auc_roc"]
         == (finished.metrics["auc_roc"])
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("base", "`lr_base`"),
+        pytest.param("ahl", "`lr` or `lr_base`", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_that_diverges_says_where(
+    config: Config, tmp_path: Path, method: str, advice: str
+) -> None:
+    wild = with_settings(config, {"method": method, "lr_base": 1e38, "lr": 1e38})
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            train(wild, tmp_path, progress=False)
+        assert re.fullmatch(
+            rf"the training of {tmp_path} diverged in epoch [12]: parameters are no numbers any "
+            rf"more; start over with a smaller {advice} and `overwrite=True`",
+            str(error.value),
+        )
+    assert not list(tmp_path.glob("checkpoint/epoch_*"))

@@ -239,6 +239,33 @@ def test_damage_is_named(tmp_path, item):
             read()
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", None])
+def test_damage_to_the_list_of_arrays_is_named(tmp_path, content):
+    save_epochs(tmp_path, 0)
+    listed = tmp_path / "checkpoint/epoch_0/inference/_METADATA"
+    text = listed.read_bytes()
+    listed.write_bytes(text.replace(b"key_type", b"key_tyqe") if content is None else content)
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(UserError, match=r"epoch_0 is damaged \(inference/_METADATA, or what it"),
+    ):
+        checkpoints.restore_inference()
+
+
+def test_a_changed_setting_in_a_checkpoint_is_noticed(tmp_path):
+    save_epochs(tmp_path, 0)
+    (metadata,) = (tmp_path / "checkpoint/epoch_0/metadata").glob("metadata")
+    about = json.loads(metadata.read_text())
+    about["metadata"]["image_size"] = 449
+    metadata.write_text(json.dumps(about))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="its metadata"):
+        checkpoints.restore_inference()
+    del about["sha256"]["metadata"]  # As earlier versions had it.
+    metadata.write_text(json.dumps(about))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_inference()[1]["image_size"] == 449
+
+
 def test_a_flipped_bit_is_noticed(tmp_path):
     values = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,12 +1,16 @@
-"""Which runs a folder takes."""
+"""Which runs a folder takes, and how damage to its files is noticed."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from ahl_jax import Config, UserError, preset
+from ahl_jax.common.files import replace_file
 from ahl_jax.config.presets import with_settings
+from ahl_jax.inference.threshold import read_calibration
 from ahl_jax.storage.workdir import Workdir, located
 
 ONE, OTHER = (preset("debug", "elpv", shots=shots) for shots in (3, 4))
@@ -74,3 +78,84 @@ def test_names_of_data_sets_and_what_is_not_there_stay(
     (tmp_path / "elpv").mkdir()
     monkeypatch.chdir(tmp_path)
     assert located(preset("debug", data)) == preset("debug", data)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Workdir:
+    folder = Workdir(tmp_path)
+    folder.claim(ONE, overwrite=False)
+    (tmp_path / "checkpoint").mkdir()
+    folder.write_history([{"epoch": "1", "seconds": "2.5"}])
+    folder.write_metrics({"auc_roc": 0.9, "epochs": 1})
+    folder.write_calibration('{"scores": [13.4, 90.6], "locations": [0.5, 1.5]}\n')
+    return folder
+
+
+READERS = {
+    "run.json": lambda folder: folder.config(),
+    "history.csv": lambda folder: folder.read_history(1),
+    "metrics.json": lambda folder: folder.metrics(),
+    "checkpoint/calibration.json": lambda folder: read_calibration(folder.path / "checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_changed_digit_is_noticed(written: Workdir, name: str) -> None:
+    path, read = written.path / name, READERS[name]
+    whole = path.read_bytes()
+    assert read(written)
+    # Those of the checksum's own name change nothing.
+    values = whole.replace(b'"sha256"', b'"xxxxxx"')
+    digits = [i for i, byte in enumerate(values) if chr(byte).isdigit()]
+    for i in digits:
+        path.write_bytes(whole[:i] + bytes([(whole[i] - 47) % 10 + 48]) + whole[i + 1 :])
+        with pytest.raises(UserError, match=f"{name} is damaged \\(its checksum is wrong\\)"):
+            read(written)
+    path.write_bytes(whole)
+    assert read(written)
+
+
+def test_what_earlier_versions_wrote_has_no_checksum(written: Workdir) -> None:
+    run = json.loads((written.path / "run.json").read_text())
+    (written.path / "run.json").write_text(json.dumps({"config": run["config"]}))
+    for read in READERS.values():
+        assert read(written)
+    written.write_metrics({"auc_roc": 0.8, "epochs": 1})
+    assert written.metrics() == {"auc_roc": 0.8, "epochs": 1}
+
+
+def test_a_kill_between_a_file_and_its_checksum_damages_nothing(
+    written: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, text: str) -> None:
+        if path.name == "history.csv":
+            raise KeyboardInterrupt
+        replace_file(path, text)
+
+    rows = [{"epoch": str(n), "seconds": "2.5"} for n in (1, 2)]
+    monkeypatch.setattr("ahl_jax.storage.workdir.replace_file", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            written.write_history(rows)
+        assert written.read_history(1) == rows[:1]
+    monkeypatch.undo()
+    written.write_history(rows)
+    assert written.read_history(2) == rows
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_metrics_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=r"metrics.json is damaged .*; delete it, and give the"):
+        Workdir(tmp_path).metrics()
+
+
+def test_a_full_disk_is_one_sentence(written: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    before = sorted(os.listdir(written.path))
+    with pytest.raises(UserError, match="the disk is full"):
+        written.write_metrics({"epochs": 1})
+    assert sorted(os.listdir(written.path)) == before
