@@ -200,7 +200,7 @@ def replace_file(path: Path, content: str | bytes, *, several_writers: bool = Fa
     temporary = path.with_name(f".{name}{unique}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(_utf_8(content) if isinstance(content, str) else content)
+            file.write(utf_8(content) if isinstance(content, str) else content)
             if not several_writers:
                 file.flush()
                 os.fsync(file.fileno())
@@ -211,7 +211,7 @@ def replace_file(path: Path, content: str | bytes, *, several_writers: bool = Fa
         raise
 
 
-def _utf_8(text: str) -> bytes:
+def utf_8(text: str) -> bytes:
     """Text as UTF-8; a name that is not has escapes, which JSON reads back as they were."""
     return text.encode(errors="backslashreplace")
 

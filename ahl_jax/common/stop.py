@@ -20,6 +20,9 @@ _GRACE = 4.0
 """Seconds until a command that has come to no safe point is ended."""
 
 STOPPED = "ahl: stopped; the same command goes on from where it was"
+_HANDLED = 128
+"""Added to the number of a signal that a handler of Python's tells of."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -66,11 +69,15 @@ def asked() -> int | None:
 def heard() -> Iterator[None]:
     """Within this block, SIGINT and SIGTERM ask to stop; a second one ends the process at once."""
     _state.asked, _state.shared, _state.held = None, False, False
-    # Python's own handlers wait for the main thread, which may be in the compiler.
     read, write = os.pipe()
     os.set_blocking(write, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in _heeded()}
+
+    def arrived(number: int, _frame: object) -> None:
+        os.write(write, bytes([number | _HANDLED]))
+
+    # The one waits for the main thread, which may be in the compiler; event loops take the other.
     earlier = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, arrived) for number in _heeded()}
     threading.Thread(target=_listen, args=(read,), daemon=True, name="signals").start()
     try:
         yield
@@ -113,17 +120,22 @@ def _end(number: int) -> None:
 
 def _listen(pipe: int) -> None:
     timer: threading.Timer | None = None
+    came = {0: 0, _HANDLED: 0}
     with open(pipe, "rb", buffering=0) as signals:
-        while number := signals.read(1):
-            if number[0] not in _SIGNALS:
+        while byte := signals.read(1):
+            number = byte[0] & ~_HANDLED
+            if number not in _SIGNALS:
                 continue
+            came[byte[0] & _HANDLED] += 1
+            if max(came.values()) > 1:
+                _end(_state.asked or number)
             if _state.asked is not None:
-                _end(_state.asked)
-            _state.asked = number[0]
+                continue
+            _state.asked = number
             if _state.shared:
                 log.info("stopping when all processes can; once more to stop at once")
                 continue
-            timer = threading.Timer(_GRACE, _end, [number[0]])
+            timer = threading.Timer(_GRACE, _end, [number])
             timer.daemon = True
             timer.start()
     if timer:

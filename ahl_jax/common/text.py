@@ -1,5 +1,6 @@
 """Numbers and names in words."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -8,6 +9,12 @@ def mean_std(values: Sequence[float], digits: int) -> str:
     """``mean ± standard deviation`` in words; one value has no deviation."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def printable(name: object) -> str:
+    """A name in one line of UTF-8: what else a file's name may hold becomes escapes."""
+    text = str(name).encode(errors="backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def counted(number: int, what: str, one: str = "", more: str = "s") -> str:

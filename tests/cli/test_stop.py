@@ -39,6 +39,14 @@ WORKS = {
         me()
         time.sleep(60)
     """,
+    # As Orbax has one.
+    "in an event loop": """
+        async def loop():
+            me()
+        uvloop.new_event_loop().run_until_complete(loop())
+        stop.check()
+        os._exit(99)
+    """,
     # As the compiler does.
     "where no handler runs": """
         stop._GRACE = 0.5
@@ -52,6 +60,7 @@ WORKS = {
 def test_a_signal_is_never_lost(work: str) -> None:
     code = """
         import ctypes, gc, os, signal, threading, time
+        import uvloop
         from ahl_jax.cli.shell import run_command
         from ahl_jax.common import stop
         def me():
