@@ -1,5 +1,6 @@
 """The edge of every command of this project: logging, compiled programs, exit codes."""
 
+import io
 import logging
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -34,6 +35,10 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
     """
     names = names_of(kinds)
     _set_up_logging(names)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files may be no text of the terminal's encoding.
+            stream.reconfigure(errors="backslashreplace")
     with stop.heard():
         try:
             command()
@@ -81,7 +86,14 @@ def _set_up_logging(names: Collection[str]) -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    sys.unraisablehook = _unraisable
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+
+
+def _unraisable(what: Any) -> None:
+    """Say nothing of what a save still tells an event loop that its failure has closed."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def _exit(number: int) -> NoReturn:

@@ -67,7 +67,10 @@ def asked() -> int | None:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Within this block, SIGINT and SIGTERM ask to stop; a second one ends the process at once."""
+    """Within this block, SIGINT and SIGTERM ask to stop; a second one ends the process at once.
+
+    So does SIGINT of a process that a shell started in the background, to ignore it.
+    """
     _state.asked, _state.shared, _state.held = None, False, False
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -77,7 +80,7 @@ def heard() -> Iterator[None]:
 
     # The one waits for the main thread, which may be in the compiler; event loops take the other.
     earlier = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, arrived) for number in _heeded()}
+    before = {number: signal.signal(number, arrived) for number in _SIGNALS}
     threading.Thread(target=_listen, args=(read,), daemon=True, name="signals").start()
     try:
         yield
@@ -103,13 +106,8 @@ def leave(number: int) -> None:
 def before_all_else() -> None:
     """End the process at a signal, as nothing has begun; for ``ahl`` while it is imported."""
     if Path(sys.argv[0]).name == "ahl" or (sys.argv[0] == "-m" and "ahl_jax" in sys.orig_argv):
-        for number in _heeded():
+        for number in _SIGNALS:
             signal.signal(number, lambda number, _: _end(number))
-
-
-def _heeded() -> list[signal.Signals]:
-    """The signals that whoever started the process did not have it ignore."""
-    return [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def _end(number: int) -> None:

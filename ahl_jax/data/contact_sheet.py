@@ -1,9 +1,11 @@
 """A picture of a data set: a few images of every class, in rows."""
 
+import io
 from pathlib import Path
 
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.common.files import writing
+from ahl_jax.common.files import replace_file, writing
+from ahl_jax.common.text import printable
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Dataset
@@ -34,7 +36,11 @@ def draw(dataset: Dataset, out: Path) -> None:
     figure = Figure(figsize=(1.7 * COLUMNS + 0.3, 2 * len(table)), layout="constrained", dpi=90)
     strips = figure.subfigures(len(table), 1, squeeze=False)[:, 0]
     for (title, paths), strip in zip(table.items(), strips, strict=True):
-        strip.suptitle(f"{title} ({len(paths)})", x=0.01, ha="left", size="medium", weight="bold")
+        # A $ in a name begins no formula.
+        strip.suptitle(
+            f"{printable(title)} ({len(paths)})",
+            x=0.01, ha="left", size="medium", weight="bold", parse_math=False,
+        )  # fmt: skip
         line = strip.subplots(1, COLUMNS, squeeze=False)[0]
         chosen = sorted({i * len(paths) // COLUMNS for i in range(COLUMNS)}) if paths else []
         for column, axes in enumerate(line):
@@ -45,8 +51,11 @@ def draw(dataset: Dataset, out: Path) -> None:
                     axes.imshow(read_image(path, _SIDE))
                 except BadImageError:
                     axes.text(0.5, 0.5, "unreadable", ha="center", va="center")
-                name = Path(path.name).name
-                axes.set_title(name if len(name) <= 24 else f"…{name[-23:]}", fontsize=7)
+                name = printable(Path(path.name).name)
+                name = name if len(name) <= 24 else f"…{name[-23:]}"
+                axes.set_title(name, fontsize=7, parse_math=False)
     with writing(out, "name another file with `out`"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        replace_file(out, content.getvalue())

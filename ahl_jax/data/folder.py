@@ -16,6 +16,9 @@ from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import SUFFIXES
 from ahl_jax.data.types import Dataset
 
+PREDICTION, HEAT_MAPS = "predict.json", "heat_maps"
+"""What ``ahl predict`` writes into its folder: what it is about, and a folder of pictures."""
+
 
 def load(config: DataConfig) -> Dataset:
     """The images below the folder ``config.data``, or below one category of it.
@@ -139,7 +142,9 @@ def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
         # os.walk does not enter linked folders: a link inside a class could lead anywhere, or in
         # a circle.
         skipped += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Heat maps of an earlier prediction are no photographs.
+        ours = {HEAT_MAPS} if PREDICTION in files else set()
+        folders[:] = [name for name in folders if name[0] != "." and name not in ours]
         for name in files:
             path = Path(parent, name)
             if name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():

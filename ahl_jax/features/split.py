@@ -89,7 +89,7 @@ def split_digest(split: Split) -> str:
                 content = image_digest(path)
             except BadImageError as error:
                 content = f"unreadable: {type(error.__cause__).__name__}"
-            digest.update(f"{part}\0{content}\n".encode())
+            digest.update(f"{part}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -5,15 +5,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
+from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
-from ahl_jax.common.files import alone, holder, writing
+from ahl_jax.common.files import alone, holder, reason, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
-from ahl_jax.data.folder import images_below
+from ahl_jax.data.folder import HEAT_MAPS, images_below
 from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.inference.predictor import Predictor, load
@@ -74,11 +75,15 @@ def run(command: Predict) -> None:
     if not command.images:
         raise UserError("no images are named; name image files or folders after RUN")
     for path in command.images:
-        if not path.exists():
-            raise UserError(f"there is no file or folder {path}; check the path")
+        try:
+            path.stat()
+        except FileNotFoundError as error:
+            raise UserError(f"there is no file or folder {path}; check the path") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({reason(error)}); check the path") from error
         if command.watch and not path.is_dir():
             raise UserError(f"{path} is a file; `watch` takes folders")
-    if not command.watch and not found_images(command.images):
+    if not command.watch and not found_images(command.images, command.out):
         raise UserError(
             f"there is no image in {', '.join(map(str, command.images))}; images end in "
             f"{', '.join(sorted(SUFFIXES))}"
@@ -108,52 +113,80 @@ def run(command: Predict) -> None:
 
 
 def _run(command: Predict, predictor: Predictor, results: Results) -> None:
-    handled: dict[Path, _Stamp] = {}
     if command.watch:
-        log.info("watching %s", ", ".join(map(str, command.images)))
-    while command.watch:
-        _settled(command, predictor, results, handled)
-    bad = _all_of(command, predictor, results, found_images(command.images))
+        _watch(command, predictor, results)
+    paths = found_images(command.images, command.out)
+    bad: dict[Path, str] = {}
+    for path, why, _ in _all_of(paths, predictor, results, label="images"):
+        bad[path] = why
     log.info(
         "%s in %s%s", counted(len(results.done), "row"), results.csv,
         f", {results.anomalies} of them anomalies" if predictor.calibration else "",
     )  # fmt: skip
     if bad:
-        for reason in bad.values():
-            log.warning("left out: %s", reason)
+        for why in bad.values():
+            log.warning("left out: %s", why)
         raise IncompleteError(f"{counted(len(bad), 'image')} could not be read, as listed above")
 
 
-def found_images(inputs: Sequence[Path]) -> list[Path]:
-    """The images that the inputs name, each once, by whatever paths."""
+def found_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """The images that the inputs name, each once by whatever paths; what ``out`` holds is none.
+
+    Raises:
+        UserError: if a folder cannot be listed.
+    """
     found: dict[Path, Path] = {}
     for given in inputs:
-        for path in images_below(given) if given.is_dir() else [given]:
-            found.setdefault(path.resolve(), path)
+        try:
+            below = images_below(given) if given.is_dir() else [given]
+            left_out = _output_in(given, out) if out else None
+        except OSError as error:
+            raise UserError(f"{given} cannot be read ({reason(error)}); check the path") from error
+        for path in below:
+            if not (left_out and path.is_relative_to(left_out)):
+                found.setdefault(path.resolve(), path)
     return list(found.values())
 
 
+def _output_in(given: Path, out: Path) -> Path | None:
+    """The part of an input that is output: all of ``out``, or its heat maps where both are one."""
+    home, ours = given.resolve(), out.resolve()
+    for part in (ours, ours / HEAT_MAPS):
+        if part != home and part.is_relative_to(home):
+            return given / part.relative_to(home)
+    return given if home.is_relative_to(ours / HEAT_MAPS) else None
+
+
 def _all_of(
-    command: Predict, predictor: Predictor, results: Results, paths: Sequence[Path]
-) -> dict[Path, str]:
-    """Score those that are not done; the ones that cannot be read, with the reason."""
-    bad: dict[Path, str] = {}
+    paths: Sequence[Path], predictor: Predictor, results: Results, label: str | None
+) -> list[tuple[Path, str, bool]]:
+    """Score those that are not done.
 
-    def note(path: ImageSource, reason: str) -> None:
-        assert isinstance(path, Path)
-        bad[path] = without_skipping(reason)
-        if command.watch:
-            log.warning("left out for now: %s", bad[path])
+    Args:
+        paths: image files.
+        predictor: the detector.
+        results: what to write to.
+        label: what the progress calls them; None while watching.
 
-    left = []
+    Returns:
+        Those that were left out, why, and whether that is the file's content.
+    """
+    bad: list[tuple[Path, str, bool]] = []
+    left: list[NamedImage] = []
     for path in paths:
+        stop.check()
         try:
             image = NamedImage(path, image_digest(path)[:16])
         except BadImageError as error:
-            note(path, str(error))
+            bad.append((path, without_skipping(str(error)), False))
             continue
         if image.key not in results.done:
             left.append(image)
+
+    def note(path: ImageSource, why: str) -> None:
+        assert isinstance(path, Path)
+        bad.append((path, without_skipping(why), _stamp(path) is not None))
+
     features = predictor.config.features
     batches = iter_batches(
         [image.path for image in left],
@@ -164,9 +197,9 @@ def _all_of(
     )
     # Always the same program, so that a run that was stopped ends as one that was not; but not for
     # the single images that a camera writes.
-    bucket = None if command.watch else features.image_batch
-    label = None if command.watch or not left else "images"
-    with Progress(len(left), label, cached=len(paths) - len(left) - len(bad)) as bar:
+    bucket = features.image_batch if label else None
+    shown = label if left else None
+    with Progress(len(left), shown, cached=len(paths) - len(left) - len(bad)) as bar:
         for chosen, arrays in batches:
             images = [left[i] for i in chosen]
             results.write(images, predictor.of_arrays(arrays, bucket=bucket))
@@ -174,20 +207,43 @@ def _all_of(
     return bad
 
 
-def _settled(
-    command: Predict, predictor: Predictor, results: Results, handled: dict[Path, _Stamp]
-) -> None:
-    """Wait, then score what is new or has changed, unless it is still being written."""
-    before = {path: _stamp(path) for path in found_images(command.images)}
-    time.sleep(_POLL)
-    now = {path: _stamp(path) for path in before}
-    ready = [
-        path
-        for path, stamp in now.items()
-        if before[path] == stamp and stamp not in (None, handled.get(path))
-    ]
-    _all_of(command, predictor, results, ready)
-    handled.update((path, now[path]) for path in ready)
+def _watch(command: Predict, predictor: Predictor, results: Results) -> NoReturn:
+    """Score what is new or has changed, unless it is still being written, until stopped."""
+    log.info("watching %s", ", ".join(map(str, command.images)))
+    handled: dict[Path, _Stamp] = {}
+    said: dict[object, str] = {}
+
+    def say(about: object, why: str) -> None:
+        if said.get(about) != why:
+            log.warning("%s", why)
+        said[about] = why
+
+    while True:
+        try:
+            before = {path: _stamp(path) for path in found_images(command.images, command.out)}
+            time.sleep(_POLL)
+            stop.check()
+            now = {path: _stamp(path) for path in before}
+            ready = [
+                path
+                for path, stamp in now.items()
+                if before[path] == stamp and stamp not in (None, handled.get(path))
+            ]
+            again = set()
+            for path, why, whole in _all_of(ready, predictor, results, label=None):
+                say(path, f"left out for now: {why}")
+                if not whole:
+                    again.add(path)
+            handled.update((path, now[path]) for path in ready if path not in again)
+            said.pop(command.out, None)
+        except (OSError, UserError) as error:
+            # A network share comes back.
+            if isinstance(error, BrokenPipeError):
+                raise
+            why = str(error) if isinstance(error, UserError) else reason(error)
+            say(command.out, f"waiting until files can be read and written again ({why})")
+            time.sleep(_POLL)
+            stop.check()
 
 
 def _stamp(path: Path) -> _Stamp:

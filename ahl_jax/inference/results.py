@@ -1,9 +1,15 @@
 """The files that ``ahl predict`` writes: the table of scores, and the heat maps."""
 
+import codecs
+import contextlib
 import csv
+import errno
+import hashlib
 import io
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +19,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import replace_file
-from ahl_jax.data.images import read_display
+from ahl_jax.common.errors import BadImageError, UserError
+from ahl_jax.common.files import reason, replace_file
+from ahl_jax.common.text import counted, printable
+from ahl_jax.data.folder import HEAT_MAPS, PREDICTION
+from ahl_jax.data.images import read_display, without_skipping
 from ahl_jax.distributed.host_arrays import digest
 from ahl_jax.inference.heatmaps import heat_scale, overlay
 from ahl_jax.inference.predictor import Predictor
@@ -23,6 +31,12 @@ from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import Calibration
 
 log = logging.getLogger(__name__)
+
+_LONGEST = 255
+"""Bytes of a file's name on most file systems."""
+
+_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""Errors of a file system that does not take a name."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,9 @@ class NamedImage:
     """The first 16 digits of the SHA-256 of its bytes: what replaces it is another image."""
 
     @property
-    def key(self) -> tuple[Path, str]:
+    def key(self) -> tuple[str, str]:
         """What it has in common with no other image, by whatever path it is named."""
-        return self.path.resolve(), self.digest
+        return printable(self.path.resolve().as_posix()), self.digest
 
 
 class Results:
@@ -71,7 +85,7 @@ class Results:
         self._predictor, self._fpr = predictor, fpr
         self._heat_maps, self._lines, self._tell = heat_maps, lines, tell
         self.columns = ["path", "score", "probability", "decision", *predictor.heads, "sha256"]
-        self.done: set[tuple[Path, str]] = set()
+        self.done: set[tuple[str, str]] = set()
         self._drawn: dict[Path, NamedImage] = {}
         self.anomalies = 0
         self._claim(overwrite)
@@ -83,32 +97,29 @@ class Results:
             "fpr": found.promised(self._fpr) if found else None,
             "threshold": found.threshold(self._fpr) if found else None,
         }
-        path = self.folder / "predict.json"
-        if path.is_file() and not overwrite:
-            if json.loads(path.read_text(encoding="utf-8")) != about:
-                raise UserError(
-                    f"{self.folder} holds the scores of another detector or threshold; give "
-                    "another `out`, or `overwrite=True` to replace them"
-                )
-        elif self.csv.exists() and not overwrite:
+        path = self.folder / PREDICTION
+        held = None if overwrite else _read_json(path)
+        rows = [] if overwrite else read_table(self.csv, self.columns)
+        if held is not None and held != about:
+            raise UserError(
+                f"{self.folder} holds the scores of another detector or threshold; give "
+                "another `out`, or `overwrite=True` to replace them"
+            )
+        if held is None and rows:
             raise UserError(
                 f"{self.csv} is there already, and not of this detector; give another `out`, or "
                 "`overwrite=True` to replace it"
             )
-        else:
-            replace_file(self.csv, _line(self.columns))
+        text = "".join(_line(row) for row in ([*self.columns], *rows))
+        if overwrite or not self.csv.is_file() or self.csv.read_bytes() != text.encode():
+            replace_file(self.csv, text)
+        if held is None:
             replace_file(path, json.dumps(about, indent=2) + "\n")
-        text = self.csv.read_text(encoding="utf-8")
-        # What a kill cut short is written again.
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            replace_file(self.csv, whole)
-        rows = list(csv.DictReader(io.StringIO(whole)))
         for row in rows:
-            image = NamedImage(Path(row["path"]), row["sha256"])
+            image = NamedImage(Path(row[0]), row[-1])
             self.done.add(image.key)
             self._heat_map(image)
-        self.anomalies = sum(row["decision"] == "anomaly" for row in rows)
+        self.anomalies = sum(row[3] == "anomaly" for row in rows)
 
     def write(self, images: Sequence[NamedImage], found: Outcome) -> None:
         """Add the results of some images; the table last, so that it names nothing unfinished."""
@@ -116,8 +127,16 @@ class Results:
         if self._heat_maps:
             for image, heat in zip(images, found.heat, strict=True):
                 self._draw(image, heat)
-        with self.csv.open("a", encoding="utf-8", newline="") as file:
-            file.write("".join(_line([row[c] for c in self.columns]) for row in rows))
+        # Never made anew, as where the folder's disk is gone for a while.
+        with self.csv.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                file.write("".join(_line([row[c] for c in self.columns]) for row in rows).encode())
+                file.flush()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
         if self._lines:
             for row in rows:
                 print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -128,23 +147,106 @@ class Results:
         self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
 
     def _heat_map(self, image: NamedImage) -> Path:
-        """The file of an image's heat map, within the folder, wherever the image is."""
-        path = image.path
-        parts = ["__" if part == ".." else part for part in path.parts if part != path.anchor]
-        target = self.folder.joinpath("heat_maps", *parts[:-1], f"{parts[-1]}.png")
+        """The file of an image's heat map."""
+        target = self.folder / HEAT_MAPS / heat_map_name(image.path)
         # Another image may have that one: /a.png that of a.png, or an older one under its name.
         if self._drawn.setdefault(target, image) != image:
-            target = target.with_name(f"{parts[-1]}.{image.digest}.png")
+            target = target.with_name(f"{target.stem}.{image.digest}.png")
         return target
 
     def _draw(self, image: NamedImage, heat: Float[np.ndarray, "h w"]) -> None:
         calibration = self._predictor.calibration
         scale = heat_scale(calibration.locations if calibration else None, heat)
-        target = self._heat_map(image)
-        target.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        Image.fromarray(beside(read_display(image.path), heat, scale)).save(content, "PNG")
-        replace_file(target, content.getvalue())
+        try:
+            Image.fromarray(beside(read_display(image.path), heat, scale)).save(content, "PNG")
+            target = self._heat_map(image)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, content.getvalue())
+        except BadImageError as error:
+            # Gone since it was scored, as in a camera's ring buffer.
+            log.warning("no heat map: %s", without_skipping(str(error)))
+        except OSError as error:
+            if error.errno not in _NAMES:
+                raise
+            log.warning("no heat map of %s (%s)", printable(image.path), reason(error))
+
+
+def heat_map_name(path: Path) -> Path:
+    """The path of an image's heat map, within the folder of them wherever the image is."""
+    *folders, name = ["__" if part == ".." else part for part in path.parts if part != path.anchor]
+    if len(os.fsencode(f"{name}.png")) > _LONGEST:
+        start = os.fsencode(name)[: _LONGEST - 24].decode(errors="ignore")
+        name = f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return Path(*folders, f"{name}.png")
+
+
+def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a table of scores, also as a spreadsheet writes it.
+
+    What a kill cut short, or a program changed so that it is no score, is left out: such images are
+    scored again.
+
+    Args:
+        file: the table; it may not be there.
+        columns: the table's.
+
+    Raises:
+        UserError: if it is no such table.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return []
+    text = _decoded(content)
+    lines = text.splitlines()
+    mark = next((m for m in ",;\t" if lines and m in lines[0]), ",")
+    found = list(csv.DictReader(io.StringIO(text), delimiter=mark))
+    header = list(found[0]) if found else next(csv.reader(lines[:1], delimiter=mark), [*columns])
+    if set(header) - {None} != set(columns):
+        raise UserError(
+            f"{file} is damaged (its columns are no longer {','.join(columns)}); restore it, give "
+            "another `out`, or `overwrite=True` to replace it"
+        )
+    rows = [[row[name] for name in columns] for row in found if None not in row.values()]
+    if mark == ";":
+        # Where numbers have commas.
+        rows = [[r[0], *(value.replace(",", ".") for value in r[1:])] for r in rows]
+    whole = [row for row in rows if _is_whole(row)]
+    if lost := len(found) - len(whole) - (not text.endswith("\n")):
+        log.warning("%s of %s cannot be read; these images are scored again",
+                    counted(lost, "row"), file)  # fmt: skip
+    return whole
+
+
+def _is_whole(row: Sequence[str]) -> bool:
+    try:
+        [float(value or 0) for value in (*row[1:3], *row[4:-1])]
+    except ValueError:
+        return False
+    return re.fullmatch("[0-9a-f]{16}", row[-1]) is not None
+
+
+def _decoded(content: bytes) -> str:
+    """Text in the encodings that spreadsheets write."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged, so it is not known what gave the scores beside it; give another "
+            "`out`, or `overwrite=True` to score all images again"
+        ) from error
 
 
 def beside(

@@ -194,7 +194,7 @@ def _write(out: Path, template: str, **values: Any) -> Path:
     with writing(out, "name another file with `out`"):
         out.parent.mkdir(parents=True, exist_ok=True)
         # A file name may hold bytes that are no UTF-8.
-        replace_file(out, text.encode(errors="replace"))
+        replace_file(out, text)
     return out
 
 

@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import reason, writing
+from ahl_jax.common.text import printable
 from ahl_jax.distributed.host_arrays import digest, flat_host, from_host, host_shape, to_host
 
 PyTree = Any
@@ -49,6 +52,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
         # Orbax logs its progress, absent optional files, and every error that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        check_name(Path(workdir))
         self.folder = Path(workdir).absolute() / "checkpoint"
         self._trunk = self.folder / "trunk"
         self._manager: ocp.CheckpointManager | None = None
@@ -65,8 +69,7 @@ class Checkpoints:
             if not read_only:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # Orbax would do it in the background, and could take what is being written for it.
-                for leftover in self.folder.glob(f"*{_TEMPORARY}*"):
-                    shutil.rmtree(leftover)
+                self._remove_unfinished()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Self:
@@ -87,9 +90,31 @@ class Checkpoints:
             UserError: if one of them failed, as on a full disk.
         """
         if self._manager is not None:
+            manager, self._manager = self._manager, None
+            with self._saving():
+                manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """As ``_writing``, and nothing unfinished stays where it fails."""
+        try:
             with _writing(self.folder):
-                self._manager.close()
-            self._manager = None
+                yield
+        except UserError:
+            # Other threads of Orbax go on for a moment.
+            for _ in range(10):
+                self._remove_unfinished()
+                time.sleep(0.2)
+                if not self._unfinished():
+                    break
+            raise
+
+    def _unfinished(self) -> list[Path]:
+        return list(self.folder.glob(f"*{_TEMPORARY}*"))
+
+    def _remove_unfinished(self) -> None:
+        for leftover in self._unfinished():
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def save_trunk(self, name: str, params: PyTree, detector: PyTree = None) -> None:
         """Saves the trunk's parameters, unless the same ones are there already.
@@ -110,7 +135,7 @@ class Checkpoints:
                     return
         items = {} if detector is None else {"detector": jax.tree.map(to_host, detector)}
         args = _args({"name": name}, params=host, **items)
-        with _writing(self._trunk), _checkpointer() as checkpointer:
+        with self._saving(), _checkpointer() as checkpointer:
             checkpointer.save(self._trunk, args=args, force=True)
 
     def has_trunk(self) -> bool:
@@ -165,7 +190,7 @@ class Checkpoints:
             # It cannot save arrays of no elements, which their shape alone restores.
             state={key: leaf for key, leaf in flat_host(state).items() if leaf.size},
         )
-        with _writing(self.folder):
+        with self._saving():
             self._manager.wait_until_finished()
             if epoch not in self._manager.all_steps():
                 self._manager.save(epoch, args=args)
@@ -244,6 +269,21 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint of epoch {epoch} in {self.folder}; the newest "
                             f"is of epoch {latest}")  # fmt: skip
         return self.folder / f"{_PREFIX}_{latest if epoch is None else epoch}"
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a folder that the storage format cannot name.
+
+    Raises:
+        UserError: if its path is not UTF-8.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the path of {printable(folder)} is not UTF-8, as checkpoints need; rename it, or "
+            "name another folder"
+        ) from error
 
 
 def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:

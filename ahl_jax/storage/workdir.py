@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone, csv_text, holder, reason, replace_file, writing
+from ahl_jax.common.files import alone, csv_text, holder, reason, replace_file, utf_8, writing
 from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
+from ahl_jax.storage.checkpoints import check_name
 from ahl_jax.storage.tensorboard import EventFiles, check_event_files
 
 FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard")
@@ -54,6 +55,7 @@ class Workdir:
             UserError: if one does, or the folder cannot be written to.
         """
         self._check_folder()
+        check_name(self.path)
         with contextlib.ExitStack() as stack:
             with writing(self.path, "give another folder as `workdir`"):
                 stack.enter_context(alone(self.path, self._busy))
@@ -306,7 +308,7 @@ class Workdir:
 
     def _write(self, name: str, text: str) -> None:
         path, digests = self.path / name, self._digests()
-        new = hashlib.sha256(text.encode()).hexdigest()
+        new = hashlib.sha256(utf_8(text)).hexdigest()
         # A kill in between leaves the old file, or the new one.
         old = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else new
         before = [old] if old in digests.get(name, [old]) else []

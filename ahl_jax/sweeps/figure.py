@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ahl_jax.common.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -92,7 +94,8 @@ def draw(
         panel.remove()
     for row in grid:
         row[0].set_ylabel("AUC-ROC on the test images")
-    figure.suptitle(textwrap.fill(title, int(width * LETTERS)))
+    # A $ in a data set's name begins no formula.
+    figure.suptitle(textwrap.fill(printable(title), int(width * LETTERS)), parse_math=False)
     shown = {
         words: handle
         for panel in figure.axes
@@ -147,7 +150,8 @@ def _panel(panel: "Axes", marks: Sequence[Mark], label: str) -> None:
         panel.plot(*ring, "o", color="black", fillstyle="none", markersize=10, label=GIVEN)
     if numbers and numbers[0] > 0 and numbers[-1] >= LOGARITHMIC * numbers[0]:
         panel.set_xscale("log")
-    panel.set_xticks(places, [mark.label for mark in marks])
+    labels = [printable(mark.label) for mark in marks]
+    panel.set_xticks(places, labels, parse_math=False)
     panel.set_xticks([], minor=True)
     panel.margins(x=0.12 if numbers else 0.3)
     panel.grid(axis="y", color="0.9", linewidth=0.6)

@@ -81,14 +81,15 @@ def test_a_signal_is_never_lost(work: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
+def test_a_training_in_the_background_of_a_script_hears_ctrl_c_too() -> None:
     code = """
-        import os, signal
+        import os, signal, time
         from ahl_jax.cli.shell import run_command
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        run_command(lambda: os.kill(os.getpid(), signal.SIGINT))
+        run_command(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.3)))
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=os.environ)
+    assert done.returncode == 128 + signal.SIGINT
 
 
 def _stopped(run: FinishedRun, workdir: Path, cache: Path, delay: float, how: int) -> bool:

@@ -1,12 +1,18 @@
 """``ahl predict`` on a finished run."""
 
+import codecs
 import csv
 import dataclasses
+import errno
 import functools
+import io
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +21,11 @@ from PIL import Image
 from ahl_jax import UserError, evaluate, load, train
 from ahl_jax.cli.main import main
 from ahl_jax.common.files import alone
+from ahl_jax.common.text import printable
 from ahl_jax.config.settings import DataConfig
-from ahl_jax.data.images import image_digest
+from ahl_jax.data.images import image_digest, read_display
 from ahl_jax.inference.folder import found_images
+from ahl_jax.inference.results import Results
 from tests.runs import FinishedRun
 
 
@@ -146,7 +154,9 @@ def test_two_at_once_are_refused(
     with alone(tmp_path / "out", lambda: None), pytest.raises(SystemExit) as stop:
         _predict(finished, some, "--out", tmp_path / "out")
     assert stop.value.code == 2
-    assert "another ahl predict is writing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "another ahl predict is writing" in said
+    assert f"(process {os.getpid()} on " in said
 
 
 def test_scores_of_another_threshold_are_not_mixed_in(
@@ -347,3 +357,224 @@ def test_evaluate_asks_where_data_is_that_moved(
         evaluate(finished.workdir)
     with pytest.raises(UserError, match=r"^'weave' is no folder$"):
         evaluate(finished.workdir, data="weave")
+
+
+@pytest.mark.parametrize("out", ["", "out", "deep/out"])
+def test_what_is_written_is_no_input(finished: FinishedRun, some: Path, out: str) -> None:
+    for _ in range(2):
+        _predict(finished, some, "--out", some / out)
+        assert len(_rows(some / out)) == 4
+    # Nor by the pattern of a shell, nor that of another prediction.
+    _predict(finished, some, *sorted((some / out).rglob("*.png")), "--out", some / out)
+    assert len(_rows(some / out)) == 4
+    _predict(finished, some, "--out", some / "other")
+    assert len(_rows(some / "other")) == 4
+    (some / out / "scores.csv").unlink()
+    (some / out / "predict.json").unlink()
+    _predict(finished, some, "--out", some / out, "--no-heat-maps")
+    assert len(_rows(some / out)) == 4
+
+
+def _watch(
+    finished: FinishedRun, some: Path, out: Path, steps: dict[int, Callable[[], object]]
+) -> None:
+    """Watch for as many looks as there are steps."""
+    looks = itertools.count()
+
+    def pause(_seconds: float) -> None:
+        look = next(looks)
+        if look > max(steps):
+            raise KeyboardInterrupt
+        steps.get(look, lambda: None)()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ahl_jax.inference.folder.time.sleep", pause)
+        with pytest.raises(SystemExit) as stop:
+            _predict(finished, some, "--out", out, "--watch")
+    assert stop.value.code == 130
+
+
+def test_a_photograph_may_go_while_it_is_scored(
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gone = some / "good/00.png"
+
+    def read(path: Path) -> np.ndarray:
+        if path == gone:
+            gone.unlink()
+        return read_display(path)
+
+    monkeypatch.setattr("ahl_jax.inference.results.read_display", read)
+    _watch(finished, some, tmp_path / "out", {3: lambda: None})
+    assert len(_rows(tmp_path / "out")) == 4
+    said = capsys.readouterr().err
+    assert said.count(f"no heat map: {gone} cannot be read") == 1
+    assert "--skip-bad-images" not in said
+    assert not heat_map(tmp_path / "out", gone).exists()
+    assert heat_map(tmp_path / "out", some / "good/01.png").exists()
+
+
+def test_a_share_may_be_gone_for_a_while(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    photos = some.rename(share / "some")
+    steps = {1: lambda: share.rename(tmp_path / "gone")}
+    steps |= {5: lambda: (tmp_path / "gone").rename(share)}
+    steps |= {6: lambda: shutil.copy(photos / "spot/00.png", photos / "new.png"), 12: lambda: None}
+    _watch(finished, photos, share / "out", steps)
+    assert len(_rows(share / "out")) == 5
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+def test_a_watch_goes_on_once_it_can_write_again(
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: int,
+) -> None:
+    write, failures = Results.write, iter(range(2))
+
+    def failing(self: Results, *found: Any) -> None:
+        if next(failures, None) is not None:
+            raise OSError(error, os.strerror(error))
+        write(self, *found)
+
+    monkeypatch.setattr(Results, "write", failing)
+    _watch(finished, some, tmp_path / "out", {8: lambda: None})
+    assert len(_rows(tmp_path / "out")) == 4
+    assert capsys.readouterr().err.count("waiting until files can be read and written again") == 1
+
+
+NAMES = {
+    "not UTF-8": b"caf\xe9.png",
+    "long": b"n" * 251 + b".png",
+    "long and not ASCII": "é".encode() * 125 + b".png",
+    "a line's end": b"two\nlines\r.png",
+    "quotes": b'a"b,c;d.png',
+    "a formula": b"_$a$ $b.png",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_file_may_have_any_name(
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: bytes,
+) -> None:
+    photo, out = some / "good" / os.fsdecode(name), tmp_path / "out"
+    (some / "good/00.png").rename(photo)
+    for _ in range(2):
+        _predict(finished, some, "--out", out, "--json")
+        rows = _rows(out)
+        assert len(rows) == 4
+        assert printable(photo) in [row["path"] for row in rows]
+    assert len(list(out.glob("heat_maps/**/*.png"))) == 4
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line)["path"] for line in lines] == [row["path"] for row in rows]
+
+
+def test_a_name_that_a_file_system_does_not_take_costs_the_heat_map_alone(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Paths have 4,096 bytes at most.
+    out = tmp_path.joinpath(*["d" * 250] * 14)
+    out /= "d" * (4000 - len(str(out)) - 202) + "/" + "d" * 200
+    _predict(finished, some, "--out", out)
+    assert len(_rows(out)) == 4
+    assert capsys.readouterr().err.count("(file name too long)") == 4
+
+
+def _german(text: str) -> bytes:
+    """As a spreadsheet for Germany writes it."""
+    head, *rows = csv.reader(io.StringIO(text))
+    lines = [";".join(head)]
+    lines += [";".join([row[0], *(value.replace(".", ",") for value in row[1:])]) for row in rows]
+    return codecs.BOM_UTF8 + "".join(line + "\r\n" for line in lines).encode()
+
+
+SAVED = {
+    "Excel": lambda text: codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode(),
+    "Excel in Germany": _german,
+    "Excel as Unicode text": lambda text: text.replace(",", "\t").encode("utf-16"),
+    "without the last line's end": lambda text: text.rstrip("\n").encode(),
+    "sorted": lambda text: "\n".join([*text.split("\n")[:1], *sorted(text.split("\n")[1:-1]), ""])
+    .encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("save", SAVED.values(), ids=SAVED)
+def test_a_table_that_a_spreadsheet_saved_is_read(
+    finished: FinishedRun, some: Path, tmp_path: Path, save: Callable[[str], bytes]
+) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    whole = (out / "scores.csv").read_text()
+    (out / "scores.csv").write_bytes(save(whole))
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    assert sorted((out / "scores.csv").read_text().split("\n")) == sorted(whole.split("\n"))
+
+
+def test_rows_that_a_program_spoilt_are_scored_again(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    head, first, *rest = (out / "scores.csv").read_text().splitlines()
+    spoilt = first.rpartition(",")[0] + ",1.23E+15"
+    (out / "scores.csv").write_text("\n".join([head, spoilt, *rest]) + "\n")
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    assert sorted((out / "scores.csv").read_text().splitlines()) == sorted([head, first, *rest])
+    assert "1 row of" in capsys.readouterr().err
+
+
+def test_a_deleted_table_is_written_anew(finished: FinishedRun, some: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    whole = (out / "scores.csv").read_text()
+    (out / "scores.csv").unlink()
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    assert (out / "scores.csv").read_text() == whole
+    # A kill between the two files of a new folder.
+    (out / "scores.csv").write_text(whole.splitlines()[0] + "\n")
+    (out / "predict.json").unlink()
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    assert (out / "scores.csv").read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("predict.json", "", "predict.json is damaged, so it is not known what gave the scores"),
+        ("predict.json", "{", "predict.json is damaged"),
+        ("scores.csv", "path,score\na.png,1\n", "scores.csv is damaged (its columns are no longer"),
+    ],
+)
+def test_damage_is_named(
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    said: str,
+) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    (out / name).write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        _predict(finished, some, "--out", out, "--no-heat-maps")
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    _predict(finished, some, "--out", out, "--no-heat-maps", "--overwrite")
+    assert len(_rows(out)) == 4

@@ -368,3 +368,31 @@ def test_devices_may_change_between_save_and_restore(tmp_path):
     with Checkpoints(tmp_path / "b", read_only=True) as checkpoints:
         np.testing.assert_array_equal(checkpoints.restore_state(jnp.zeros(8)), expected)
         np.testing.assert_array_equal(checkpoints.restore_inference()[0]["w"], expected)
+
+
+@pytest.mark.parametrize("trunk", [True, False])
+def test_a_full_disk_leaves_nothing_unfinished(tmp_path, trunk):
+    # As much as one file may have stands for a disk: nobody but root can mount a small one.
+    code = """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from ahl_jax import UserError
+        from ahl_jax.storage.checkpoints import Checkpoints
+        arrays = {str(i): np.random.default_rng(i).normal(size=50_000) for i in range(4)}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            with Checkpoints(Path(sys.argv[1])) as checkpoints:
+                if sys.argv[2] == "True":
+                    checkpoints.save_trunk("tiny", arrays)
+                else:
+                    checkpoints.save(0, state=arrays, metadata={})
+        except UserError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(trunk)],
+        capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.stdout.startswith(f"cannot write checkpoints to {tmp_path}"), done.stderr[-2000:]
+    assert list((tmp_path / "checkpoint").iterdir()) == []

@@ -159,3 +159,22 @@ def test_a_full_disk_is_one_sentence(written: Workdir, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="the disk is full"):
         written.write_metrics({"epochs": 1})
     assert sorted(os.listdir(written.path)) == before
+
+
+def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
+    photos = tmp_path / os.fsdecode(b"caf\xe9")
+    photos.mkdir()
+    folder = Workdir(tmp_path / "run")
+    config = preset("debug", str(photos))
+    folder.claim(config, overwrite=False)
+    assert folder.config() == located(config)
+    metrics = {"per_class": {os.fsdecode(b"\xf6l"): {"n": 1}}, "epochs": 0}
+    folder.write_metrics(metrics)
+    assert folder.metrics() == metrics
+
+
+def test_a_folder_that_is_not_utf_8_is_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match=r"the path of .*caf\\udce9 is not UTF-8"):
+        Workdir(folder).held().__enter__()
+    assert not folder.exists()

@@ -93,3 +93,8 @@ def test_many_panels_fill_rows_and_leave_no_empty_axes() -> None:
     tops = [round(panel.get_position().y1, 3) for panel in drawn.axes]
     assert len(set(tops)) == 2
     assert len(png(drawn)) > 10_000
+
+
+def test_names_of_data_sets_and_classes_are_no_formulas() -> None:
+    marks = [Mark(name, None, [0.5], False) for name in ("$a_{", "caf\udce9", "two\nlines")]
+    assert png(draw({"seen-class": marks}, None, title="AHL(DRA) on _$b_{ $c"))
