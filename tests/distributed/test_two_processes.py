@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -200,3 +201,19 @@ def test_options_that_do_not_fit_are_refused(
     command = ["train", str(weave), "--workdir", str(tmp_path / "run"), "--preset", "debug"]
     sentence = refused(capsys, *command, "--shots", "4", *options)
     assert words in sentence
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_stops_both(weave: Path, tmp_path: Path) -> None:
+    options = ["--data-shards", "2", "--method", "base", "--epochs", "40"]
+    caches = [tmp_path / "cache 0", tmp_path / "cache 1"]
+    both = start_two(weave, [tmp_path / "run", tmp_path / "elsewhere"], *options, caches=caches)
+    assert both[0].stderr is not None
+    for line in both[0].stderr:
+        if line.startswith("epoch 2/"):
+            break
+    both[1].send_signal(signal.SIGTERM)
+    for code, _, err in end(both):
+        assert code == 128 + signal.SIGTERM, err
+        assert "ahl: stopped" in err
+        assert "Traceback" not in err
