@@ -263,7 +263,7 @@ def _rows(
     calibration: Calibration | None = predictor.calibration
     probability = calibration.probability(found.scores) if calibration else None
     for i, image in enumerate(images):
-        row = {"path": image.path.as_posix(), "score": round(float(found.scores[i]), 6)}
+        row = {"path": printable(image.path.as_posix()), "score": round(float(found.scores[i]), 6)}
         row["probability"] = "" if probability is None else round(float(probability[i]), 6)
         above = calibration is not None and found.scores[i] > calibration.threshold(fpr)
         row["decision"] = ("anomaly" if above else "normal") if calibration else ""

@@ -156,8 +156,8 @@ def measure(method: Method, args: Peers) -> dict[str, Any]:
             score.clear()
         if args.measure != "times":
             samples = load_split(dataclasses.replace(config, seed=seed)).test
-            wanted = [sample.path for sample in samples if sample.path not in score]
-            score.update(zip(wanted, detector.score_paths(wanted).tolist(), strict=True))
+            if wanted := [sample.path for sample in samples if sample.path not in score]:
+                score.update(zip(wanted, detector.score_paths(wanted).tolist(), strict=True))
             scores = np.array([score[sample.path] for sample in samples])
             aucs.append(image_metrics(scores, [s.anomaly_class for s in samples])["auc_roc"])
             if seed == args.seeds[0]:
