@@ -50,6 +50,10 @@ class DataConfig:
     held_out: Annotated[float, Between(0, 0.5)] = 0.0
     """The share of the training normals kept out of training; they set a threshold on the score."""
 
+    keep_copies: bool = False
+    """Keep images in the test of which training has the same file. They flatter every figure; give
+    it to compare with figures of splits that had them."""
+
     skip_bad_images: bool = False
     """Leave out images that cannot be read, with a warning, instead of stopping."""
 

@@ -56,14 +56,14 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         raise UserError(f"{where} has one training normal; add images, or give `held_out=0`")
     if not config.shots and not any(dataset.anomalies.values()):
         return Split(train_normals=normals, seen=(), test=(), held_out=held_out)
-    split = _without_shared(
-        Split(
-            train_normals=normals,
-            seen=tuple(seen),
-            test=tuple(s for group in by_class.values() for s in _thinned(group, config.limit)),
-            held_out=held_out,
-        )
+    split = Split(
+        train_normals=normals,
+        seen=tuple(seen),
+        test=tuple(s for group in by_class.values() for s in _thinned(group, config.limit)),
+        held_out=held_out,
     )
+    if not config.keep_copies:
+        split = _without_shared(split)
     if not any(sample.anomaly_class is None for sample in split.test):
         raise UserError(f"{where} has no test normals; put images of good parts in test/good")
     if all(sample.anomaly_class is None for sample in split.test):

@@ -59,6 +59,9 @@ class Options:
     """Train the trunk on the data first, for every row that trains: with the row's own
     detector on top, or DRA where that needs whitened features."""
 
+    keep_copies: bool = False
+    """Keep images in the test of which training has the same file, as published splits may."""
+
     quick: bool = False
     """Use the debug preset, to see in minutes that everything runs."""
 
@@ -75,17 +78,19 @@ class Options:
             size = PUBLISHED_SIZE
         named = {"trunk": self.trunk, "trunk_weights": self.trunk_weights, "image_size": size}
         given = {name: value for name, value in named.items() if value is not None}
-        return given | ({"stage_one": True} if self.stage_one else {})
+        flags = {"stage_one": self.stage_one, "keep_copies": self.keep_copies}
+        return given | {name: True for name, on in flags.items() if on}
 
     @property
     def variant(self) -> str:
         """The ending that tells the files and folders of other features apart."""
         parts = [
             quote(Path(value).name if isinstance(value, Path) else str(value), safe="")
-            for name, value in self.features().items()
-            if name != "stage_one"
+            for value in self.features().values()
+            if value is not True
         ]
-        return "".join(f"_{part}" for part in [*parts, *["stage-one"] * self.stage_one])
+        flags = [*["stage-one"] * self.stage_one, *["copies"] * self.keep_copies]
+        return "".join(f"_{part}" for part in [*parts, *flags])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ahl_jax.common.text import counted, markdown_table, mean_std
 from ahl_jax.sweeps.cells import FIGURES, Row
 from experiments.tables.cells import Cell, Table
 from experiments.tables.methods import Method
-from experiments.tables.pairs import paired
+from experiments.tables.pairs import Paired, paired
 from experiments.tables.published import CATEGORIES, plain_name, published
 
 _KEYS = ("setting", "shots", "dataset", "seen_class", "method", "seed")
@@ -138,7 +138,7 @@ def markdown(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: 
     lines = heading(table, cells, rows, command)
     for section in sections(cells, rows):
         lines += _part(table, section, rows)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_over_all(table, sections(cells, rows), rows)]) + "\n"
 
 
 def heading(table: Table, cells: Sequence[Cell], rows: Sequence[Row], command: str) -> list[str]:
@@ -225,20 +225,45 @@ def _part(table: Table, section: Section, rows: Sequence[Row]) -> list[str]:
 def _pairs(
     section: Section, registry: Mapping[str, Method], methods: Sequence[str], rows: Sequence[Row]
 ) -> list[str]:
-    body = []
+    found = {}
     for name in methods:
         for other in registry[name].against if name in registry else ():
-            if other not in methods:
-                continue
             ours, theirs = (per_seed(section, rows, one, "auc_roc") for one in (name, other))
-            if not ours.keys() & theirs.keys():
-                continue
-            result = paired(ours, theirs)
-            interval = f"{result.low:+.4f} to {result.high:+.4f}"
-            cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
-            cells.append("" if math.isnan(result.low) else interval)
-            body.append([*cells, f"{result.ahead} of {result.seeds}"])
+            if ours.keys() & theirs.keys():
+                found[name, other] = paired(ours, theirs)
+    return _pair_table(found, "same split and seed", "seeds ahead")
+
+
+def _over_all(table: Table, parts: Sequence[Section], rows: Sequence[Row]) -> list[str]:
+    """The differences as means over data sets, each of which counts once, whatever its seeds."""
+    lines = []
+    for setting, shots in dict.fromkeys((part.setting, part.shots) for part in parts):
+        found = {}
+        for name, method in table.methods.items():
+            for other in method.against:
+                means: PerSeed = {}
+                for i, part in enumerate(parts):
+                    if (part.setting, part.shots, len(part.datasets)) != (setting, shots, 1):
+                        continue
+                    ours, theirs = (per_seed(part, rows, one, "auc_roc") for one in (name, other))
+                    if ours.keys() & theirs.keys():
+                        means[i] = paired(ours, theirs).mean
+                if len(means) > 1:
+                    found[name, other] = paired(means, dict.fromkeys(means, 0.0))
+        if found:
+            lines += ["", f"## {_title('Over all data sets', setting, shots)}"]
+            lines += _pair_table(found, "mean over data sets", "data sets ahead")
+    return lines
+
+
+def _pair_table(found: Mapping[tuple[str, str], Paired], of: str, ahead: str) -> list[str]:
+    body = []
+    for (name, other), result in found.items():
+        interval = f"{result.low:+.4f} to {result.high:+.4f}"
+        cells = [f"{name} minus {other}", f"{result.mean:+.4f}"]
+        cells.append("" if math.isnan(result.low) else interval)
+        body.append([*cells, f"{result.ahead} of {result.seeds}"])
     if not body:
         return []
-    head = ["same split and seed", "mean difference of AUC-ROC", "95 % interval (t)", "seeds ahead"]
+    head = [of, "mean difference of AUC-ROC", "95 % interval (t)", ahead]
     return ["", *markdown_table(head, body)]

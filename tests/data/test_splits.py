@@ -191,6 +191,9 @@ def test_test_copies_of_training_images_are_left_out(tmp_path):
         parts.test_normals[0], parts.test_normals[2], parts.anomalies["hole"][2],
     ]  # fmt: skip
     assert split.left_out_copies == 3
+    kept = make_split(parts, dataclasses.replace(settings_, keep_copies=True), 0)
+    assert {sample.path for sample in kept.test} > {sample.path for sample in split.test}
+    assert (len(kept.test), kept.left_out_copies) == (6, 0)
     assert shared_images(split) == []
 
 

@@ -56,6 +56,27 @@ def test_categories_have_a_mean_of_their_own(weave: Path, tmp_path: Path) -> Non
     assert "## mvtec, mean" not in partial
 
 
+def test_differences_over_all_data_sets_count_each_once() -> None:
+    table = Table("x", "1", "X")
+    figures = {
+        ("a", "DRA"): [0.5, 0.6],
+        ("a", "AHL(DRA)"): [0.6, 0.8],
+        ("b", "DRA"): [0.7],
+        ("b", "AHL(DRA)"): [0.65],
+    }
+    rows = [
+        dict(zip(COLUMNS, ("1", "general", 4, data, "", name, i, auc, auc, 1.0, "c"), strict=True))
+        for (data, name), aucs in figures.items()
+        for i, auc in enumerate(aucs)
+    ]
+    last = markdown(table, [], rows, "command").partition("## Over all data sets")[2]
+    # The means 0.15 and -0.05, with Student's t of one degree of freedom.
+    half = 12.7062 * 0.1
+    assert f"| AHL(DRA) minus DRA | +0.0500 | {0.05 - half:+.4f} to {0.05 + half:+.4f} |" in last
+    assert "| 1 of 2 |" in last
+    assert "Over all" not in markdown(table, [], rows[:4], "command")
+
+
 def test_a_method_can_be_added_to_a_table_that_is_there(tmp_path: Path) -> None:
     table = Table("x", "1", "X")
     values = ("1", "general", 4, "weave", "", "DRA", 0, 0.5, 0.5, 1.0, "old")
