@@ -82,6 +82,7 @@ def test_every_way_of_turning_occurs() -> None:
     assert len({one.tobytes() for one in np.asarray(many)}) == 8
 
 
+@pytest.mark.slow
 def test_the_last_blocks_alone_are_trained(config: Config) -> None:
     changed = {"stage_one_blocks": 2, "stage_one_steps": 1, "stage_one_batch": 3}
     config = with_settings(config, {**changed, "trunk": "efficientnet_lite0"})
