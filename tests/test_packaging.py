@@ -84,7 +84,7 @@ def test_every_import_is_declared():
 
 def test_every_extra_of_jax_exists():
     offered = importlib.metadata.metadata("jax").get_all("Provides-Extra")
-    for extra in ("cuda", "tpu"):
+    for extra in ("cuda", "tpu", "tpu-compile"):
         (requirement,) = requirements(SETUP["options.extras_require"][extra])
         assert requirement.extras <= set(offered)
 

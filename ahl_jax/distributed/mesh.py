@@ -236,8 +236,13 @@ def _same(tree: Tree) -> Tree:
     return tree
 
 
-def put_sharded(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """An array of the host on the devices of a sharding; all processes give the same values."""
+def put_sharded(leaf: Any, sharding: NamedSharding) -> Any:
+    """An array of the host on the devices of a sharding; all processes give the same values.
+
+    A shape alone only gets the sharding, so that programs for devices elsewhere can be compiled.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -240,9 +240,10 @@ def compile_epoch(learner: StageOne, mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(epoch, donate_argnums=0, out_shardings=everywhere(mesh))
 
 
-def mesh_of(batch: int) -> Mesh:
-    """As many devices as can share a batch evenly."""
-    return mesh_for(1, 1, math.gcd(batch, jax.device_count()))
+def mesh_of(batch: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """As many devices as can share a batch evenly; by default of those of all processes."""
+    devices = jax.devices() if devices is None else devices
+    return mesh_for(1, 1, math.gcd(batch, len(devices)), devices)
 
 
 def _read(config: Config, paths: Sequence[ImageSource]) -> UInt8[np.ndarray, "n size size 3"]:

@@ -47,14 +47,17 @@ DEMO_SHAPES: tuple[Shape, ...] = ((8, 8, 320), (4, 4, 320))
 
 SIZES = {"paper": PAPER_SHAPES, "demo": DEMO_SHAPES}
 
+NORMALS, ANOMALIES = 1131, 10
+"""Training images of ELPV."""
+
 
 def synthetic_problem(
     detector: str,
     subsets: int,
     shapes: tuple[Shape, ...],
     *,
-    normals: int = 1131,
-    anomalies: int = 10,
+    normals: int = NORMALS,
+    anomalies: int = ANOMALIES,
     pseudo_per_generator: int = 64,
     importance: Literal["psi", "uniform"] = "psi",
     precision: Precision = "float32",
@@ -77,7 +80,35 @@ def synthetic_problem(
         inputs: another seed's features, to be shared.
         learning: fields of ``LearningConfig`` that differ from the published ones.
     """
-    config = Config(
+    config = synthetic_config(
+        detector,
+        subsets,
+        pseudo_per_generator=pseudo_per_generator,
+        importance=importance,
+        precision=precision,
+        seed=seed,
+        **learning,
+    )
+    if inputs is None:
+        return make_problem(config, *random_maps(config, shapes, normals, anomalies))
+    made = made_from(config, normals)
+    bank = SharedBank(inputs, np.arange(normals + anomalies + len(made[0])))
+    of_normals = [np.asarray(m[:normals].astype(jnp.float32)) for m in to_maps(inputs)]
+    return problem_on(config, bank, global_averages(of_normals), *made)
+
+
+def synthetic_config(
+    detector: str,
+    subsets: int,
+    *,
+    pseudo_per_generator: int = 64,
+    importance: Literal["psi", "uniform"] = "psi",
+    precision: Precision = "float32",
+    seed: int = 0,
+    **learning: Any,
+) -> Config:
+    """The settings of ``synthetic_problem``, which has the arguments' meaning."""
+    return Config(
         DataConfig("synthetic"),
         seed=seed,
         features=FeatureConfig(precision=precision),
@@ -87,12 +118,6 @@ def synthetic_problem(
         learning=LearningConfig(**learning),
         importance=ImportanceConfig(importance=importance),
     )
-    if inputs is None:
-        return make_problem(config, *random_maps(config, shapes, normals, anomalies))
-    made = made_from(config, normals)
-    bank = SharedBank(inputs, np.arange(normals + anomalies + len(made[0])))
-    of_normals = [np.asarray(m[:normals].astype(jnp.float32)) for m in to_maps(inputs)]
-    return problem_on(config, bank, global_averages(of_normals), *made)
 
 
 def made_from(config: Config, normals: int) -> tuple[np.ndarray, np.ndarray]:
@@ -271,17 +296,27 @@ def parse(kind: type[T], description: str | None) -> T:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of a Markdown table of rows with the same keys."""
-    body = [
-        [f"{v:.3g}" if isinstance(v, float) and v < 1000 else
-         f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values()]
-        for row in rows
-    ]  # fmt: skip
-    return markdown_table(list(rows[0]), body)
+    """The lines of a Markdown table of rows with the same keys; what is None stays empty."""
+    return markdown_table(list(rows[0]), [[_cell(v) for v in row.values()] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{number} {name}" for name, number in value.items()) or "none"
+    return str(value)
 
 
 def report(rows: list[dict[str, Any]], out: Path | None) -> None:
     """Print the rows as a Markdown table and write them as JSON if asked to."""
     print("\n".join(table(rows)))
+    write_json(rows, out)
+
+
+def write_json(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Write the rows as JSON if there is a file for them."""
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ P patches and C channels, two operations per multiply-add:
 - residual: 2 P 9C C, and 2 P C for its output
 - normality: 2 C 256 + 2 256
 
-DevNet has the first alone, for one head. A training step costs twice that: features are frozen, so
+DevNet has the first alone, for one head. Density multiplies the averages of all scales, D numbers,
+by its metric: 2 D D. A training step costs twice that: features are frozen, so
 beside the forward pass there is the gradient of the weights, and none of the features (the small
 output layers' input gradients are left out). An epoch has, for each subset, passes x steps support
 steps and steps query steps of b images, repeats counted once, and a forward pass over the n + M
@@ -107,7 +108,10 @@ def forward_flops(detector: str, shape: common.Shape) -> int:
 def epoch_flops(detector: str, problem: common.Problem, shapes: tuple[common.Shape, ...]) -> int:
     """Operations of one epoch; see the module's docstring."""
     learning = problem.learner.config.learning  # type: ignore[attr-defined]
-    image = sum(forward_flops(detector, shape) for shape in shapes)
+    if detector == "density":
+        image = 2 * sum(channels for *_, channels in shapes) ** 2
+    else:
+        image = sum(forward_flops(detector, shape) for shape in shapes)
 
     def slots(pools: Any) -> int:
         return sum(
