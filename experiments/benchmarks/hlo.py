@@ -7,11 +7,13 @@ a collective in there is executed all the same.
 """
 
 import collections
+import math
 import re
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][\w\-]*)\((.*)$")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CONSTANT = re.compile(r"[su]\d+\[\]\S* constant\((\d+)\)")
 _COLLECTIVE = re.compile(
@@ -33,6 +35,16 @@ class Instruction(NamedTuple):
         """The compiler's estimate for one execution; 0 where it makes none."""
         found = _CYCLES.search(self.text)
         return int(found[1]) if found else 0
+
+    @property
+    def shape(self) -> str:
+        """The dtype and shape of its result, of several arrays the one with the most numbers."""
+        result = self.text.split(" = ", 1)[1].split(f" {self.opcode}(", 1)[0]
+        sizes = [
+            (math.prod(int(side) for side in sides.split(",") if side), f"{dtype}[{sides}]")
+            for dtype, sides in _SHAPE.findall(result)
+        ]
+        return max(sizes, default=(0, ""))[1]
 
     @property
     def collective(self) -> str | None:

@@ -348,9 +348,11 @@ def _largest(text: str, whole: hlo.Totals, count: int) -> list[dict[str, Any]]:
 
     How often tells which loop they are in: of an epoch with passes x steps support steps, so many.
     """
-    known = operations.described(text)
+    sources = {name: source for name, (_, source) in operations.described(text).items()}
+    program = hlo.parse(text)
+    shapes = {one.name: one.shape for own in program.computations.values() for one in own}
     rows = [
-        (name, *known.get(name, ("", "")), whole.executions[name], cycles)
+        (name, shapes[name], sources.get(name, ""), whole.executions[name], cycles)
         for name, cycles in list(whole.operations.items())[:count]
     ]
     sums: collections.Counter[int] = collections.Counter()

@@ -90,6 +90,11 @@ def test_the_constant_of_a_condition_says_how_often(condition, expected):
     assert hlo.trips(hlo.parse(PROGRAM), condition) == expected
 
 
+def test_an_instruction_tells_its_shape():
+    (*_, fusion, _) = hlo.parse(PROGRAM).computations["inner_body"]
+    assert (fusion.name, fusion.shape, fusion.cycles) == ("fusion.1", "f32[8]", 10)
+
+
 def test_an_exchange_that_goes_on_behind_other_operations_counts_once():
     text = """HloModule jit_f
 
