@@ -213,21 +213,23 @@ def devices_of(topology: str) -> list[Any]:
         raise UserError(f"there is no topology {topology!r}: {_reason(error)}") from error
 
 
-def problems_of(row: Row, shards: int) -> list[Problem]:
+def problems_of(row: Row) -> list[Problem]:
     """The training problems of a row, one per seed, whose features are shapes alone."""
     detector, size = row.program.split("-")
     # Random groups have the same sizes on every machine, which clusters of noise have not.
-    settings: dict[str, Any] = {"grouping": "random"}
+    settings: dict[str, Any] = {"grouping": "random", "subsets": row.subsets}
     normals, anomalies = common.NORMALS, common.ANOMALIES
     if size == "tiny":
         debug = preset("debug", "synthetic", detector=detector, precision=row.precision)
         config, normals, anomalies = debug, debug.data.limit or normals, debug.data.shots
     else:
-        config = common.synthetic_config(detector, row.subsets or 1, precision=row.precision)
+        config = common.synthetic_config(detector, 1, precision=row.precision)
     made = common.made_from(config, normals)
     count = normals + anomalies + len(made[0])
     maps = [np.broadcast_to(np.zeros(shape, np.float32), (count, *shape)) for shape in SIZES[size]]
-    bank = SharedBank(_Shapes([maps], row.precision, Part(shards=shards)), np.arange(count))
+    bank = SharedBank(
+        _Shapes([maps], row.precision, Part(shards=row.data_shards)), np.arange(count)
+    )
     averages = np.random.default_rng(0).standard_normal((normals, 8))
     return [
         problem_on(with_settings(config, settings | {"seed": seed}), bank, averages, *made)
@@ -238,9 +240,8 @@ def problems_of(row: Row, shards: int) -> list[Problem]:
 def lowered_epoch(row: Row, devices: Sequence[Any]) -> Lowered:
     """An epoch of AHL."""
     detector, size = row.program.split("-")
-    subsets = len(problems_of(dataclasses.replace(row, seeds=1), 1)[0].subsets)
-    mesh = mesh_for(row.seeds, subsets, row.data_shards, devices)
-    problems = problems_of(row, mesh.shape["data"])
+    mesh = mesh_for(row.seeds, row.subsets or 1, row.data_shards, devices)
+    problems = problems_of(row)
 
     def stacked() -> Any:
         states, data = stack_problems(problems)
@@ -422,11 +423,9 @@ def main() -> None:
     Raises:
         UserError: if libtpu is missing, or for a topology or program that there is not.
     """
-    if not find_spec("libtpu"):
-        raise UserError("the TPU's compiler is missing; run pip install '.[tpu-compile]'")
     # Only to compile, where there is a TPU too: libtpu need not ask a cloud what it runs on, nor
-    # have the machine to itself, as each row's process loads it beside this one.
-    # The last two keep it from complaining that this is no TPU VM.
+    # have the machine to itself, as each row's process loads it beside this one. The last two keep
+    # it from complaining that this is no TPU VM.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -442,17 +441,24 @@ def main() -> None:
         print(json.dumps(measure(Row(**json.loads(sys.argv[2])))))
         return
     args = common.parse(Tpu, __doc__)
-    found = []
+    if not find_spec("libtpu"):
+        raise UserError("the TPU's compiler is missing; run pip install '.[tpu-compile]'")
+    found: list[dict[str, Any]] = []
     for row in rows_of(args):
-        print(f"{row.topology}, {row.program} ...", file=sys.stderr, flush=True)
+        print(
+            f"{row.topology}, {row.program}, seeds {row.seeds}, data shards {row.data_shards} ...",
+            file=sys.stderr,
+            flush=True,
+        )
         found.append(measured(row))
+        # Whoever stops it keeps what took minutes to compile.
+        common.write_json(found, args.json)
     shown = [{key: row[key] for key in COLUMNS} for row in found]
     print("\n".join(common.table(shown)))
     for row in found:
         if row.get("operations"):
             print("", f"{row['program']} on {row['topology']}, mesh {row['mesh']}:", "", sep="\n")
             print("\n".join(common.table(row["operations"])))
-    common.write_json(found, args.json)
 
 
 if __name__ == "__main__":
