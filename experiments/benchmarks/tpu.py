@@ -39,12 +39,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
@@ -137,6 +138,9 @@ class Tpu:
     operations: int = 0
     """How many of each program's largest operations are listed, with their share of the cycles, and
     below them the share of all that run equally often."""
+
+    minutes: Annotated[float, tyro.conf.arg(metavar="FLOAT")] = 20.0
+    """What compiling a row may take."""
 
     quick: bool = False
     """DRA on the debug preset instead of the programs."""
@@ -405,11 +409,16 @@ def rows_of(args: Tpu) -> list[Row]:
     return rows
 
 
-def measured(row: Row) -> dict[str, Any]:
-    """Measure a row in a process of its own, which the compiler may end."""
+def measured(row: Row, minutes: float) -> dict[str, Any]:
+    """Measure a row in a process of its own, which the compiler may end, for so long at most."""
     command = [sys.executable, "-m", "experiments.benchmarks.tpu"]
     command += ["--row", json.dumps(dataclasses.asdict(row))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60 * minutes
+        )
+    except subprocess.TimeoutExpired:
+        return row.blank(f"stopped after {minutes:g} minutes")
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     said = [line for line in done.stderr.splitlines() if line.strip()]
@@ -450,7 +459,7 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
-        found.append(measured(row))
+        found.append(measured(row, args.minutes))
         # Whoever stops it keeps what took minutes to compile.
         common.write_json(found, args.json)
     shown = [{key: row[key] for key in COLUMNS} for row in found]

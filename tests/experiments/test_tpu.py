@@ -123,10 +123,18 @@ def test_a_compiler_that_dies_leaves_the_other_rows(tmp_path, monkeypatch):
     dies.write_text("#!/bin/sh\necho 'F0000 check failed: shape' >&2\nexit 134\n")
     dies.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(dies))
-    found = tpu.measured(row("dra-paper", operations=1))
+    found = tpu.measured(row("dra-paper", operations=1), 1)
     assert list(found) == [*tpu.COLUMNS, "operations"]
     assert found["result"] == "ended with code 134: F0000 check failed: shape"
     assert (found["program"], found["subsets"], found["mesh"]) == ("dra-paper", 2, None)
+
+
+def test_a_row_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 600\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(hangs))
+    assert tpu.measured(row(), 0.001)["result"] == "stopped after 0.001 minutes"
 
 
 def test_a_row_that_cannot_be_lowered_says_why():
