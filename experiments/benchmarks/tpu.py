@@ -185,6 +185,16 @@ class Lowered(NamedTuple):
     """Useful operations on all devices."""
 
 
+_LIBTPU = {
+    # It need not have the machine to itself, nor ask a cloud what it runs on, nor complain that
+    # this is no TPU VM.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
 class _Shapes(HostBank):
     """A bank that goes to devices elsewhere as shapes alone."""
 
@@ -210,6 +220,8 @@ def devices_of(topology: str) -> list[Any]:
     sides = [int(side) for side in found[2].split("x")]
     # One machine has up to eight chips of a flat slice; the compiler would say four at the most.
     whole = len(sides) == 2 and math.prod(sides) <= 8
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
     bounds = {"chips_per_host_bounds": [*sides, 1]} if whole else {}
     try:
         return list(topologies.get_topology_desc(topology, "tpu", **bounds).devices)
@@ -432,16 +444,7 @@ def main() -> None:
     Raises:
         UserError: if libtpu is missing, or for a topology or program that there is not.
     """
-    # Only to compile, where there is a TPU too: libtpu need not ask a cloud what it runs on, nor
-    # have the machine to itself, as each row's process loads it beside this one. The last two keep
-    # it from complaining that this is no TPU VM.
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }.items():
-        os.environ.setdefault(name, value)
+    # Only to compile, where there is a TPU too.
     jax.config.update("jax_platforms", "cpu")
     if sys.argv[1:2] == ["--row"]:
         # The user may have set either, and the figures would be others.
