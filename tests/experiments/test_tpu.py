@@ -30,10 +30,14 @@ def compiled(tmp_path, *options: str) -> list[dict]:
 def test_the_tiny_preset_exchanges_as_much_as_it_did(tmp_path):
     rows = compiled(tmp_path, "--quick", "--topologies", "v5e:2x4", "v5e:4x4")
     assert [(r["topology"], r["mesh"], r["collectives"]) for r in rows] == [
-        ("v5e:2x4", "1x2x1", {}),
-        ("v5e:2x4", "1x2x4", {}),
+        ("v5e:2x4", "1x2x1", {"all-reduce": 2}),
+        (
+            "v5e:2x4",
+            "1x2x4",
+            {"all-gather": 15, "all-reduce": 132, "all-to-all": 12, "collective-permute": 52},
+        ),
         ("v5e:4x4", None, None),
-        ("v5e:4x4", "1x2x8", {}),
+        ("v5e:4x4", "1x2x8", {"all-gather": 16, "all-reduce": 119, "collective-permute": 132}),
     ]
     # Four hosts cannot share two subsets; the rows after it are compiled all the same.
     assert "4 processes with 4 devices each cannot share out" in rows[2]["result"]
