@@ -433,8 +433,12 @@ def measured(row: Row, minutes: float) -> dict[str, Any]:
         return row.blank(f"stopped after {minutes:g} minutes")
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    reason = f"ended with code {done.returncode}: {said[-1][:300] if said else 'no message'}"
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    # What made it give up, among what its signal handlers then write.
+    fatal = [line for line in lines if re.match(r"F\d{4} ", line)]
+    said = (fatal or lines or ["no message"])[-1][:300]
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
+    reason = f"the compiler ended with {how}: {said}"
     return row.blank(reason)
 
 

@@ -124,12 +124,13 @@ def test_without_the_compiler_the_command_says_what_to_install(monkeypatch):
 
 def test_a_compiler_that_dies_leaves_the_other_rows(tmp_path, monkeypatch):
     dies = tmp_path / "python"
-    dies.write_text("#!/bin/sh\necho 'F0000 check failed: shape' >&2\nexit 134\n")
+    said = "F1126 22:56 emitter.cc:1459] Check failed: shape"
+    dies.write_text(f"#!/bin/sh\necho '{said}' >&2\necho 'dumping core' >&2\nkill -6 $$\n")
     dies.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(dies))
     found = tpu.measured(row("dra-paper", operations=1), 1)
     assert list(found) == [*tpu.COLUMNS, "operations"]
-    assert found["result"] == "ended with code 134: F0000 check failed: shape"
+    assert found["result"] == f"the compiler ended with signal 6: {said}"
     assert (found["program"], found["subsets"], found["mesh"]) == ("dra-paper", 2, None)
 
 
