@@ -136,11 +136,18 @@ class Predictor:
         found = self.scorer.outcome(maps)
         if self.scorer.localizer is None:
             return found
+        return found._replace(heat=self.heat_maps(images))
+
+    def heat_maps(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "n h w"]:
+        """The heat maps of n images of a data set, at least one; see ``Outcome``.
+
+        Raises:
+            BadImageError: if one cannot be read, unless the run leaves them out.
+        """
         size, batch = self.config.features.image_size, self.config.features.image_batch
         skip = self.config.data.skip_bad_images
         batches = iter_batches(images, size, batch, skip_bad=skip, on_bad=lambda *_: None)
-        heat = [self.of_arrays(arrays, bucket=batch).heat for _, arrays in batches]
-        return found._replace(heat=np.concatenate(heat))
+        return np.concatenate([self.of_arrays(x, bucket=batch).heat for _, x in batches])
 
     def of_arrays(
         self, images: UInt8[np.ndarray, "b size size 3"], *, bucket: int | None = None

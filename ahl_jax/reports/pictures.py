@@ -81,7 +81,7 @@ def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
     Raises:
         BadImageError: if one of them cannot be read.
     """
-    scores, normal = run.outcome.scores, run.normal
+    scores, normal = run.scores, run.normal
     normals, anomalies = (
         where[np.argsort(-scores[where], kind="stable")]
         for where in (np.flatnonzero(normal), np.flatnonzero(~normal))
@@ -93,7 +93,10 @@ def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
         ("Normals with the lowest scores", "The most normal images.", normals[::-1]),
     ]
     calibration = run.calibration
-    scale = heat_scale(calibration.locations if calibration else None, run.outcome.heat)
+    chosen = sorted({int(number) for _, _, ranked in kinds for number in ranked[:shown]})
+    heat = run.predictor.heat_maps([run.samples[number].path for number in chosen])
+    heat_of = dict(zip(chosen, heat, strict=True))
+    scale = heat_scale(calibration.locations if calibration else None, heat)
 
     def scene(number: int) -> Scene:
         sample = run.samples[number]
@@ -104,7 +107,7 @@ def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
             name=file_name(sample.path),
             kind="normal" if sample.anomaly_class is None else sample.anomaly_class,
             image=data_uri(image),
-            heat=data_uri(overlay(image, run.outcome.heat[number], scale)),
+            heat=data_uri(overlay(image, heat_of[number], scale)),
             score=score,
             share=_percent(calibration.probability(scores[[number]])[0]) if calibration else "",
             alarm=alarm,

@@ -40,7 +40,7 @@ def metrics_by_class(run: Scored) -> list[Metrics]:
     rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
     for name, chosen in _several(run).items():
         test = run.normal | chosen
-        found = resample(run.outcome.scores[test], run.normal[test])
+        found = resample(run.scores[test], run.normal[test])
         rows.append(Metrics(name, int(chosen.sum()), *found.intervals()))
     return rows
 
@@ -53,7 +53,7 @@ def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
     precision: dict[str, Points] = {}
     marks: dict[str, tuple[float, float, int]] = {}
     for number, (label, run) in enumerate(runs.items()):
-        kinds, scores = ~run.normal, run.outcome.scores
+        kinds, scores = ~run.normal, run.scores
         x, y, _ = roc_curve(kinds, scores)
         roc[f"{label}: {run.metrics['auc_roc']:.4f}"] = x, y
         y, x, _ = precision_recall_curve(kinds, scores, drop_intermediate=True)
@@ -75,7 +75,7 @@ def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
 
 def histogram(run: Scored, fpr: float, title: str, *, classes: bool) -> Chart:
     """The scores of normals and of anomalies, class by class if asked for."""
-    scores = run.outcome.scores
+    scores = run.scores
     rows = {"normal": scores[run.normal]}
     if classes:
         # A class may be called normal.
@@ -99,7 +99,7 @@ def confusion(run: Scored, fpr: float) -> list[Confusion]:
     """The threshold's rates on normals and on each class; nothing without a threshold."""
     if run.calibration is None:
         return []
-    above = run.outcome.scores > run.calibration.threshold(fpr)
+    above = run.scores > run.calibration.threshold(fpr)
     rows = [("normal", run.normal), ("all anomalies", ~run.normal), *_several(run).items()]
     return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows]
 

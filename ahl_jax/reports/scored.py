@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import PRESETS
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.types import Sample, Split
 from ahl_jax.inference.predictor import Predictor
-from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import Calibration, check_fpr
 from ahl_jax.reports.bootstrap import Resampled, resample
 from ahl_jax.run.evaluate import load_test
@@ -36,7 +35,9 @@ class Scored:
     same_images: bool
     """Whether the images are those that the run was trained and tested with."""
 
-    outcome: Outcome
+    scores: Float[np.ndarray, " n"]
+    """Of the test images, higher for more anomalous."""
+
     metrics: dict[str, Any]
     """As ``ahl_jax.evaluate`` has them."""
 
@@ -94,8 +95,7 @@ def score(
     """
     check_fpr(fpr)
     tested = load_test(workdir, data=data, cache_dir=cache_dir, progress=progress)
-    outcome = tested.outcome()
-    metrics = tested.metrics(outcome.scores, outcome.heat, fpr)
+    scores, metrics = tested.scored(fpr)
     try:
         history = Workdir(Path(workdir)).read_history(metrics["epochs"])
     except UserError as error:
@@ -109,8 +109,8 @@ def score(
         split=tested.split,
         samples=tested.test.samples,
         same_images=tested.same_images,
-        outcome=outcome,
+        scores=scores,
         metrics=metrics,
-        resampled=resample(outcome.scores, normal),
+        resampled=resample(scores, normal),
         history=history,
     )

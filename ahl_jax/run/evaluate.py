@@ -22,7 +22,6 @@ from ahl_jax.features.split import (
     test_features,
 )
 from ahl_jax.inference.predictor import Predictor, load
-from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import FPR, calibration_of, check_fpr
 from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
@@ -82,16 +81,17 @@ class TestData:
             "seconds": metadata["seconds"],
         }
 
-    def score(self, fpr: float) -> dict[str, Any]:
-        """Score the test images; heat maps take time, and are made only for pixel metrics."""
-        if not self.masks:
-            return self.metrics(self.predictor.scorer.score(self.test.maps), None, fpr)
-        outcome = self.outcome()
-        return self.metrics(outcome.scores, outcome.heat, fpr)
+    def scored(self, fpr: float = FPR) -> tuple[Float[np.ndarray, " n"], dict[str, Any]]:
+        """Scores of the test images, and the metrics that ``evaluate`` returns.
 
-    def outcome(self) -> Outcome:
-        """Scores and heat maps of the test images."""
-        return self.predictor.outcome_of(self.test.maps, [s.path for s in self.test.samples])
+        Heat maps take time, and are made only for pixel metrics.
+        """
+        if not self.masks:
+            scores = self.predictor.scorer.score(self.test.maps)
+            return scores, self.metrics(scores, None, fpr)
+        paths = [sample.path for sample in self.test.samples]
+        outcome = self.predictor.outcome_of(self.test.maps, paths)
+        return outcome.scores, self.metrics(outcome.scores, outcome.heat, fpr)
 
 
 def evaluate(
@@ -125,7 +125,7 @@ def evaluate(
     """
     check_fpr(fpr)
     test = load_test(workdir, data=data, split=split, cache_dir=cache_dir, progress=progress)
-    return test.score(fpr)
+    return test.scored(fpr)[1]
 
 
 def load_test(
@@ -194,7 +194,7 @@ def test_run(run: Run, *, cache_dir: Path | None, progress: bool) -> dict[str, A
     test = _test_data(
         predictor, predictor.config, run.split, cache_dir, same_images=True, progress=progress
     )
-    metrics = test.score(FPR)
+    metrics = test.scored()[1]
     run.workdir.write_metrics(metrics)
     return metrics
 
