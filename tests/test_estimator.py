@@ -149,6 +149,7 @@ class NAType:
         raise TypeError("boolean value of NA is ambiguous")
 
 
+@pytest.mark.slow
 def test_pictures_are_trained_on_as_arrays_are(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray
 ) -> None:
@@ -186,6 +187,7 @@ def test_labels_may_be_words(
     assert roc_auc_score(np.array(labels)[truth], named.decision_function(images)) > 0.8
 
 
+@pytest.mark.slow
 def test_several_classes_of_anomalies_may_be_named(
     fitted: AHLDetector, paths: list[Path], arrays: np.ndarray
 ) -> None:
@@ -268,6 +270,7 @@ def test_no_run_is_kept_where_no_folder_is_named(fitted: AHLDetector, temporary:
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_run_is_kept_where_a_folder_is_named(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray, tmp_path: Path
 ) -> None:

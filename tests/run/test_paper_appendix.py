@@ -16,6 +16,7 @@ SMALL = (
 """The sizes of the debug preset."""
 
 
+@pytest.mark.slow
 def test_the_appendix_trains_seven_base_models(weave: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["train", str(weave), "--workdir", str(run), "--preset", "paper-appendix"]
