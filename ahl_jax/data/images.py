@@ -108,15 +108,11 @@ def image_mode(path: ImageSource) -> str:
     Raises:
         BadImageError: as by ``read_image``.
     """
-    try:
-        if isinstance(path, InMemory) or Path(path.name).suffix.lower() == ".npy":
+    with _told(path):
+        if _is_array(path):
             return _mode_of_array(_array(path))
         with opened(_source(path)) as image:
             return _mode_of_picture(image)
-    except BadImageError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise _bad(path, error) from error
 
 
 def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
@@ -251,8 +247,8 @@ def seen_size(path: ImageSource) -> tuple[tuple[int, int], Image.Transpose | Non
     Raises:
         BadImageError: as by ``read_image``.
     """
-    try:
-        if isinstance(path, InMemory) or Path(path.name).suffix.lower() == ".npy":
+    with _told(path):
+        if _is_array(path):
             height, width = channels_checked(_array(path)).shape[:2]
             return (width, height), None
         with opened(_source(path), turn_of) as image:
@@ -260,10 +256,6 @@ def seen_size(path: ImageSource) -> tuple[tuple[int, int], Image.Transpose | Non
             # Of a TIFF Pillow says the size that it has once it is turned.
             sideways = turn in list(_TURNS.values())[3:] and image.format != "TIFF"
             return (image.height, image.width) if sideways else image.size, turn
-    except BadImageError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise _bad(path, error) from error
 
 
 def image_size(path: ImageSource) -> int:
@@ -353,12 +345,23 @@ def iter_batches(
 def _read(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(path, InMemory):
         return _from_memory(path.array, fit, path.name)
-    try:
-        if Path(path.name).suffix.lower() == ".npy":
+    with _told(path):
+        if _is_array(path):
             if not image_size(path):
                 raise ValueError("empty file")
             return _from_array(_array(path), fit)
         return _read_picture(path, fit)
+
+
+def _is_array(path: ImageSource) -> bool:
+    return isinstance(path, InMemory) or Path(path.name).suffix.lower() == ".npy"
+
+
+@contextlib.contextmanager
+def _told(path: ImageSource) -> Iterator[None]:
+    """Whatever goes wrong in reading an image becomes a sentence about it."""
+    try:
+        yield
     except BadImageError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ahl_jax.detectors.patchcore import greedy_coreset, nearest_distances
+from ahl_jax.detectors.patchcore import greedy_coreset, squared_distances
 from ahl_jax.detectors.whitening import ROUNDING
 
 NORMALS = 100
@@ -27,7 +27,6 @@ _SHRINK = 10
 
 _FLOOR = 1e-3
 """Smallest variance along any direction, as a share of their mean."""
-
 
 _TINY = 1e-12
 """Smallest variance of all."""
@@ -75,4 +74,4 @@ def heat_of(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array,
     """
     centred = fine - localizer.mean
     z = jnp.matmul(centred, localizer.whitening, precision=jax.lax.Precision.HIGHEST)
-    return jnp.square(nearest_distances(z, jnp.asarray(localizer.neighbours)))
+    return squared_distances(z, jnp.asarray(localizer.neighbours))

@@ -66,13 +66,13 @@ class PatchCore(DeviationDetector):
         )
 
     def _distances(self, inputs: Inputs) -> Float[Array, "b h w"]:
-        return nearest_distances(_locations(inputs), self.memory[...])
+        return jnp.sqrt(squared_distances(_locations(inputs), self.memory[...]))
 
 
-def nearest_distances(
+def squared_distances(
     locations: Float[Array, "b h w d"], memory: Float[Array, "k d"]
 ) -> Float[Array, "b h w"]:
-    """The distance of each location of b images to the nearest point in memory."""
+    """The squared distance of each location of b images to the nearest point in memory."""
     lengths = jnp.square(memory).sum(-1)
 
     def nearest(x: Float[Array, "h w d"]) -> Float[Array, "h w"]:
@@ -81,7 +81,7 @@ def nearest_distances(
         return (lengths - 2 * product).min(-1) + jnp.square(x).sum(-1)
 
     # One image at a time, as a batch's distances to all of the memory can be gigabytes.
-    return jnp.sqrt(jnp.maximum(jax.lax.map(nearest, locations), 0))
+    return jnp.maximum(jax.lax.map(nearest, locations), 0)
 
 
 def greedy_coreset(points: Float[Array, "n d"], count: int) -> Int[Array, " count"]:

@@ -193,7 +193,6 @@ def _write(out: Path, template: str, **values: Any) -> Path:
     text = environment.get_template(template).render(**values)
     with writing(out, "name another file with `out`"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        # A file name may hold bytes that are no UTF-8.
         replace_file(out, text)
     return out
 

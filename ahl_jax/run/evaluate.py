@@ -58,17 +58,17 @@ class TestData:
         heat: Float[np.ndarray, "n h w"] | None,
         fpr: float = FPR,
     ) -> dict[str, Any]:
-        """The metrics that ``evaluate`` returns, by scores and heat maps of the test images."""
+        """The metrics that ``evaluate`` returns, by scores and heat maps of the test images.
+
+        Heat maps are needed where there are masks alone.
+        """
         metrics = image_metrics(scores, self.classes)
         if self.predictor.calibration:
             normal = [name is None for name in self.classes]
             metrics["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
-        if (
-            self.masks
-            and heat is not None
-            and (pixels := pixel_metrics(heat, marks(self.test.samples, self.masks)))
-        ):
-            metrics["pixel"] = pixels
+        if heat is not None:
+            pixels = pixel_metrics(heat, marks(self.test.samples, self.masks))
+            metrics |= {"pixel": pixels} if pixels else {}
         metadata = self.predictor.metadata
         return metrics | {
             "n_train_normal": metadata["n_train_normal"],

@@ -12,6 +12,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import SCALES
 from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
+from ahl_jax.data.types import Sample
 from ahl_jax.detectors import Model
 from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
@@ -77,8 +78,12 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
             split = runs[0].split
             labelled = [sample.path for sample in (*split.seen, *split.test)]
             warn_of_unused(labelled, Path(runs[0].config.data.data))
+            tested: dict[Sample, None] = {}
             for run in runs:
-                _extract_test(run, trunk, store, progress=options.progress)
+                samples = _extract_test(run, trunk, store, progress=options.progress)
+                tested |= dict.fromkeys(samples)
+            _check_masks(list(tested), Path(runs[0].config.data.data))
+            for run in runs:
                 heads = model.arrays() if run.config.stage_one.stage_one and model else None
                 run.writer.save_trunk(trunk.name, trunk.params, heads)
     part = own_part(options.data_shards)
@@ -170,15 +175,28 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))
 
 
-def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> None:
+def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> Sequence[Sample]:
     """Put the features of the test images and of the held-out normals into the store.
 
+    Returns:
+        The test images that can be read.
+
     Raises:
-        UserError: for a bad image or mask.
+        UserError: for a bad image, unless the settings skip those.
     """
+    samples: Sequence[Sample] = ()
     if run.split.test:
-        test = test_features(run.config, run.split, trunk, store, progress=progress)
-        for i, mask in masks_of(test.samples, Path(run.config.data.data)).items():
-            read_mask(test.samples[i].path, mask)
+        samples = test_features(run.config, run.split, trunk, store, progress=progress).samples
     if run.split.held_out:
         held_out_features(run.config, run.split, trunk, store, progress=progress)
+    return samples
+
+
+def _check_masks(samples: Sequence[Sample], root: Path) -> None:
+    """Find a bad mask before hours of training; each is read once, however many seeds test it.
+
+    Raises:
+        BadImageError: for a bad mask.
+    """
+    for i, mask in masks_of(samples, root).items():
+        read_mask(samples[i].path, mask)

@@ -307,12 +307,13 @@ class Workdir:
                 path.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        path, digests = self.path / name, self._digests()
+        path, run = self.path / name, self._run()
+        digests = run.get(_FILES, {})
         new = hashlib.sha256(utf_8(text)).hexdigest()
         # A kill in between leaves the old file, or the new one.
         old = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else new
         before = [old] if old in digests.get(name, [old]) else []
-        self._describe(self._run() | {_FILES: digests | {name: sorted({*before, new})}})
+        self._describe(run | {_FILES: digests | {name: sorted({*before, new})}})
         self._replace(name, text)
 
     def _replace(self, name: str, text: str) -> None:
