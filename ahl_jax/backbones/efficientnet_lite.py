@@ -74,6 +74,7 @@ class EfficientNetLite0(nnx.Module):
     stride: ClassVar[int] = 32
     batch_norm_epsilon: ClassVar[float] = 1e-3
     unused: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
+    address: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         self.stem = Conv((3, _STEM), 3, 2, same_padding(3, 2), ("_conv_stem", "_bn0"))

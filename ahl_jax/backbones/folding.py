@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, PyTree
 
-from ahl_jax.backbones.layers import Depthwise, Layer, Pointwise
+from ahl_jax.backbones.layers import Depthwise, Layer, Linear, Pointwise, Tensor
 
 
 class Unfolded(NamedTuple):
@@ -33,7 +33,7 @@ class _Source(NamedTuple):
 def fold_batch_norm(
     module: nnx.Module,
     tensors: Mapping[str, np.ndarray],
-    epsilon: float,
+    epsilon: float | None,
     unused: tuple[str, ...],
 ) -> PyTree:
     """Folds each convolution's inference batch norm into its kernel and a bias.
@@ -41,7 +41,7 @@ def fold_batch_norm(
     Args:
         module: the trunk; only its structure is used.
         tensors: the torch state dict.
-        epsilon: what the batch norm adds to the variance.
+        epsilon: what the batch norm adds to the variance, where there is one.
         unused: prefixes of names that the trunk has no use for.
 
     Returns:
@@ -53,13 +53,13 @@ def fold_batch_norm(
     """
     params: dict[str, Any] = {}
     used: set[str] = set()
-    for path, layer in layers(module):
-        folded = _folded(_read(layer, tensors), epsilon)
-        if not all(np.isfinite(value).all() for value in folded.values()):
-            convolution, norm = layer.source
-            raise ValueError(f"{convolution} or {norm} has values that are not finite numbers")
-        _at(params, path).update(folded)
-        used.update(names(layer))
+    for path, part in parts(module):
+        found = _arrays(part, tensors, epsilon)
+        if not all(np.isfinite(value).all() for value in found.values()):
+            named = dict.fromkeys(name.rsplit(".", 1)[0] for name in part.tensors)
+            raise ValueError(f"{' or '.join(named)} has values that are not finite numbers")
+        _at(params, path).update(found)
+        used.update(part.tensors)
     for key in tensors:
         # Counters that torch keeps for training.
         if (
@@ -76,7 +76,7 @@ def unfolded(module: nnx.Module, tensors: Mapping[str, np.ndarray]) -> Unfolded:
 
     Args:
         module: the trunk; only its structure is used.
-        tensors: a state dict that ``fold_batch_norm`` accepts.
+        tensors: a state dict that ``fold_batch_norm`` accepts; every layer has a batch norm.
     """
     found = Unfolded({}, {})
     for path, layer in layers(module):
@@ -100,28 +100,40 @@ def fold(trunk: Unfolded, epsilon: float) -> PyTree:
 
 def layers(module: nnx.Module) -> Iterator[tuple[tuple[str, ...], Layer]]:
     """The layers of a trunk, and where they are in its parameters."""
-    for path, layer in list(nnx.iter_modules(module)):
-        if isinstance(layer, Layer):
-            yield tuple(map(str, path)), layer
+    for path, part in parts(module):
+        if isinstance(part, Layer):
+            yield path, part
 
 
-def names(layer: Layer) -> list[str]:
-    """The names of the layer's tensors in a torch state dict, in the order of ``_Source``."""
-    convolution, norm = layer.source
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return [f"{convolution}.weight", *(f"{norm}.{part}" for part in parts)]
+def parts(module: nnx.Module) -> Iterator[tuple[tuple[str, ...], Layer | Tensor]]:
+    """All that takes numbers from a state dict, and where they go in the trunk's parameters."""
+    for path, part in list(nnx.iter_modules(module)):
+        if isinstance(part, Layer | Tensor):
+            yield tuple(map(str, path)), part
 
 
-def _read(layer: Layer, tensors: Mapping[str, np.ndarray]) -> _Source:
+def _read(part: Layer | Tensor, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Its tensors in their order, float64; a kernel in the layer's own layout."""
     values: list[np.ndarray] = []
-    for key in names(layer):
-        shape = layer.torch_shape[: 1 if values else None]
+    for key, shape in part.tensors.items():
         if key not in tensors:
             raise ValueError(f"it lacks {key}")
         if tensors[key].shape != shape:
             raise ValueError(f"{key} has shape {tensors[key].shape} where {shape} is needed")
         values.append(tensors[key].astype(np.float64))
-    return _Source(_layout(layer, values[0]), *values[1:])
+    return [_layout(part, values[0]), *values[1:]]
+
+
+def _arrays(
+    part: Layer | Tensor, tensors: Mapping[str, np.ndarray], epsilon: float | None
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Its parameters by name, float32."""
+    values = _read(part, tensors)
+    if epsilon is not None and isinstance(part, Layer) and part.source[1]:
+        return _folded(_Source(*values), epsilon)
+    names = ("kernel", "bias") if isinstance(part, Layer) else ("tensor",)
+    with np.errstate(all="ignore"):
+        return {n: value.astype(np.float32) for n, value in zip(names, values, strict=True)}
 
 
 def _folded(source: _Source, epsilon: float) -> dict[str, Float[np.ndarray, "..."]]:
@@ -138,10 +150,14 @@ def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return tree
 
 
-def _layout(layer: Layer, kernel: np.ndarray) -> np.ndarray:
+def _layout(part: Layer | Tensor, kernel: np.ndarray) -> np.ndarray:
     """From torch's [out, in / groups, height, width] to the layer's own layout."""
-    if isinstance(layer, Depthwise):
+    if isinstance(part, Tensor):
+        return kernel
+    if isinstance(part, Depthwise):
         return kernel[:, 0].transpose(1, 2, 0)
-    if isinstance(layer, Pointwise):
+    if isinstance(part, Linear):
+        return kernel.T
+    if isinstance(part, Pointwise):
         return kernel[:, :, 0, 0].T
     return kernel.transpose(2, 3, 1, 0)

@@ -10,7 +10,8 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from ahl_jax.backbones.folding import fold_batch_norm, layers, names, unfolded
+from ahl_jax.backbones.dino_v2 import official_names
+from ahl_jax.backbones.folding import fold_batch_norm, parts, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
 from ahl_jax.backbones.weights import read_torch_weights
 from ahl_jax.common.errors import UserError
@@ -36,22 +37,31 @@ def load_trunk(
         apart: whether to keep the weights with their batch norm apart as well.
 
     Raises:
-        UserError: if there is no such trunk, it has fewer levels, there are no weights, or they
-            are another network's.
+        UserError: if there is no such trunk, it has fewer levels or no batch norm to keep apart,
+            there are no weights, or they are another network's.
     """
     cls = trunk_class(name)
-    path = weights or weights_file(name, cache_dir)
+    if apart and cls.batch_norm_epsilon is None:
+        raise UserError(f"the trunk {name} has no batch norm to train; leave `batch_norm` out")
+    trunk, tensors = _read(name, weights or weights_file(name, cache_dir), levels)
+    if not apart:
+        return trunk
+    return dataclasses.replace(trunk, unfolded=unfolded(nnx.eval_shape(cls), tensors))
+
+
+def _read(name: str, path: Path, levels: int = 1) -> tuple[Trunk, dict[str, np.ndarray]]:
+    """A trunk and the state dict of its official network, from a weights file."""
+    cls = trunk_class(name)
     tensors = read_torch_weights(path)
-    module = nnx.eval_shape(cls)
     try:
-        params = fold_batch_norm(module, tensors, cls.batch_norm_epsilon, cls.unused)
+        tensors = official_names(tensors)
+        params = fold_batch_norm(nnx.eval_shape(cls), tensors, cls.batch_norm_epsilon, cls.unused)
     except ValueError as error:
         raise UserError(
             f"the weights file {path} does not fit {name}: {error}; give the weights of a {name} "
             "with `trunk_weights`, or to `ahl weights import`"
         ) from error
-    trunk = trunk_from_params(name, params, levels)
-    return dataclasses.replace(trunk, unfolded=unfolded(module, tensors)) if apart else trunk
+    return trunk_from_params(name, params, levels), tensors
 
 
 def weights_file(name: str, cache_dir: Path | None = None) -> Path:
@@ -64,8 +74,16 @@ def weights_file(name: str, cache_dir: Path | None = None) -> Path:
     Raises:
         UserError: if there is none.
     """
-    imported = imported_file(name, cache_dir)
-    return imported if imported.is_file() else trunk_class(name).default_weights()
+    imported, cls = imported_file(name, cache_dir), trunk_class(name)
+    if imported.is_file():
+        return imported
+    if cls.address is None:
+        return cls.default_weights()
+    file = cls.address.rpartition("/")[2]
+    raise UserError(
+        f"{name} needs {file}: run `ahl weights download {name}`, or download the file yourself "
+        f"and run `ahl weights import {file} --trunk {name}`, or give it with `trunk_weights`"
+    )
 
 
 def imported_file(trunk: str, cache_dir: Path | None = None) -> Path:
@@ -92,13 +110,12 @@ def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path
     Raises:
         UserError: if the weights do not fit the trunk, or nothing can be written.
     """
-    load_trunk(name, file)
-    tensors = read_torch_weights(file)
+    _, tensors = _read(name, file)
     kept = {
         # float32 holds the narrower ones exactly.
         key: np.ascontiguousarray(tensors[key], np.result_type(tensors[key], np.float32))
-        for _, layer in layers(nnx.eval_shape(trunk_class(name)))
-        for key in names(layer)
+        for _, part in parts(nnx.eval_shape(trunk_class(name)))
+        for key in part.tensors
     }
     # Not a folder that would be gone with the process.
     path = imported_file(name, cache_dir or user_folder("AHL_CACHE"))

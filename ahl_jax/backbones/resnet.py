@@ -1,20 +1,14 @@
 """ResNets with torchvision's weights; ResNet-18 is the trunk behind AHL's published figures."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.backbones.layers import Conv, Pointwise
-from ahl_jax.common.errors import UserError
+from ahl_jax.backbones.layers import Conv, Pointwise, imagenet_normalised
 
 _WIDTHS = (64, 128, 256, 512)
-# ImageNet's channel means and standard deviations, of images in 0..1.
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nnx.Module):
@@ -68,8 +62,7 @@ class ResNet(nnx.Module):
     wide: ClassVar[int] = 1
     """Factor of the channels within a block."""
 
-    file: ClassVar[str]
-    """torchvision's name of the weights."""
+    address: ClassVar[str | None]
 
     def __init__(self) -> None:
         self.stem = Conv((3, 64), 7, 2, (3, 3), ("conv1", "bn1"))
@@ -88,8 +81,8 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
-        x = (images / 255.0 - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
-        x = nnx.max_pool(jax.nn.relu(self.stem(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = jax.nn.relu(self.stem(imagenet_normalised(images)))
+        x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         ends = []
         for stage, repeats in enumerate(self.repeats, start=1):
             for repeat in range(repeats):
@@ -97,46 +90,33 @@ class ResNet(nnx.Module):
             ends.append(x)
         return tuple(ends[::-1])
 
-    @classmethod
-    def default_weights(cls) -> Path:
-        """There are none but those that the user brings.
-
-        Raises:
-            UserError: always, naming the file.
-        """
-        name = cls.__name__.lower()
-        raise UserError(
-            f"{name} needs torchvision's ImageNet weights: download {cls.file} and run `ahl "
-            f"weights import {cls.file} --trunk {name}`, or give it with `trunk_weights`"
-        )
-
 
 class ResNet18(ResNet):
     """The trunk of the paper."""
 
     channels, block, repeats = (512, 256, 128, 64), BasicBlock, (2, 2, 2, 2)
-    file = "resnet18-f37072fd.pth"
+    address = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 
 
 class ResNet34(ResNet):
     """Twice as deep."""
 
     channels, block, repeats = (512, 256, 128, 64), BasicBlock, (3, 4, 6, 3)
-    file = "resnet34-b627a593.pth"
+    address = "https://download.pytorch.org/models/resnet34-b627a593.pth"
 
 
 class ResNet50(ResNet):
     """Bottlenecks, and four times the channels."""
 
     channels, block, repeats = (2048, 1024, 512, 256), Bottleneck, (3, 4, 6, 3)
-    file = "resnet50-0676ba61.pth"
+    address = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
 
 
 class Wide_ResNet50_2(ResNet):  # noqa: N801 (torchvision's name)
     """ResNet-50 with twice the channels within its blocks."""
 
     channels, block, repeats, wide = (2048, 1024, 512, 256), Bottleneck, (3, 4, 6, 3), 2
-    file = "wide_resnet50_2-95faca4d.pth"
+    address = "https://download.pytorch.org/models/wide_resnet50_2-95faca4d.pth"
 
 
 def _source(block: str, number: int) -> tuple[str, str]:

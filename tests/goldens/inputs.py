@@ -84,3 +84,76 @@ def resnet_state_dict(resnet: str) -> dict[str, np.ndarray]:
             values = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
         tensors[name] = values.astype(np.float32)
     return tensors
+
+
+TINY_SIZES = {"tiny_dino": (56, 112), "tiny_dino_reg": (560, 56), "tiny_convnext": (64, 96)}
+"""Networks of few channels, and the sizes of their images."""
+
+TINY_DINO = (128, 4)
+"""Channels and blocks."""
+
+TINY_CONVNEXT = ((8, 1), (16, 1), (24, 2), (32, 1))
+"""Channels and blocks of each stage."""
+
+
+def tiny_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as transformers has them for DINOv2, and torchvision for ConvNeXt."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *kernel: int) -> None:
+        shapes[f"{name}.weight"] = kernel
+        shapes[f"{name}.bias"] = kernel[:1]
+
+    if name == "tiny_convnext":
+        before = TINY_CONVNEXT[0][0]
+        layer("features.0.0", before, 3, 4, 4)
+        layer("features.0.1", before)
+        for stage, (width, repeats) in enumerate(TINY_CONVNEXT):
+            if stage:
+                layer(f"features.{2 * stage}.0", before)
+                layer(f"features.{2 * stage}.1", width, before, 2, 2)
+            for repeat in range(repeats):
+                block = f"features.{2 * stage + 1}.{repeat}"
+                shapes[f"{block}.layer_scale"] = (width, 1, 1)
+                layer(f"{block}.block.0", width, 1, 7, 7)
+                layer(f"{block}.block.2", width)
+                layer(f"{block}.block.3", 4 * width, width)
+                layer(f"{block}.block.5", width, 4 * width)
+            before = width
+        layer("classifier.0", before)
+        layer("classifier.2", 1000, before)
+        return shapes
+    width, depth = TINY_DINO
+    shapes["embeddings.cls_token"] = 1, 1, width
+    shapes["embeddings.mask_token"] = 1, width
+    shapes["embeddings.position_embeddings"] = 1, 1 + 37**2, width
+    if name == "tiny_dino_reg":
+        shapes["embeddings.register_tokens"] = 1, 4, width
+    layer("embeddings.patch_embeddings.projection", width, 3, 14, 14)
+    for index in range(depth):
+        block = f"encoder.layer.{index}"
+        for norm in ("norm1", "norm2"):
+            layer(f"{block}.{norm}", width)
+        for part in ("attention.query", "attention.key", "attention.value", "output.dense"):
+            layer(f"{block}.attention.{part}", width, width)
+        for scale in ("layer_scale1", "layer_scale2"):
+            shapes[f"{block}.{scale}.lambda1"] = (width,)
+        layer(f"{block}.mlp.fc1", 4 * width, width)
+        layer(f"{block}.mlp.fc2", width, 4 * width)
+    layer("layernorm", width)
+    return shapes
+
+
+def tiny_state_dict(name: str) -> dict[str, np.ndarray]:
+    """Random weights, float32, the same wherever they are made."""
+    random = np.random.RandomState(14)
+    tensors = {}
+    for key, shape in tiny_shapes(name).items():
+        if "lambda" in key or "scale" in key or (len(shape) == 1 and key.endswith("weight")):
+            values = random.uniform(0.5, 1.5, shape)
+        elif key.endswith("bias"):
+            values = random.normal(0, 0.3, shape)
+        else:
+            values = random.normal(0, shape[0] == 1 or np.prod(shape[1:]) ** -0.5, shape)
+        tensors[key] = values.astype(np.float32)
+    return tensors

@@ -1,0 +1,210 @@
+"""DINOv2: vision transformers that have learnt without labels, with or without registers."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ahl_jax.backbones.layers import Conv, LayerNorm, Linear, Tensor, imagenet_normalised
+
+_PATCH = 14
+_GRID = 37
+"""Patches along a side of the images of training, each with a position of its own."""
+
+_HEAD = 64
+"""Channels of an attention head."""
+
+_ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{0}14/dinov2_vit{0}14{1}_pretrain.pth"
+
+
+class Attention(nnx.Module):
+    """Self-attention of all tokens."""
+
+    def __init__(self, channels: int, name: str) -> None:
+        self.mixed = Linear((channels, 3 * channels), (f"{name}.qkv", None))
+        self.project = Linear((channels, channels), (f"{name}.proj", None))
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Mixes the tokens; dtypes as for ``Linear``."""
+        b, n, c = x.shape
+        mixed = self.mixed(x).astype(self.mixed.kernel[...].dtype)
+        query, key, value = jnp.moveaxis(mixed.reshape(b, n, 3, -1, _HEAD), 2, 0)
+        with jax.default_matmul_precision("highest"):
+            seen = jax.nn.dot_product_attention(query, key, value)
+        return self.project(seen.reshape(b, n, c))
+
+
+class Block(nnx.Module):
+    """Attention, then a layer of four times the channels; each is scaled and added."""
+
+    def __init__(self, channels: int, name: str) -> None:
+        self.norm1 = LayerNorm(channels, f"{name}.norm1")
+        self.attention = Attention(channels, f"{name}.attn")
+        self.scale1 = Tensor((channels,), f"{name}.ls1.gamma")
+        self.norm2 = LayerNorm(channels, f"{name}.norm2")
+        self.expand = Linear((channels, 4 * channels), (f"{name}.mlp.fc1", None))
+        self.reduce = Linear((4 * channels, channels), (f"{name}.mlp.fc2", None))
+        self.scale2 = Tensor((channels,), f"{name}.ls2.gamma")
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Applies the block."""
+        x = x + self.scale1() * self.attention(self.norm1(x))
+        y = jax.nn.gelu(self.expand(self.norm2(x)), approximate=False)
+        return x + self.scale2() * self.reduce(y)
+
+
+class DINOv2(nnx.Module):
+    """Patch tokens after the last norm: the levels are those at the ends of the blocks' quarters.
+
+    They are all on one grid.
+    """
+
+    width: ClassVar[int]
+    """Channels of a token."""
+
+    depth: ClassVar[int]
+    """Blocks; a multiple of 4."""
+
+    registers: ClassVar[int] = 0
+    """Tokens that stand for no patch, beside the class token."""
+
+    channels: ClassVar[tuple[int, ...]]
+    address: ClassVar[str | None]
+    stride: ClassVar[int] = _PATCH
+    batch_norm_epsilon: ClassVar[float | None] = None
+    unused: ClassVar[tuple[str, ...]] = ("mask_token", "head.")
+
+    def __init__(self) -> None:
+        width = self.width
+        self.patches = Conv((3, width), _PATCH, _PATCH, (0, 0), ("patch_embed.proj", None))
+        self.first = Tensor((1, 1, width), "cls_token")
+        self.positions = Tensor((1, 1 + _GRID**2, width), "pos_embed")
+        if self.registers:
+            self.register = Tensor((1, self.registers, width), "register_tokens")
+        self.blocks = nnx.Dict(
+            {f"{index:02}": Block(width, f"blocks.{index}") for index in range(self.depth)}
+        )
+        self.norm = LayerNorm(width, "norm")
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
+        """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
+        x = self.patches(imagenet_normalised(images))
+        b, rows, columns, c = x.shape
+        extra = self.first() + self.positions()[:, :1]
+        if self.registers:
+            extra = jnp.concatenate([extra, self.register()], 1)
+        x = (x + self._positions(rows, columns)).reshape(b, -1, c)
+        x = jnp.concatenate([jnp.broadcast_to(extra, (b, *extra.shape[1:])), x], 1)
+        ends = []
+        for index, name in enumerate(sorted(self.blocks), start=1):
+            x = self.blocks[name](x)
+            if index % (self.depth // 4) == 0:
+                ends.append(self.norm(x[:, extra.shape[1] :]).reshape(b, rows, columns, c))
+        return tuple(ends[::-1])
+
+    def _positions(self, rows: int, columns: int) -> Float[Array, "1 rows columns c"]:
+        """What stands for the place of each patch, resized as in training."""
+        table = self.positions()[:, 1:].reshape(1, _GRID, _GRID, -1)
+        if rows == columns == _GRID:
+            return table
+        if self.registers:
+            return jax.image.resize(table, (1, rows, columns, table.shape[-1]), "cubic")
+        return jnp.einsum(
+            "ri,kj,bijc->brkc", _bicubic(rows), _bicubic(columns), table, precision="highest"
+        )
+
+
+def _bicubic(size: int) -> Float[np.ndarray, "size grid"]:
+    """The weights of the ``_GRID`` old positions in each of ``size`` new ones.
+
+    As of PyTorch's bicubic interpolation without antialiasing, by the factor (size + 0.1) / 37 that
+    the networks without registers were trained with.
+    """
+    at = (np.arange(size) + 0.5) * _GRID / (size + 0.1) - 0.5
+    weights = np.zeros((size, _GRID), np.float32)
+    for tap in range(-1, 3):
+        old = np.floor(at) + tap
+        far = np.abs(at - old)
+        near = (1.25 * far - 2.25) * far**2 + 1
+        weight = np.where(far <= 1, near, -0.75 * (((far - 5) * far + 8) * far - 4))
+        np.add.at(weights, (np.arange(size), np.clip(old, 0, _GRID - 1).astype(int)), weight)
+    return weights
+
+
+class DINOv2_ViTS14(DINOv2):  # noqa: N801 (the official name)
+    """The small one."""
+
+    width, depth, channels = 384, 12, (384,) * 4
+    address = _ADDRESS.format("s", "")
+
+
+class DINOv2_ViTS14_reg(DINOv2_ViTS14):  # noqa: N801
+    """With registers."""
+
+    registers = 4
+    address = _ADDRESS.format("s", "_reg4")
+
+
+class DINOv2_ViTB14(DINOv2):  # noqa: N801
+    """Twice the channels."""
+
+    width, depth, channels = 768, 12, (768,) * 4
+    address = _ADDRESS.format("b", "")
+
+
+class DINOv2_ViTB14_reg(DINOv2_ViTB14):  # noqa: N801
+    """With registers."""
+
+    registers = 4
+    address = _ADDRESS.format("b", "_reg4")
+
+
+class DINOv2_ViTL14(DINOv2):  # noqa: N801
+    """Twice the blocks, and more channels."""
+
+    width, depth, channels = 1024, 24, (1024,) * 4
+    address = _ADDRESS.format("l", "")
+
+
+class DINOv2_ViTL14_reg(DINOv2_ViTL14):  # noqa: N801
+    """With registers."""
+
+    registers = 4
+    address = _ADDRESS.format("l", "_reg4")
+
+
+_NAMES = (
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.", ""),
+    ("encoder.layer.", "blocks."),
+    ("attention.output.dense.", "attn.proj."),
+    ("attention.attention.", "attn."),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("layernorm.", "norm."),
+)
+"""Of Hugging Face's ``Dinov2Model``, and the official ones."""
+
+
+def official_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict of Hugging Face's ``Dinov2Model`` as the official one; any other as it is.
+
+    Raises:
+        ValueError: for shapes that do not go together.
+    """
+    if "embeddings.patch_embeddings.projection.weight" not in tensors:
+        return tensors
+    found = {}
+    for name, tensor in tensors.items():
+        for theirs, official in _NAMES:
+            name = name.replace(theirs, official)
+        found[name] = tensor
+    for query in [name for name in found if ".attn.query." in name]:
+        parts = [query.replace("query", part) for part in ("query", "key", "value")]
+        if all(part in found for part in parts):
+            found[query.replace("query", "qkv")] = np.concatenate([found.pop(p) for p in parts])
+    return found
