@@ -4,6 +4,9 @@ Imported weights are in the cache folder, one file per trunk.
 """
 
 import dataclasses
+import hashlib
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,16 @@ from ahl_jax.backbones.dino_v2 import official_names
 from ahl_jax.backbones.folding import fold_batch_norm, parts, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
 from ahl_jax.backbones.weights import read_torch_weights
+from ahl_jax.common.download import download
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import default_folder, replace_file, user_folder, writing
+from ahl_jax.common.files import alone, default_folder, replace_file, user_folder, writing
+
+_log = logging.getLogger(__name__)
+
+_MOST = 2_000_000_000
+"""Bytes of a download; the largest network has 1.2 GB."""
+
+_NO_ROOM = "make room there, or name another folder with `cache_dir`"
 
 
 def load_trunk(
@@ -81,8 +92,8 @@ def weights_file(name: str, cache_dir: Path | None = None) -> Path:
         return cls.default_weights()
     file = cls.address.rpartition("/")[2]
     raise UserError(
-        f"{name} needs {file}: run `ahl weights download {name}`, or download the file yourself "
-        f"and run `ahl weights import {file} --trunk {name}`, or give it with `trunk_weights`"
+        f"{name} needs {file}: run `ahl weights download {name}`, or bring the file with "
+        f"`ahl weights import {file} --trunk {name}` or with `trunk_weights`"
     )
 
 
@@ -110,17 +121,86 @@ def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path
     Raises:
         UserError: if the weights do not fit the trunk, or nothing can be written.
     """
+    return _keep(_fitting(file, name), name, cache_dir)
+
+
+def download_weights(
+    name: str, cache_dir: Path | None = None, sha256: str | None = None, *, progress: bool = True
+) -> Path:
+    """Downloads a trunk's official weights and keeps them, as ``import_weights`` does.
+
+    A download that broke off goes on where it was.
+
+    Args:
+        name: key in ``TRUNKS``.
+        cache_dir: where they are kept; see ``imported_file``.
+        sha256: of the file, 64 hexadecimal digits; by default its first ones, where its name states
+            them, else none.
+        progress: show how far it is, on stderr.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: if the trunk's weights are in a package, the download fails, has another SHA-256
+            or does not fit the trunk, or nothing can be written.
+    """
+    cls = trunk_class(name)
+    address = cls.address
+    if address is None:
+        raise UserError(f"{name} has its weights in {cls.default_weights()} already")
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UserError(f"`sha256` is {sha256!r}; it must be 64 hexadecimal digits")
+    file = address.rpartition("/")[2]
+    stated = re.search(r"-([0-9a-f]{8})\.", file)
+    expected = (sha256 or (stated[1] if stated else "")).lower()
+    folder = imported_file(name, cache_dir or user_folder("AHL_CACHE")).parent / "downloads"
+    part = folder / f"{file}.part"
+    with (
+        writing(folder, _NO_ROOM, "the download"),
+        alone(folder, lambda: _log.info("another process downloads weights; waiting for it")),
+    ):
+        download(address, part, _MOST, progress=progress)
+        with part.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        try:
+            if not found.startswith(expected):
+                raise UserError(
+                    f"{address} has the SHA-256 {found}, which should "
+                    f"{'be' if sha256 else 'start with'} {expected}; the download is removed"
+                )
+            tensors = _fitting(part, name)
+        except UserError:
+            part.unlink()
+            raise
+        if not expected:
+            _log.warning(
+                "nothing but the secure connection vouches for %s; its SHA-256 is %s", file, found
+            )
+        path = _keep(tensors, name, cache_dir)
+        part.unlink()
+    return path
+
+
+def _fitting(file: Path, name: str) -> dict[str, np.ndarray]:
+    """The tensors of a weights file that a trunk needs, in float32 or wider.
+
+    Raises:
+        UserError: if they do not fit.
+    """
     _, tensors = _read(name, file)
-    kept = {
+    return {
         # float32 holds the narrower ones exactly.
         key: np.ascontiguousarray(tensors[key], np.result_type(tensors[key], np.float32))
         for _, part in parts(nnx.eval_shape(trunk_class(name)))
         for key in part.tensors
     }
+
+
+def _keep(tensors: dict[str, np.ndarray], name: str, cache_dir: Path | None) -> Path:
     # Not a folder that would be gone with the process.
     path = imported_file(name, cache_dir or user_folder("AHL_CACHE"))
-    advice = "make room there, or name another folder with `cache_dir`"
-    with writing(path.parent, advice, "weights"):
+    with writing(path.parent, _NO_ROOM, "weights"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, safetensors.numpy.save(kept))
+        replace_file(path, safetensors.numpy.save(tensors))
     return path

@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, Command] = {
     "data show": Command(data.Show, data.run_show),
     "data check": Command(data.Check, data.run_check),
     "weights list": Command(weights.List, weights.run_list),
+    "weights download": Command(weights.Download, weights.run_download),
     "weights import": Command(weights.Import, weights.run_import),
 }  # fmt: skip
 

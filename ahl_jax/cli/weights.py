@@ -6,7 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from ahl_jax.backbones import TRUNKS, import_weights, imported_file, weights_file
+from ahl_jax.backbones import (
+    TRUNKS,
+    download_weights,
+    import_weights,
+    imported_file,
+    weights_file,
+)
 from ahl_jax.cli.sentences import with_options
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import NameIn
@@ -25,13 +31,43 @@ class Import:
     """Keep a trunk's weights, so that `--trunk NAME` finds them from then on."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A state dict with torchvision's names (.pth or .safetensors). Nothing in it is executed."""
+    """A state dict with the official names (.pth or .safetensors); for DINOv2, those of Hugging
+    Face's transformers do too. Nothing in it is executed."""
 
     trunk: Annotated[str, NameIn("trunks")]
     """The trunk that they are for."""
 
     cache_dir: Path | None = None
     """The folder that keeps them; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Download a trunk's official weights and keep them, so that `--trunk NAME` finds them.
+
+    The same command goes on with a download that broke off. Files of torchvision state the first
+    eight digits of their SHA-256, which are checked; for DINOv2's there is the secure connection
+    alone, unless you know the digits.
+    """
+
+    trunk: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME"), NameIn("trunks")]
+    """The trunk."""
+
+    sha256: str | None = None
+    """The SHA-256 that the file must have, 64 hexadecimal digits."""
+
+    cache_dir: Path | None = None
+    """The folder that keeps them; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+def run_download(command: Download) -> None:
+    """Run ``ahl weights download``.
+
+    Raises:
+        UserError: if the weights cannot be downloaded, or are not the expected ones.
+    """
+    path = download_weights(command.trunk, command.cache_dir, command.sha256)
+    _tell(command.trunk, path)
 
 
 def run_import(command: Import) -> None:
@@ -41,7 +77,11 @@ def run_import(command: Import) -> None:
         UserError: for weights that are not there, or are another network's.
     """
     path = import_weights(command.file, command.trunk, command.cache_dir)
-    print(f"--trunk {command.trunk} takes its weights from {path} from now on.")
+    _tell(command.trunk, path)
+
+
+def _tell(trunk: str, path: Path) -> None:
+    print(f"--trunk {trunk} takes its weights from {path} from now on.")
 
 
 def run_list(command: List) -> None:

@@ -19,9 +19,19 @@ class Progress:
         total: How many there are to compute.
         label: What is counted; None shows nothing.
         cached: How many more there were that need no computing.
+        unit: One of them.
+        verb: What is done to them.
     """
 
-    def __init__(self, total: int, label: str | None, *, cached: int = 0) -> None:
+    def __init__(
+        self,
+        total: int,
+        label: str | None,
+        *,
+        cached: int = 0,
+        unit: str = "image",
+        verb: str = "compute",
+    ) -> None:
         self._total = total
         self._done = 0
         self._printed = -1
@@ -29,10 +39,10 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._bar: tqdm | None = None
         if label is not None and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=label, unit="image", leave=False)
+            self._bar = tqdm(total=total, desc=label, unit=unit, leave=False)
         elif label is not None:
             known = f" ({cached} more are there already)" if cached else ""
-            print(f"{label}: {total} to compute{known}", file=sys.stderr)
+            print(f"{label}: {total} to {verb}{known}", file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self

@@ -70,7 +70,7 @@ class FeatureConfig:
     one before, averaged over the pixels of a location, and so on. Trunks have four."""
 
     trunk_weights: Path | None = None
-    """A torchvision state dict (.pth, .safetensors); by default what `ahl weights import` kept."""
+    """A state dict (.pth, .safetensors); by default what `ahl weights` keeps."""
 
     image_size: Annotated[int, AtLeast(192), MultipleOf(64)] = 256
     """Side in pixels of the larger scale; the second scale is half of it."""

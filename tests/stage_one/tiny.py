@@ -26,6 +26,7 @@ class Tiny(nnx.Module):
     stride: ClassVar[int] = 32
     batch_norm_epsilon: ClassVar[float] = 1e-5
     unused: ClassVar[tuple[str, ...]] = ()
+    address: ClassVar[None] = None
     weights: ClassVar[Path]
 
     def __init__(self) -> None:
