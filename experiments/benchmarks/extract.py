@@ -24,7 +24,7 @@ import safetensors.numpy
 from flax import nnx
 
 from ahl_jax.backbones import TRUNKS, Trunk, load_trunk
-from ahl_jax.backbones.layers import Layer
+from ahl_jax.backbones.folding import parts
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig, FeatureConfig, Precision
@@ -62,15 +62,14 @@ def random_weights(name: str, path: Path) -> None:
     """Write a state dict with the trunk's names and shapes, of random weights that keep scale."""
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
-    for _, layer in nnx.iter_modules(nnx.eval_shape(TRUNKS[name])):
-        if not isinstance(layer, Layer):
-            continue
-        convolution, norm = layer.source
-        fan_in = np.prod(layer.torch_shape[1:])
-        weight = rng.standard_normal(layer.torch_shape, np.float32) * np.sqrt(2 / fan_in)
-        tensors[f"{convolution}.weight"] = weight.astype(np.float32)
-        for part, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
-            tensors[f"{norm}.{part}"] = np.full(layer.torch_shape[0], value, np.float32)
+    for _, part in parts(nnx.eval_shape(TRUNKS[name])):
+        for key, shape in part.tensors.items():
+            if len(shape) == 1:
+                value = 0 if key.endswith(("bias", "running_mean")) else 1
+                tensors[key] = np.full(shape, value, np.float32)
+                continue
+            weight = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]))
+            tensors[key] = weight.astype(np.float32)
     safetensors.numpy.save_file(tensors, path)
 
 
