@@ -91,9 +91,9 @@ def fold(trunk: Unfolded, epsilon: float) -> PyTree:
     """Folds the running moments of a trunk into its kernels; as ``fold_batch_norm``."""
     params, stats = trunk
     if "kernel" in params:
-        parts = [params["kernel"], *params["norm"].values(), *stats["norm"].values()]
+        arrays = [params["kernel"], *params["norm"].values(), *stats["norm"].values()]
         of = ["kernel", *params["norm"], *stats["norm"]]
-        double = (np.asarray(part, np.float64) for part in parts)
+        double = (np.asarray(part, np.float64) for part in arrays)
         return _folded(_Source(**dict(zip(of, double, strict=True))), epsilon)
     return {name: fold(Unfolded(params[name], stats[name]), epsilon) for name in params}
 

@@ -101,10 +101,10 @@ def _answer(address: str, start: int) -> Any:
 def _span(address: str, answer: Any) -> tuple[int, int]:
     """The first byte of those that come, and the bytes of the whole file."""
     if answer.status == http.client.OK:
-        found = re.fullmatch(r"()(\d+)", answer.headers.get("Content-Length", ""))
+        found = re.fullmatch(r"()(\d{1,18})", answer.headers.get("Content-Length", ""))
     else:
         found = re.fullmatch(
-            r"bytes (?:(\d+)-\d+|\*)/(\d+)", answer.headers.get("Content-Range", "")
+            r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18})", answer.headers.get("Content-Range", "")
         )
     if found is None:
         raise UserError(f"{address} does not say how long it is; bring the file yourself")

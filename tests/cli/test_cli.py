@@ -117,7 +117,7 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--setting", "full", "--seen-class", "spot"], "belongs to the hard setting"),
         (["--category", "cloth"], "cloth"),
         (["--detector", "dr"], "choose from density, devnet, dra"),
-        (["--trunk", "vgg"], "choose from efficientnet_lite0, efficientnet_lite1"),
+        (["--trunk", "vgg"], "choose from convnext_tiny, dinov2_vitb14"),
         (["--generators", "cutmix", "cut"], "choose from cutmix, cutpaste, draem"),
         (["--generators", "cutmix"], "two or more different generators"),
         (["--generators", "cutmix", "cutmix", "draem"], "two or more different generators"),
