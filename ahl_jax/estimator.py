@@ -28,7 +28,7 @@ from ahl_jax.data.images import array_of, image_list
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
 from ahl_jax.inference.predictor import load
-from ahl_jax.inference.threshold import FPR, check_fpr
+from ahl_jax.inference.threshold import FPR, check_cut, cut_of
 from ahl_jax.run.train import train
 
 NORMAL_LABELS = (0, "good", "normal")
@@ -69,7 +69,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         image_size: side in pixels that images are brought to, a multiple of 64.
         views: 1, 2, 4 or 8 turned and mirrored copies of an image, or auto.
         held_out: the share of the normals that sets the threshold.
-        fpr: the rate of false positives among normal images that the threshold is set for.
+        fpr: the rate of false positives among normal images that the threshold is set for, by
+            default 0.01. It and ``threshold`` can be changed after ``fit``, by ``set_params``.
+        threshold: the score above which an image is an anomaly, in the place of ``fpr``.
         normal_label: the label of normal images, if none of ``NORMAL_LABELS``.
         image_shape: (h, w) or (h, w, 3) of the images in the rows of a 2-D ``X``.
         settings: any other field of ``ahl_jax.Config`` and its parts by name.
@@ -84,7 +86,6 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: the two labels of ``y``, sorted.
         predictor_: the trained detector, an ``ahl_jax.Predictor``.
-        threshold_: the score above which an image is an anomaly.
         n_features_in_: d, where ``X`` was [n, d].
     """
 
@@ -97,7 +98,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         image_size: int | None = None,
         views: int | str | None = None,
         held_out: float = 0.1,
-        fpr: float = FPR,
+        fpr: float | None = None,
+        threshold: float | None = None,
         normal_label: Any = None,
         image_shape: tuple[int, ...] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -114,6 +116,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         self.views = views
         self.held_out = held_out
         self.fpr = fpr
+        self.threshold = threshold
         self.normal_label = normal_label
         self.image_shape = image_shape
         self.settings = settings
@@ -160,11 +163,23 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             predictor = load(folder)
         self.classes_, self._normal = classes, normal
         self.predictor_ = predictor
-        calibration = predictor.calibrated()
-        self.threshold_ = calibration.threshold(self.fpr)
-        if shortfall := calibration.shortfall(self.fpr):
+        shortfall = predictor.calibrated().shortfall(self.fpr or FPR)
+        if self.threshold is None and shortfall:
             warnings.warn(shortfall, stacklevel=2)
         return self
+
+    @property
+    def threshold_(self) -> float:
+        """The score above which an image is an anomaly, by ``fpr`` or ``threshold`` as they are.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            UserError: if they are no rate or score, or both are given.
+        """
+        check_is_fitted(self, "predictor_")
+        cut = cut_of(self.predictor_.calibrated(), self.fpr, self.threshold)
+        assert cut is not None
+        return cut.threshold
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
         """Minus the anomaly scores: lower for more anomalous, as in scikit-learn's detectors.
@@ -294,7 +309,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         return found[0]
 
     def _config(self, shots: int) -> Config:
-        check_fpr(self.fpr)
+        check_cut(self.fpr, self.threshold)
         if not self.held_out > 0:
             raise UserError(
                 f"`held_out` is {self.held_out}; it must be above 0, as these normals set the "

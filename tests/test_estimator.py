@@ -1,3 +1,4 @@
+import copy
 import pickle
 import tempfile
 from pathlib import Path
@@ -96,6 +97,12 @@ def test_what_it_says_of_an_image_agrees(
     np.testing.assert_array_equal(fitted.predict(images), (above > 0).astype(int))
     np.testing.assert_array_equal(fitted.classes_, [0, 1])
     assert not hasattr(fitted, "predict_proba")
+    assert not hasattr(AHLDetector(), "threshold_")
+    # A copy, as others read the fitted one.
+    named = copy.copy(fitted).set_params(fpr=None, threshold=float(scores.max()))
+    assert not named.predict(images).any()
+    named.set_params(fpr=0.5, threshold=None)
+    assert named.threshold_ == fitted.predictor_.calibrated().threshold(0.5)
 
 
 def test_paths_arrays_and_rows_of_the_same_images_give_the_same_detector(
@@ -228,9 +235,9 @@ def test_cross_validation_and_search_in_a_pipeline(arrays: np.ndarray, y: np.nda
 
 def test_its_parameters_are_those_of_the_constructor() -> None:
     detector = AHLDetector("paper", epochs=3, settings={"subsets": 4}, random_state=7)
-    copy = clone(detector)
-    assert copy.get_params() == detector.get_params()
-    config = copy._config(5)
+    other = clone(detector)
+    assert other.get_params() == detector.get_params()
+    config = other._config(5)
     assert config.learning.epochs == 3
     assert config.subsets.subsets == 4
     assert config.seed == 7
@@ -284,9 +291,9 @@ def test_the_run_is_kept_where_a_folder_is_named(
 
 
 def test_a_pickled_copy_says_the_same(fitted: AHLDetector, paths: list[Path]) -> None:
-    copy = pickle.loads(pickle.dumps(fitted))
+    again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_allclose(
-        copy.decision_function(paths[:3]), fitted.decision_function(paths[:3]), atol=1e-4
+        again.decision_function(paths[:3]), fitted.decision_function(paths[:3]), atol=1e-4
     )
 
 

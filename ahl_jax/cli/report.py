@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from ahl_jax.inference.threshold import FPR
 from ahl_jax.reports.build import compare, report
 
 
@@ -20,8 +19,12 @@ class Report:
     out: Path | None = None
     """The file; by default RUN/report.html."""
 
-    fpr: float = FPR
-    """The rate of false positives among normal images that the threshold is set for."""
+    fpr: float | None = None
+    """The rate of false positives among normal images that the threshold is set for; 0.01 by
+    default."""
+
+    threshold: float | None = None
+    """The score above which an image is an anomaly, in the place of `fpr`."""
 
     data: str | None = None
     """Where the data is now, if it moved since the training."""
@@ -40,8 +43,9 @@ class Compare:
     out: Path = Path("compare.html")
     """The file."""
 
-    fpr: float = FPR
-    """The rate of false positives among normal images that the thresholds are set for."""
+    fpr: float | None = None
+    """The rate of false positives among normal images that the thresholds are set for; 0.01 by
+    default."""
 
     data: str | None = None
     """Where the data of all these runs is now, if it moved since the training."""
@@ -58,7 +62,14 @@ def run(command: Report | Compare) -> None:
     """
     fpr, data, cache_dir = command.fpr, command.data, command.cache_dir
     if isinstance(command, Report):
-        out = report(command.workdir, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
+        out = report(
+            command.workdir,
+            command.out,
+            fpr=fpr,
+            threshold=command.threshold,
+            data=data,
+            cache_dir=cache_dir,
+        )
     else:
         out = compare(command.runs, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
     print(f"The {'report' if isinstance(command, Report) else 'comparison'} is {out}.")

@@ -14,7 +14,6 @@ from ahl_jax.common.text import counted, mean_std
 from ahl_jax.config.checks import AtLeast, Between
 from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.distributed.processes import initialize, is_primary
-from ahl_jax.inference.threshold import FPR
 from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import EPOCHS, finetune
 from ahl_jax.run.options import RunOptions
@@ -139,8 +138,12 @@ class Evaluate:
     data: str | None = None
     """Where the data is now, if it moved since the training."""
 
-    fpr: float = FPR
-    """The rate of false positives among normal images that the threshold is set for."""
+    fpr: float | None = None
+    """The rate of false positives among normal images that the threshold is set for; 0.01 by
+    default."""
+
+    threshold: float | None = None
+    """The score above which an image is an anomaly, in the place of `fpr`."""
 
     json: bool = False
     """Print the metrics as JSON and nothing else on stdout."""
@@ -228,7 +231,11 @@ def run_evaluate(command: Evaluate) -> None:
         UserError: as ``ahl_jax.evaluate`` does.
     """
     metrics = evaluate(
-        command.workdir, data=command.data, fpr=command.fpr, cache_dir=command.cache_dir
+        command.workdir,
+        data=command.data,
+        fpr=command.fpr,
+        threshold=command.threshold,
+        cache_dir=command.cache_dir,
     )
     if command.json:
         print(json.dumps(metrics, ensure_ascii=False))

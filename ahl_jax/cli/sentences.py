@@ -11,7 +11,7 @@ from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.detectors.names import method_name
-from ahl_jax.inference.threshold import why_no_threshold
+from ahl_jax.inference.threshold import FPR, why_no_threshold
 
 
 def with_options(text: str, names: Collection[str]) -> str:
@@ -81,12 +81,14 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     )
 
 
-def metrics_in_words(metrics: Mapping[str, Any], fpr: float, config: Config) -> Iterator[str]:
+def metrics_in_words(
+    metrics: Mapping[str, Any], fpr: float | None, config: Config
+) -> Iterator[str]:
     """The result of a test, line by line.
 
     Args:
         metrics: what ``ahl_jax.evaluate`` returns.
-        fpr: the rate of false positives that was asked for.
+        fpr: the rate of false positives that was asked for, if one was.
         config: the run's settings.
     """
     yield f"AUC-ROC {metrics['auc_roc']:.4f}  AUC-PR {metrics['auc_pr']:.4f}"
@@ -106,11 +108,13 @@ def metrics_in_words(metrics: Mapping[str, Any], fpr: float, config: Config) -> 
         reason = with_options(why_no_threshold(config), {"held_out"})
         yield f"There is no threshold: {reason}."
         return
-    promised = f"at most {at['promised_fpr']:.1%} false positives"
-    if at["promised_fpr"] > fpr:
-        promised += f" (too few for {fpr:.1%})"
+    setter = "as you named it"
+    if at["promised_fpr"] is not None:
+        normals = counted(at["held_out"], "held-out normal")
+        setter = f"set by {normals} for at most {at['promised_fpr']:.1%} false positives"
+        if at["promised_fpr"] > (fpr := fpr or FPR):
+            setter += f" (too few for {fpr:.1%})"
     yield (
-        f"At the threshold {at['threshold']:.4g}, set by "
-        f"{counted(at['held_out'], 'held-out normal')} for {promised}: {at['fpr']:.1%} of the test "
-        f"normals are above it, and {at['tpr']:.1%} of the anomalies."
+        f"At the threshold {at['threshold']:.4g}, {setter}: {at['fpr']:.1%} of the test normals "
+        f"are above it, and {at['tpr']:.1%} of the anomalies."
     )

@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt8
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
 from ahl_jax.inference.predictor import Predictor, load
-from ahl_jax.inference.threshold import FPR, check_fpr
+from ahl_jax.inference.threshold import check_cut, cut_of
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 
@@ -33,8 +33,12 @@ class Export:
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """The file to write."""
 
-    fpr: float = FPR
-    """The rate of false positives among normal images that the threshold is set for."""
+    fpr: float | None = None
+    """The rate of false positives among normal images that the threshold is set for; 0.01 by
+    default."""
+
+    threshold: float | None = None
+    """The score above which an image is an anomaly, in the place of `fpr`."""
 
     platforms: tuple[Platform, ...] = PLATFORMS
     """Where the file is to run."""
@@ -47,7 +51,11 @@ def run(command: Export) -> None:
         UserError: as by ``export_model``.
     """
     exported = export_model(
-        command.workdir, command.file, fpr=command.fpr, platforms=command.platforms
+        command.workdir,
+        command.file,
+        fpr=command.fpr,
+        threshold=command.threshold,
+        platforms=command.platforms,
     )
     size = command.file.stat().st_size / 2**20
     side = exported.in_avals[0].shape[1]
@@ -61,7 +69,8 @@ def export_model(
     detector: Predictor | Path | str,
     file: Path | str,
     *,
-    fpr: float = FPR,
+    fpr: float | None = None,
+    threshold: float | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> jax_export.Exported:
     """Write a detector as a ``jax.export`` artifact (StableHLO) with all of its weights inside.
@@ -73,10 +82,13 @@ def export_model(
     - ``heads``: float32 [n, heads], the score of each head,
     - ``heat``: float32 [n, h, w], the score of each location,
 
+    where the run held normals out or a threshold is named
+
+    - ``threshold``: float32 [], that or one set for ``fpr``,
+    - ``decision``: bool [n], whether the score is above it,
+
     and where the run held normals out
 
-    - ``threshold``: float32 [], set for ``fpr``,
-    - ``decision``: bool [n], whether the score is above it,
     - ``probability``: float32 [n], the share of normal images that score lower.
 
     ``size`` is ``in_avals[0].shape[1]`` of what ``deserialize`` gives. On a CPU the trunk's
@@ -85,14 +97,16 @@ def export_model(
     Args:
         detector: a run's folder, or what ``load`` gave.
         file: where to write it; replaced in one step if it is there.
-        fpr: the rate of false positives among normal images that the threshold is set for.
+        fpr: the rate of false positives among normal images that the threshold is set for, by
+            default 0.01.
+        threshold: the score above which an image is an anomaly, in the place of ``fpr``.
         platforms: of cpu, cuda, rocm and tpu, where it is to run.
 
     Raises:
         UserError: if the folder holds no trained detector, the file cannot be written, or the
             options do not fit.
     """
-    check_fpr(fpr)
+    check_cut(fpr, threshold)
     unknown = set(platforms) - {*get_args(Platform)}
     if unknown or not platforms:
         raise UserError(
@@ -104,20 +118,19 @@ def export_model(
         what = "is a folder" if file.is_dir() else f"cannot be written, as {file.parent} is none"
         raise UserError(f"{file} {what}; name a file in a folder that there is")
     predictor = detector if isinstance(detector, Predictor) else load(detector)
+    calibration = predictor.calibration
+    cut = cut_of(calibration, fpr, threshold)
     # The weights become constants of the program.
     arrays = jax.tree.map(np.asarray, predictor.arrays)
 
     def model(images: UInt8[Array, "n size size 3"]) -> dict[str, Any]:
         scores, heads, heat = predictor.apply(jax.tree.map(jnp.asarray, arrays), images)
         found: dict[str, Any] = {"score": scores, "heads": heads, "heat": heat}
-        calibration = predictor.calibration
+        if cut is not None:
+            above = jnp.float32(cut.threshold)
+            found |= {"threshold": above, "decision": scores > above}
         if calibration is not None:
-            threshold = jnp.float32(calibration.threshold(fpr))
-            found |= {
-                "threshold": threshold,
-                "decision": scores > threshold,
-                "probability": calibration.probability(scores, jnp),
-            }
+            found["probability"] = calibration.probability(scores, jnp)
         return found
 
     size = predictor.config.features.image_size

@@ -19,7 +19,7 @@ from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches, without_sk
 from ahl_jax.data.records import ImageSource
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.results import NamedImage, Results
-from ahl_jax.inference.threshold import FPR, check_fpr
+from ahl_jax.inference.threshold import FPR, check_cut, cut_of
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Predict:
     """Score images with a trained detector; write scores.csv and a heat map for each.
 
     The same command goes on with one that was stopped: images that scores.csv has, by path and
-    content, are left out.
+    content, are left out. With another threshold it decides anew by the scores that are there.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -47,8 +47,12 @@ class Predict:
     out: Path
     """The folder for scores.csv and heat_maps/."""
 
-    fpr: float = FPR
-    """The rate of false positives among normal images that the threshold is set for."""
+    fpr: float | None = None
+    """The rate of false positives among normal images that the threshold is set for; 0.01 by
+    default."""
+
+    threshold: float | None = None
+    """The score above which an image is an anomaly, in the place of `fpr`."""
 
     heat_maps: bool = True
     """Whether to draw where the anomaly is, beside each image."""
@@ -60,7 +64,7 @@ class Predict:
     """Go on with the images that come into the folders, until stopped."""
 
     overwrite: bool = False
-    """Replace the scores of another detector or threshold that `out` holds."""
+    """Replace the scores of another detector that `out` holds."""
 
 
 def run(command: Predict) -> None:
@@ -71,7 +75,7 @@ def run(command: Predict) -> None:
             another detector.
         IncompleteError: if images could not be read; all others are written by then.
     """
-    check_fpr(command.fpr)
+    check_cut(command.fpr, command.threshold)
     if not command.images:
         raise UserError("no images are named; name image files or folders after RUN")
     for path in command.images:
@@ -89,13 +93,11 @@ def run(command: Predict) -> None:
             f"{', '.join(sorted(SUFFIXES))}"
         )
     predictor = load(command.workdir)
-    if predictor.calibration is None:
+    if command.threshold is None:
         try:
-            predictor.calibrated()
+            predictor.calibrated().warn_of(command.fpr or FPR)
         except UserError as error:
             log.warning("scores alone, no decisions: %s", error)
-    else:
-        predictor.calibration.warn_of(command.fpr)
     with (
         writing(command.out, "give `out` another folder, or make room"),
         alone(command.out, lambda: _in_use(command.out)),
@@ -103,7 +105,7 @@ def run(command: Predict) -> None:
         results = Results(
             command.out,
             predictor,
-            command.fpr,
+            cut_of(predictor.calibration, command.fpr, command.threshold),
             heat_maps=command.heat_maps,
             lines=command.json,
             tell=command.watch,
@@ -121,7 +123,7 @@ def _run(command: Predict, predictor: Predictor, results: Results) -> None:
         bad[path] = why
     log.info(
         "%s in %s%s", counted(len(results.done), "row"), results.csv,
-        f", {results.anomalies} of them anomalies" if predictor.calibration else "",
+        f", {results.anomalies} of them anomalies" if results.cut else "",
     )  # fmt: skip
     if bad:
         for why in bad.values():

@@ -27,7 +27,7 @@ from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
     FPR,
     Calibration,
-    check_fpr,
+    cut_of,
     read_calibration,
     why_no_threshold,
 )
@@ -84,24 +84,34 @@ class Predictor:
         """
         return self.calibrated().probability(self.score(images))
 
-    def predict(self, images: Sequence[Picture], *, fpr: float = FPR) -> np.ndarray:
+    def predict(
+        self,
+        images: Sequence[Picture],
+        *,
+        fpr: float | None = None,
+        threshold: float | None = None,
+    ) -> np.ndarray:
         """Whether each of n images is an anomaly, bool [n].
 
         Warns where the held-out normals are too few for ``fpr``.
 
         Args:
             images: as for ``score``.
-            fpr: the rate of false positives among normal images that the threshold is set for.
+            fpr: the rate of false positives among normal images that the threshold is set for, by
+                default 0.01.
+            threshold: the score above which an image is an anomaly, in the place of ``fpr``.
 
         Raises:
             BadImageError: if one cannot be read.
-            UserError: if no normals were held out, or the rate is none.
+            UserError: if there is neither a threshold nor held-out normals to set one, or it or the
+                rate is none.
         """
-        check_fpr(fpr)
-        calibration = self.calibrated()
-        if shortfall := calibration.shortfall(fpr):
+        calibration = self.calibrated() if threshold is None else None
+        cut = cut_of(calibration, fpr, threshold)
+        assert cut is not None
+        if calibration and (shortfall := calibration.shortfall(fpr or FPR)):
             warnings.warn(shortfall, stacklevel=2)
-        return self.score(images) > calibration.threshold(fpr)
+        return self.score(images) > cut.threshold
 
     def outcome(self, images: Sequence[Picture]) -> Outcome:
         """Scores, head scores and heat maps of n images.

@@ -28,9 +28,12 @@ from ahl_jax.distributed.host_arrays import digest
 from ahl_jax.inference.heatmaps import heat_scale, overlay
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.scorer import Outcome
-from ahl_jax.inference.threshold import Calibration
+from ahl_jax.inference.threshold import Cut
 
 log = logging.getLogger(__name__)
+
+_DIGITS = 6
+"""Of the numbers in the table, after the point."""
 
 _LONGEST = 255
 """Bytes of a file's name on most file systems."""
@@ -59,22 +62,23 @@ class Results:
     Args:
         folder: where they are; it is there already.
         predictor: the detector.
-        fpr: what the threshold is set for.
+        cut: where decisions are made; None for none.
         heat_maps: whether to draw them.
         lines: whether to print each result as a line of JSON.
         tell: whether to log each result.
-        overwrite: replace what another detector or threshold gave.
+        overwrite: replace what another detector gave.
+
+    Scores of this detector with other decisions are kept, and decided anew.
 
     Raises:
-        UserError: if the folder holds the scores of another detector or threshold, or cannot be
-            written to.
+        UserError: if the folder holds the scores of another detector, or cannot be written to.
     """
 
     def __init__(
         self,
         folder: Path,
         predictor: Predictor,
-        fpr: float,
+        cut: Cut | None,
         *,
         heat_maps: bool,
         lines: bool,
@@ -82,7 +86,7 @@ class Results:
         overwrite: bool,
     ) -> None:
         self.folder, self.csv = folder, folder / "scores.csv"
-        self._predictor, self._fpr = predictor, fpr
+        self._predictor, self.cut = predictor, cut
         self._heat_maps, self._lines, self._tell = heat_maps, lines, tell
         self.columns = ["path", "score", "probability", "decision", *predictor.heads, "sha256"]
         self.done: set[tuple[str, str]] = set()
@@ -91,29 +95,37 @@ class Results:
         self._claim(overwrite)
 
     def _claim(self, overwrite: bool) -> None:
-        found = self._predictor.calibration
+        calibration = self._predictor.calibration
+        text = calibration.text() if calibration else ""
         about = {
             "detector": digest(self._predictor.scorer.arrays()),
-            "fpr": found.promised(self._fpr) if found else None,
-            "threshold": found.threshold(self._fpr) if found else None,
+            "fpr": self.cut.promised_fpr if self.cut else None,
+            "threshold": self.cut.threshold if self.cut else None,
+            "calibration": hashlib.sha256(text.encode()).hexdigest(),
         }
         path = self.folder / PREDICTION
         held = None if overwrite else _read_json(path)
         rows = [] if overwrite else read_table(self.csv, self.columns)
-        if held is not None and held != about:
+        if held is not None and held.get("detector") != about["detector"]:
             raise UserError(
-                f"{self.folder} holds the scores of another detector or threshold; give "
-                "another `out`, or `overwrite=True` to replace them"
+                f"{self.folder} holds the scores of another detector; give another `out`, or "
+                "`overwrite=True` to replace them"
             )
         if held is None and rows:
             raise UserError(
                 f"{self.csv} is there already, and not of this detector; give another `out`, or "
                 "`overwrite=True` to replace it"
             )
+        # Earlier versions did not say which calibration it was.
+        if held is not None and rows and about != about | held:
+            log.info("%s decided anew, by another threshold", counted(len(rows), "row"))
+            decided = self._decided([float(row[1]) for row in rows])
+            for row, (probability, decision) in zip(rows, decided, strict=True):
+                row[2:4] = str(probability), decision
         text = "".join(_line(row) for row in ([*self.columns], *rows))
         if overwrite or not self.csv.is_file() or self.csv.read_bytes() != text.encode():
             replace_file(self.csv, text)
-        if held is None:
+        if held != about:
             replace_file(path, json.dumps(about, indent=2) + "\n")
         for row in rows:
             image = NamedImage(Path(row[0]), row[-1])
@@ -123,7 +135,7 @@ class Results:
 
     def write(self, images: Sequence[NamedImage], found: Outcome) -> None:
         """Add the results of some images; the table last, so that it names nothing unfinished."""
-        rows = list(_rows(images, found, self._predictor, self._fpr))
+        rows = list(self._rows(images, found))
         if self._heat_maps:
             for image, heat in zip(images, found.heat, strict=True):
                 self._draw(image, heat)
@@ -145,6 +157,30 @@ class Results:
                 log.info("%s: %s %s", row["path"], row["score"], row["decision"])
         self.done.update(image.key for image in images)
         self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
+
+    def _rows(self, images: Sequence[NamedImage], found: Outcome) -> Iterator[dict[str, Any]]:
+        scores = [round(float(score), _DIGITS) for score in found.scores]
+        decided = self._decided(scores)
+        for image, score, each, heads in zip(images, scores, decided, found.heads, strict=True):
+            row = {"path": printable(image.path.as_posix()), "score": score}
+            row |= dict(zip(("probability", "decision"), each, strict=True))
+            rounded = (round(float(value), _DIGITS) for value in heads)
+            yield (
+                row
+                | dict(zip(self._predictor.heads, rounded, strict=True))
+                | {"sha256": image.digest}
+            )
+
+    def _decided(self, scores: Sequence[float]) -> Iterator[tuple[float | str, str]]:
+        """Probabilities and decisions by scores as the table has them, so that it can follow."""
+        calibration, cut = self._predictor.calibration, self.cut
+        values = calibration.probability(np.array(scores)) if calibration else None
+        for i, score in enumerate(scores):
+            above = cut is not None and score > round(cut.threshold, _DIGITS)
+            yield (
+                "" if values is None else round(float(values[i]), _DIGITS),
+                ("anomaly" if above else "normal") if cut else "",
+            )
 
     def _heat_map(self, image: NamedImage) -> Path:
         """The file of an image's heat map."""
@@ -221,7 +257,8 @@ def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
 
 def _is_whole(row: Sequence[str]) -> bool:
     try:
-        [float(value or 0) for value in (*row[1:3], *row[4:-1])]
+        float(row[1])
+        [float(value or 0) for value in (row[2], *row[4:-1])]
     except ValueError:
         return False
     return re.fullmatch("[0-9a-f]{16}", row[-1]) is not None
@@ -237,9 +274,12 @@ def _decoded(content: bytes) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it describes no prediction")
+        return found
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -255,20 +295,6 @@ def beside(
     """An image, and the same with its heat map over it, side by side."""
     gap = np.full((len(image), max(2, image.shape[1] // 64), 3), 255, np.uint8)
     return np.concatenate([image, gap, overlay(image, heat, scale)], axis=1)
-
-
-def _rows(
-    images: Sequence[NamedImage], found: Outcome, predictor: Predictor, fpr: float
-) -> Iterator[dict[str, Any]]:
-    calibration: Calibration | None = predictor.calibration
-    probability = calibration.probability(found.scores) if calibration else None
-    for i, image in enumerate(images):
-        row = {"path": printable(image.path.as_posix()), "score": round(float(found.scores[i]), 6)}
-        row["probability"] = "" if probability is None else round(float(probability[i]), 6)
-        above = calibration is not None and found.scores[i] > calibration.threshold(fpr)
-        row["decision"] = ("anomaly" if above else "normal") if calibration else ""
-        heads = (round(float(value), 6) for value in found.heads[i])
-        yield row | dict(zip(predictor.heads, heads, strict=True)) | {"sha256": image.digest}
 
 
 def _line(values: Sequence[Any]) -> str:

@@ -31,6 +31,35 @@ _TAIL = 0.1
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The score above which an image is called an anomaly."""
+
+    threshold: float
+
+    promised_fpr: float | None = None
+    """The rate of false positives that is promised; None where the user names the threshold."""
+
+    held_out: int | None = None
+    """How many held-out normals it is set by; None where the user names it."""
+
+    def rates(self, scores: Float[np.ndarray, " m"], normal: Sequence[bool]) -> dict[str, Any]:
+        """The rates on labelled images.
+
+        Returns:
+            ``threshold``, ``promised_fpr`` and ``held_out``, as here; ``fpr``, the false-positive
+            rate of these images; and ``tpr``, the share of anomalies found.
+        """
+        above, normals = scores > self.threshold, np.asarray(normal)
+        return {
+            "threshold": self.threshold,
+            "promised_fpr": self.promised_fpr,
+            "fpr": float(above[normals].mean()),
+            "tpr": float(above[~normals].mean()),
+            "held_out": self.held_out,
+        }
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The scores of n held-out normals by the detector as trained."""
 
@@ -89,25 +118,6 @@ class Calibration:
         above = (1 - ranks[-1 - tail]) * xp.exp(-xp.maximum(scores - start, 0) / excess)
         return xp.where(scores > start, 1 - above, xp.interp(scores, self.scores, ranks))
 
-    def rates(
-        self, scores: Float[np.ndarray, " m"], normal: Sequence[bool], fpr: float = FPR
-    ) -> dict[str, Any]:
-        """The rates of the threshold on labelled images.
-
-        Returns:
-            ``threshold``; ``promised_fpr`` and ``fpr``, the false-positive rate that was promised
-            and the one of these images; ``tpr``, the share of anomalies found; and ``held_out``,
-            n.
-        """
-        above, normals = scores > self.threshold(fpr), np.asarray(normal)
-        return {
-            "threshold": self.threshold(fpr),
-            "promised_fpr": self.promised(fpr),
-            "fpr": float(above[normals].mean()),
-            "tpr": float(above[~normals].mean()),
-            "held_out": len(self.scores),
-        }
-
     def text(self) -> str:
         """As ``read_calibration`` reads it."""
         low, high = self.locations
@@ -165,11 +175,41 @@ def why_no_threshold(config: Config) -> str:
     return "no normals were held out of its training; train with `held_out=0.1`"
 
 
-def check_fpr(fpr: float) -> None:
-    """Refuse a rate that is none.
+def cut_of(
+    calibration: Calibration | None, fpr: float | None = None, threshold: float | None = None
+) -> Cut | None:
+    """Where decisions are made: at a threshold that the user names, or at the calibration's.
+
+    Args:
+        calibration: the run's, if it has one.
+        fpr: the rate of false positives that the threshold is set for, by default ``FPR``.
+        threshold: the score, in the place of a rate.
+
+    Returns:
+        None where there is neither a threshold nor a calibration.
 
     Raises:
-        UserError: if it is not between 0 and 1.
+        UserError: as by ``check_cut``.
     """
-    if not isinstance(fpr, int | float) or not 0 < fpr < 1:
+    check_cut(fpr, threshold)
+    if threshold is not None:
+        return Cut(float(threshold))
+    if calibration is None:
+        return None
+    fpr = FPR if fpr is None else fpr
+    return Cut(calibration.threshold(fpr), calibration.promised(fpr), len(calibration.scores))
+
+
+def check_cut(fpr: float | None, threshold: float | None) -> None:
+    """Refuse a rate or a threshold that is none, and both at once.
+
+    Raises:
+        UserError: saying so.
+    """
+    if fpr is not None and threshold is not None:
+        raise UserError("`fpr` and `threshold` are both given; give one of them")
+    if fpr is not None and (not isinstance(fpr, int | float) or not 0 < fpr < 1):
         raise UserError(f"`fpr` is {fpr}; it must be between 0 and 1")
+    numbers = int | float | np.number
+    if threshold is not None and not (isinstance(threshold, numbers) and np.isfinite(threshold)):
+        raise UserError(f"`threshold` is {threshold}; it must be a score, which is a finite number")

@@ -10,7 +10,6 @@ from ahl_jax.config.settings import data_name
 from ahl_jax.data.images import image_digest
 from ahl_jax.detectors.names import method_name
 from ahl_jax.features import Store
-from ahl_jax.inference.threshold import FPR
 from ahl_jax.reports import results
 from ahl_jax.reports.pictures import sheet
 from ahl_jax.reports.scored import Scored, score
@@ -25,7 +24,8 @@ def report(
     workdir: Path | str,
     out: Path | str | None = None,
     *,
-    fpr: float = FPR,
+    fpr: float | None = None,
+    threshold: float | None = None,
     data: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
@@ -37,7 +37,8 @@ def report(
     Args:
         workdir: the folder that ``train`` was given.
         out: the file; by default ``report.html`` in that folder.
-        fpr: the rate of false positives that the threshold is set for.
+        fpr: the rate of false positives that the threshold is set for, by default 0.01.
+        threshold: the score above which an image is an anomaly, in the place of ``fpr``.
         data: where the data is now, if not where it was in training.
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         progress: whether to show progress on stderr.
@@ -49,7 +50,9 @@ def report(
         UserError: if the folder holds no checkpoint, the data cannot be read, or the file cannot
             be written.
     """
-    run = score(workdir, data=data, fpr=fpr, cache_dir=cache_dir, progress=progress)
+    run = score(
+        workdir, data=data, fpr=fpr, threshold=threshold, cache_dir=cache_dir, progress=progress
+    )
     preset, differing = run.preset()
     no_subsets = why_none(run)
     planned = run.config.learning.planned_epochs
@@ -60,11 +63,11 @@ def report(
         title=f"{method_name(run.config)} on {data_name(run.config)}",
         unfinished=planned if run.metrics["epochs"] < planned else None,
         metrics=results.metrics_by_class(run),
-        curves=results.curves({"this run": run}, fpr),
-        histogram=results.histogram(run, fpr, "Scores by class", classes=True),
-        confusion=results.confusion(run, fpr),
+        curves=results.curves({"this run": run}),
+        histogram=results.histogram(run, "Scores by class", classes=True),
+        confusion=results.confusion(run),
         at=run.metrics.get("at_threshold"),
-        strips=sheet(run, fpr),
+        strips=sheet(run),
         training=history_charts(run.history),
         no_subsets=no_subsets,
         subsets=[] if no_subsets else subset_views(run, Store(cache_dir), progress=progress),
@@ -79,7 +82,7 @@ def compare(
     runs: Sequence[Path | str],
     out: Path | str = "compare.html",
     *,
-    fpr: float = FPR,
+    fpr: float | None = None,
     data: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
@@ -89,7 +92,7 @@ def compare(
     Args:
         runs: their folders; differences are to the first one.
         out: the file.
-        fpr: the rate of false positives that the thresholds are set for.
+        fpr: the rate of false positives that the thresholds are set for, by default 0.01.
         data: where the data of all runs is now, if not where it was in training.
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         progress: whether to show progress on stderr.
@@ -104,7 +107,9 @@ def compare(
     if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
         raise UserError("a comparison needs two or more different runs; name their folders")
     scored = {
-        str(folder): score(folder, data=data, fpr=fpr, cache_dir=cache_dir, progress=progress)
+        str(folder): score(
+            folder, data=data, fpr=fpr, threshold=None, cache_dir=cache_dir, progress=progress
+        )
         for folder in folders
     }
     first, *others = scored.values()
@@ -115,9 +120,7 @@ def compare(
     settings = {label: run.settings() for label, run in scored.items()}
     names = dict.fromkeys(name for each in settings.values() for name in each)
     by_class = {label: results.metrics_by_class(run) for label, run in scored.items()}
-    confusions = {
-        label: rows for label, run in scored.items() if (rows := results.confusion(run, fpr))
-    }
+    confusions = {label: rows for label, run in scored.items() if (rows := results.confusion(run))}
     no_subsets = {label: why_none(run) for label, run in scored.items()}
     store = Store(cache_dir)
     return _write(
@@ -137,15 +140,13 @@ def compare(
             if same[label]
         },
         other_images=[label for label, run in scored.items() if run in others and not same[label]],
-        curves=results.curves(scored, fpr),
-        histograms=[
-            results.histogram(run, fpr, label, classes=False) for label, run in scored.items()
-        ],
+        curves=results.curves(scored),
+        histograms=[results.histogram(run, label, classes=False) for label, run in scored.items()],
         settings=settings,
         differing=[n for n in names if len({str(s.get(n)) for s in settings.values()}) > 1],
         confusions=confusions,
         called=_labels(confusions),
-        sheets={label: sheet(run, fpr, _COMPARED) for label, run in scored.items()},
+        sheets={label: sheet(run, _COMPARED) for label, run in scored.items()},
         training={label: history_charts(run.history) for label, run in scored.items()},
         no_subsets=no_subsets,
         subsets={

@@ -70,12 +70,11 @@ def file_name(path: ImageSource) -> str:
     return path.name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
+def sheet(run: Scored, shown: int = 6) -> list[Strip]:
     """The test images that are ranked worst, and those that are ranked best.
 
     Args:
         run: the run.
-        fpr: the rate of false positives that the threshold is set for.
         shown: images of each kind.
 
     Raises:
@@ -102,7 +101,7 @@ def sheet(run: Scored, fpr: float, shown: int = 6) -> list[Strip]:
         sample = run.samples[number]
         image = read_display(sample.path)
         score = float(scores[number])
-        alarm = score > calibration.threshold(fpr) if calibration else None
+        alarm = None if run.threshold is None else score > run.threshold
         return Scene(
             name=file_name(sample.path),
             kind="normal" if sample.anomaly_class is None else sample.anomaly_class,

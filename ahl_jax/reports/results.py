@@ -45,7 +45,7 @@ def metrics_by_class(run: Scored) -> list[Metrics]:
     return rows
 
 
-def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
+def curves(runs: dict[str, Scored]) -> list[Chart]:
     """ROC and precision-recall curves of runs by their labels."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -73,7 +73,7 @@ def curves(runs: dict[str, Scored], fpr: float) -> list[Chart]:
     ]  # fmt: skip
 
 
-def histogram(run: Scored, fpr: float, title: str, *, classes: bool) -> Chart:
+def histogram(run: Scored, title: str, *, classes: bool) -> Chart:
     """The scores of normals and of anomalies, class by class if asked for."""
     scores = run.scores
     rows = {"normal": scores[run.normal]}
@@ -89,17 +89,16 @@ def histogram(run: Scored, fpr: float, title: str, *, classes: bool) -> Chart:
         f"{name}: median {np.median(v):.4g}, from {v.min():.4g} to {v.max():.4g}"
         for name, v in rows.items()
     )
-    threshold = run.calibration.threshold(fpr) if run.calibration else None
     return charts.histogram(
-        title, f"Histograms of the scores. {text}", rows, "anomaly score", threshold
+        title, f"Histograms of the scores. {text}", rows, "anomaly score", run.threshold
     )
 
 
-def confusion(run: Scored, fpr: float) -> list[Confusion]:
+def confusion(run: Scored) -> list[Confusion]:
     """The threshold's rates on normals and on each class; nothing without a threshold."""
-    if run.calibration is None:
+    if run.threshold is None:
         return []
-    above = run.scores > run.calibration.threshold(fpr)
+    above = run.scores > run.threshold
     rows = [("normal", run.normal), ("all anomalies", ~run.normal), *_several(run).items()]
     return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows]
 

@@ -13,7 +13,7 @@ from ahl_jax.config.presets import PRESETS
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.types import Sample, Split
 from ahl_jax.inference.predictor import Predictor
-from ahl_jax.inference.threshold import Calibration, check_fpr
+from ahl_jax.inference.threshold import Calibration, check_cut
 from ahl_jax.reports.bootstrap import Resampled, resample
 from ahl_jax.run.evaluate import load_test
 from ahl_jax.storage.workdir import Workdir
@@ -55,6 +55,12 @@ class Scored:
         """The threshold's, if the run has one."""
         return self.predictor.calibration
 
+    @property
+    def threshold(self) -> float | None:
+        """The score above which an image is called an anomaly, if there is one."""
+        at = self.metrics.get("at_threshold")
+        return at and at["threshold"]
+
     def by_class(self) -> dict[str, Bool[np.ndarray, " n"]]:
         """Anomaly class -> which test images are of it."""
         names = np.array([sample.anomaly_class or "" for sample in self.samples])
@@ -84,7 +90,8 @@ def score(
     workdir: Path | str,
     *,
     data: str | None = None,
-    fpr: float,
+    fpr: float | None,
+    threshold: float | None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Scored:
@@ -93,9 +100,9 @@ def score(
     Raises:
         UserError: as ``ahl_jax.evaluate`` does.
     """
-    check_fpr(fpr)
+    check_cut(fpr, threshold)
     tested = load_test(workdir, data=data, cache_dir=cache_dir, progress=progress)
-    scores, metrics = tested.scored(fpr)
+    scores, metrics = tested.scored(fpr, threshold)
     try:
         history = Workdir(Path(workdir)).read_history(metrics["epochs"])
     except UserError as error:

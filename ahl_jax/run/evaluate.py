@@ -22,7 +22,7 @@ from ahl_jax.features.split import (
     test_features,
 )
 from ahl_jax.inference.predictor import Predictor, load
-from ahl_jax.inference.threshold import FPR, calibration_of, check_fpr
+from ahl_jax.inference.threshold import Cut, calibration_of, check_cut, cut_of
 from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
 from ahl_jax.run.pixel_metrics import pixel_metrics
@@ -56,16 +56,15 @@ class TestData:
         self,
         scores: Float[np.ndarray, " n"],
         heat: Float[np.ndarray, "n h w"] | None,
-        fpr: float = FPR,
+        cut: Cut | None,
     ) -> dict[str, Any]:
         """The metrics that ``evaluate`` returns, by scores and heat maps of the test images.
 
         Heat maps are needed where there are masks alone.
         """
         metrics = image_metrics(scores, self.classes)
-        if self.predictor.calibration:
-            normal = [name is None for name in self.classes]
-            metrics["at_threshold"] = self.predictor.calibration.rates(scores, normal, fpr)
+        if cut is not None:
+            metrics["at_threshold"] = cut.rates(scores, [name is None for name in self.classes])
         if heat is not None:
             pixels = pixel_metrics(heat, marks(self.test.samples, self.masks))
             metrics |= {"pixel": pixels} if pixels else {}
@@ -81,17 +80,20 @@ class TestData:
             "seconds": metadata["seconds"],
         }
 
-    def scored(self, fpr: float = FPR) -> tuple[Float[np.ndarray, " n"], dict[str, Any]]:
+    def scored(
+        self, fpr: float | None = None, threshold: float | None = None
+    ) -> tuple[Float[np.ndarray, " n"], dict[str, Any]]:
         """Scores of the test images, and the metrics that ``evaluate`` returns.
 
         Heat maps take time, and are made only for pixel metrics.
         """
+        cut = cut_of(self.predictor.calibration, fpr, threshold)
         if not self.masks:
             scores = self.predictor.scorer.score(self.test.maps)
-            return scores, self.metrics(scores, None, fpr)
+            return scores, self.metrics(scores, None, cut)
         paths = [sample.path for sample in self.test.samples]
         outcome = self.predictor.outcome_of(self.test.maps, paths)
-        return outcome.scores, self.metrics(outcome.scores, outcome.heat, fpr)
+        return outcome.scores, self.metrics(outcome.scores, outcome.heat, cut)
 
 
 def evaluate(
@@ -99,7 +101,8 @@ def evaluate(
     *,
     data: str | None = None,
     split: Split | None = None,
-    fpr: float = FPR,
+    fpr: float | None = None,
+    threshold: float | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -109,23 +112,24 @@ def evaluate(
         workdir: the folder that ``train`` was given.
         data: where the data is now, if not where it was in training.
         split: the images that ``train`` was given, if it was.
-        fpr: the rate of false positives that the threshold is set for.
+        fpr: the rate of false positives that the threshold is set for, by default 0.01.
+        threshold: the score above which an image is an anomaly, in the place of ``fpr``.
         cache_dir: the feature store's folder; see ``ahl_jax.features.default_folder``.
         progress: whether to show progress on stderr.
 
     Returns:
         What ``metrics.json`` holds: auc_roc, auc_pr, per_class, n_train_normal, n_seen, n_test,
         n_left_out_copies (images that are not in the test because training has the same file),
-        setting, seed, epochs, and the seconds that the epochs took; where normals were held out,
-        at_threshold, see ``ahl_jax.inference.threshold.Calibration.rates``; and where the data has
+        setting, seed, epochs, and the seconds that the epochs took; where there is a threshold,
+        at_threshold, see ``ahl_jax.inference.threshold.Cut.rates``; and where the data has
         masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``.
 
     Raises:
         UserError: if the folder holds no checkpoint, or the data cannot be read.
     """
-    check_fpr(fpr)
+    check_cut(fpr, threshold)
     test = load_test(workdir, data=data, split=split, cache_dir=cache_dir, progress=progress)
-    return test.scored(fpr)[1]
+    return test.scored(fpr, threshold)[1]
 
 
 def load_test(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahl_jax import UserError, evaluate, load, train
+from ahl_jax import Predictor, UserError, evaluate, load, train
 from ahl_jax.cli.main import main
 from ahl_jax.common.files import alone
 from ahl_jax.common.text import printable
@@ -159,18 +159,48 @@ def test_two_at_once_are_refused(
     assert f"(process {os.getpid()} on " in said
 
 
-def test_scores_of_another_threshold_are_not_mixed_in(
+def test_another_threshold_decides_anew_and_scores_nothing_again(
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--fpr", "0.9", "--no-heat-maps")
+    before = (out / "scores.csv").read_bytes()
+    rows = _rows(out)
+    low, *_, high = sorted(float(row["score"]) for row in rows)
+    monkeypatch.setattr(Predictor, "of_arrays", None)
+    for threshold, expected in ((low, 3), (high, 0), (high + 1, 0), (low - 1, 4)):
+        _predict(finished, some, "--out", out, "--threshold", threshold, "--no-heat-maps")
+        again = _rows(out)
+        assert [row["decision"] for row in again].count("anomaly") == expected
+        decision = {"decision": ""}
+        assert [row | decision for row in again] == [row | decision for row in rows]
+    assert "4 rows decided anew" in capsys.readouterr().err
+    _predict(finished, some, "--out", out, "--fpr", "0.9", "--no-heat-maps")
+    assert (out / "scores.csv").read_bytes() == before
+    # What a user wrote into the table stays, as nothing else has changed.
+    (out / "scores.csv").write_bytes(before.replace(b",anomaly,", b",normal,"))
+    _predict(finished, some, "--out", out, "--fpr", "0.9", "--no-heat-maps")
+    assert not any(row["decision"] == "anomaly" for row in _rows(out))
+
+
+def test_scores_of_another_detector_are_not_mixed_in(
     finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    _predict(finished, some / "good", "--out", out, "--fpr", "0.9")
+    _predict(finished, some / "good", "--out", out)
+    about = json.loads((out / "predict.json").read_text())
+    (out / "predict.json").write_text(json.dumps(about | {"detector": "another"}))
     before = (out / "scores.csv").read_bytes()
     with pytest.raises(SystemExit) as stop:
-        _predict(finished, some / "spot", "--out", out, "--fpr", "0.5")
+        _predict(finished, some / "spot", "--out", out)
     assert stop.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (out / "scores.csv").read_bytes() == before
-    _predict(finished, some / "spot", "--out", out, "--fpr", "0.5", "--overwrite")
+    _predict(finished, some / "spot", "--out", out, "--overwrite")
     assert [row["path"] for row in _rows(out)] == [str(some / "spot/00.png")]
 
 
@@ -272,6 +302,7 @@ def test_every_row_has_a_heat_map_of_its_own(
         ([], "IMAGES is missing"),
         (["{some}/empty"], "there is no image in"),
         (["{some}", "--fpr", "1.5"], "--fpr is 1.5"),
+        (["{some}", "--fpr", "0.1", "--threshold", "3"], "--fpr and --threshold are both given"),
         (["{some}/good/00.png", "--watch"], "is a file; --watch takes folders"),
     ],
 )
@@ -299,6 +330,8 @@ def test_evaluate_reports_what_the_threshold_comes_to(
     main(["evaluate", str(finished.workdir), "--fpr", "0.5"])
     text = capsys.readouterr().out
     assert "set by 2 held-out normals for at most 50.0% false positives" in text
+    main(["evaluate", str(finished.workdir), "--threshold=-1e9"])
+    assert "as you named it: 100.0% of the test normals" in capsys.readouterr().out
 
 
 def test_evaluate_measures_heat_maps_where_there_are_masks(

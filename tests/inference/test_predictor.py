@@ -148,6 +148,8 @@ def test_predictions_are_by_the_calibration_of_the_run(
     np.testing.assert_allclose(
         predictor.probability(images), calibration.probability(scores), atol=SAME
     )
+    strict = predictor.predict(images, threshold=float(scores[0]))
+    np.testing.assert_array_equal(strict, scores > scores[0])
     with pytest.raises(UserError, match=r"^`fpr` is 1; it must be between 0 and 1"):
         predictor.predict(images, fpr=1)
 

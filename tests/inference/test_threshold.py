@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.inference.threshold import Calibration, calibration_of, check_fpr, read_calibration
+from ahl_jax.inference.threshold import (
+    Calibration,
+    calibration_of,
+    check_cut,
+    cut_of,
+    read_calibration,
+)
 
 
 def _calibration(scores: np.ndarray) -> Calibration:
@@ -65,8 +71,10 @@ def test_probabilities_of_normals_are_uniform() -> None:
 
 def test_rates_on_labelled_images() -> None:
     calibration = _calibration(np.arange(9))
-    rates = calibration.rates(np.array([0.0, 9, 20, 1]), [True, True, False, False], 0.1)
-    assert rates == {
+    scores, normal = np.array([0.0, 9, 20, 1]), [True, True, False, False]
+    cut = cut_of(calibration, 0.1)
+    assert cut is not None
+    assert cut.rates(scores, normal) == {
         "threshold": 8, "promised_fpr": 0.1, "fpr": 0.5, "tpr": 0.5, "held_out": 9,
     }  # fmt: skip
 
@@ -93,7 +101,20 @@ def test_a_damaged_one_is_refused(tmp_path, text: str) -> None:
 @pytest.mark.parametrize("fpr", [0, 1, -0.1, float("nan")])
 def test_rates_are_between_0_and_1(fpr: float) -> None:
     with pytest.raises(UserError, match="`fpr`"):
-        check_fpr(fpr)
+        check_cut(fpr, None)
+
+
+def test_a_threshold_stands_in_the_place_of_a_rate() -> None:
+    assert cut_of(None) is None
+    named = cut_of(_calibration(np.arange(9)), threshold=2.5)
+    assert named == cut_of(None, threshold=2.5)
+    assert named is not None
+    assert (named.threshold, named.promised_fpr) == (2.5, None)
+    assert cut_of(None, threshold=0) is not None
+    with pytest.raises(UserError, match="both given"):
+        check_cut(0.1, 2.5)
+    with pytest.raises(UserError, match="finite"):
+        check_cut(None, float("nan"))
 
 
 def test_scores_that_are_no_numbers_set_no_threshold() -> None:
