@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import export as jax_export
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
@@ -75,19 +75,17 @@ def export_model(
 ) -> jax_export.Exported:
     """Write a detector as a ``jax.export`` artifact (StableHLO) with all of its weights inside.
 
-    ``jax.export.deserialize(bytearray(FILE.read_bytes())).call(images)`` takes uint8 images
-    [n, size, size, 3] for any n >= 1, RGB, and gives a dict of
+    ``jax.export.deserialize(bytearray(FILE.read_bytes())).call(images, threshold)`` takes uint8
+    images [n, size, size, 3] for any n >= 1, RGB, and a float32 threshold [], which is NaN for the
+    one that is stored. It gives a dict of
 
     - ``score``: float32 [n], higher for more anomalous,
     - ``heads``: float32 [n, heads], the score of each head,
     - ``heat``: float32 [n, h, w], the score of each location,
+    - ``threshold``: float32 [], the one in use; NaN where neither is there,
+    - ``decision``: bool [n], whether the score is above it; without a threshold true,
 
-    where the run held normals out or a threshold is named
-
-    - ``threshold``: float32 [], that or one set for ``fpr``,
-    - ``decision``: bool [n], whether the score is above it,
-
-    and where the run held normals out
+    and where the run has a calibration
 
     - ``probability``: float32 [n], the share of normal images that score lower.
 
@@ -99,7 +97,8 @@ def export_model(
         file: where to write it; replaced in one step if it is there.
         fpr: the rate of false positives among normal images that the threshold is set for, by
             default 0.01.
-        threshold: the score above which an image is an anomaly, in the place of ``fpr``.
+        threshold: the score above which an image is an anomaly, in the place of ``fpr``. What
+            either gives is stored.
         platforms: of cpu, cuda, rocm and tpu, where it is to run.
 
     Raises:
@@ -120,15 +119,16 @@ def export_model(
     predictor = detector if isinstance(detector, Predictor) else load(detector)
     calibration = predictor.calibration
     cut = cut_of(calibration, fpr, threshold)
+    stored = cut.threshold if cut else np.nan
     # The weights become constants of the program.
     arrays = jax.tree.map(np.asarray, predictor.arrays)
 
-    def model(images: UInt8[Array, "n size size 3"]) -> dict[str, Any]:
+    def model(images: UInt8[Array, "n size size 3"], threshold: Float[Array, ""]) -> dict[str, Any]:
         scores, heads, heat = predictor.apply(jax.tree.map(jnp.asarray, arrays), images)
+        used = jnp.where(jnp.isnan(threshold), jnp.float32(stored), threshold)
+        # What nothing can be said of is to be looked at.
         found: dict[str, Any] = {"score": scores, "heads": heads, "heat": heat}
-        if cut is not None:
-            above = jnp.float32(cut.threshold)
-            found |= {"threshold": above, "decision": scores > above}
+        found |= {"threshold": used, "decision": ~(scores <= used)}
         if calibration is not None:
             found["probability"] = calibration.probability(scores, jnp)
         return found
@@ -136,7 +136,8 @@ def export_model(
     size = predictor.config.features.image_size
     (n,) = jax_export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, size, size, 3), jnp.uint8)
-    exported = jax_export.export(jax.jit(model), platforms=list(platforms))(images)
+    given = images, jax.ShapeDtypeStruct((), jnp.float32)
+    exported = jax_export.export(jax.jit(model), platforms=list(platforms))(*given)
     with writing(file, "name another file"):
         replace_file(file, bytes(exported.serialize()))
     return exported

@@ -317,7 +317,8 @@ def lowered_scorer(row: Row, devices: Sequence[Any]) -> Lowered:
         exported = jax.export.deserialize(bytearray(file.read_bytes()))
     mesh = mesh_for(1, 1, 1, devices[:1])
     images = jax.ShapeDtypeStruct((row.image_batch, SIDE, SIDE, 3), np.uint8)
-    program = jax.jit(exported.call).lower(put_everywhere(images, mesh))
+    given = images, jax.ShapeDtypeStruct((), np.float32)
+    program = jax.jit(exported.call).lower(*(put_everywhere(each, mesh) for each in given))
     return Lowered(program, mesh, row.image_batch * stage_one.gflop_per_image(trunk, SIDE) * 1e9)
 
 

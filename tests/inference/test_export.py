@@ -27,7 +27,8 @@ import jax, numpy as np
 file, images, out = sys.argv[1:]
 model = jax.export.deserialize(bytearray(open(file, "rb").read()))
 images = np.load(images)
-found = [model.call(images[:1]), model.call(images[:3])]
+stored = np.float32("nan")
+found = [model.call(images[:1], stored), model.call(images[:3], stored)]
 keys = [f"{name}{len(one['score'])}" for one in found for name in one]
 np.savez(out, *[], **dict(zip(keys, [x for one in found for x in one.values()])))
 """
@@ -149,12 +150,23 @@ def test_the_example_in_the_documentation_reads_images_as_files_are_read(
 def test_the_file_says_what_it_takes_and_where_it_runs(
     exported: jax_export.Exported, predictor: Predictor
 ) -> None:
-    (images,) = exported.in_avals
+    images, threshold = exported.in_avals
+    assert (threshold.shape, threshold.dtype) == ((), np.float32)
     size = predictor.config.features.image_size
     assert images.shape[1:] == (size, size, 3)
     assert images.dtype == np.uint8
     assert jax_export.is_symbolic_dim(images.shape[0])
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_a_threshold_that_is_given_stands_in_the_place_of_the_stored_one(
+    exported: jax_export.Exported, images: np.ndarray
+) -> None:
+    program = jax.jit(exported.call)
+    scores = np.asarray(program(images, np.float32("nan"))["score"])
+    found = program(images, np.float32(scores[1]))
+    assert found["threshold"] == scores[1]
+    np.testing.assert_array_equal(found["decision"], scores > scores[1])
 
 
 def test_the_weights_are_in_the_file_once(file: Path, predictor: Predictor) -> None:
@@ -163,14 +175,17 @@ def test_the_weights_are_in_the_file_once(file: Path, predictor: Predictor) -> N
 
 
 @pytest.mark.slow
-def test_a_run_without_a_threshold_gives_scores_alone(
+def test_a_run_without_a_threshold_calls_nothing_normal_until_it_is_given_one(
     predictor: Predictor, images: np.ndarray, tmp_path: Path
 ) -> None:
     without = dataclasses.replace(predictor, calibration=None)
     exported = export_model(without, tmp_path / "model.bin", platforms=["cpu"])
-    found = exported.call(images)
-    assert found.keys() == {"score", "heads", "heat"}
+    found = exported.call(images, np.float32("nan"))
+    assert found.keys() == {"score", "heads", "heat", "threshold", "decision"}
     np.testing.assert_allclose(found["score"], predictor.score(images), atol=SAME)
+    assert np.isnan(found["threshold"])
+    assert found["decision"].all()
+    assert not exported.call(images, found["score"].max())["decision"].any()
 
 
 @pytest.mark.slow
