@@ -45,8 +45,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
     """Anomaly detection from normal images and a few labelled anomalies, as a classifier of two.
 
     All anomalies that ``fit`` is given are trained on; with ``settings={"method": "fit"}``, which
-    trains nothing, there may be none. A share ``held_out`` of the normals is not:
-    their scores set the threshold, so that about ``fpr`` of normal images are called anomalies.
+    trains nothing, there may be none. A share ``held_out`` of the normals is not: their scores
+    set the threshold, so that about ``fpr`` of normal images are called anomalies. Where nothing is
+    trained, the share is held out in turn until every normal was, and all of them are fitted to.
     There is no ``predict_proba``, as a detector of anomalies of any kind has no probability that
     an image is one; ``predictor_.probability`` has the share of normal images that score lower.
 
@@ -148,7 +149,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         ]
         anomalous: Bool[np.ndarray, " n"] = labels != normal
         config = self._config(int(anomalous.sum()))
-        split = training_split(sources, anomalous, config.data.held_out)
+        once = 0.0 if config.in_turn else config.data.held_out
+        split = training_split(sources, anomalous, once)
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
             cache = None if self.cache_dir is None else Path(self.cache_dir)

@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, Command] = {
         runs.Train,
         runs.run_train,
         ("data", "workdir", "preset", "category", "shots", "setting", "seen_class", "detector",
-         "method", "epochs", "trunk", "views", "held_out", "seeds", "overwrite"),
+         "method", "epochs", "trunk", "views", "held_out", "in_turn", "seeds", "overwrite"),
     ),
     "ablate": Command(
         runs.Ablate,

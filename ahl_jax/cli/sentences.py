@@ -111,7 +111,10 @@ def metrics_in_words(
     setter = "as you named it"
     if at["promised_fpr"] is not None:
         normals = counted(at["held_out"], "held-out normal")
-        setter = f"set by {normals} for at most {at['promised_fpr']:.1%} false positives"
+        if at["folds"]:
+            normals = f"{counted(at['held_out'], 'normal')}, held out in {at['folds']} parts,"
+        most = "about" if at["folds"] else "at most"
+        setter = f"set by {normals} for {most} {at['promised_fpr']:.1%} false positives"
         if at["promised_fpr"] > (fpr := fpr or FPR):
             setter += f" (too few for {fpr:.1%})"
     yield (

@@ -36,7 +36,7 @@ def _paper_appendix(data: str) -> Config:
 def _density(data: str) -> Config:
     """The default: the closed form of the density detector on whitened features of four levels."""
     return Config(
-        DataConfig(data, held_out=0.1),
+        DataConfig(data, held_out=0.1, in_turn=True),
         features=FeatureConfig(levels=4, views="auto", whiten=True, fine_heat=True),
         detector=DetectorConfig(detector="density", groups=3),
         learning=LearningConfig(method="fit", updates_per_epoch=20, lr=0.0005),
@@ -46,7 +46,7 @@ def _density(data: str) -> Config:
 def _debug(data: str) -> Config:
     """A slice of the data and a few short epochs, to see that all parts work."""
     return Config(
-        DataConfig(data, limit=24, shots=3, held_out=0.1),
+        DataConfig(data, limit=24, shots=3, held_out=0.1, in_turn=True),
         features=FeatureConfig(image_size=192),
         stage_one=StageOneConfig(stage_one_epochs=2, stage_one_steps=2, stage_one_batch=6),
         pseudo=PseudoConfig(pseudo_per_generator=16),

@@ -50,6 +50,10 @@ class DataConfig:
     held_out: Annotated[float, Between(0, 0.5)] = 0.0
     """The share of the training normals kept out of training; they set a threshold on the score."""
 
+    in_turn: bool = False
+    """Hold that share out in turn until every normal was, and train on all of them: for the method
+    fit without stage one, which fits within seconds. Others hold it out once."""
+
     keep_copies: bool = False
     """Keep images in the test of which training has the same file. They flatter every figure; give
     it to compare with figures of splits that had them."""
@@ -284,6 +288,12 @@ class Config:
     def __post_init__(self) -> None:
         check_values(self)
         _check_together(self)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the run holds its normals out in turn."""
+        repeats = self.learning.method == "fit" and not self.stage_one.stage_one
+        return repeats and self.data.in_turn and self.data.held_out > 0
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types (tuples become lists, paths strings)."""

@@ -68,7 +68,8 @@ class TestFeatures:
 
 def load_split(config: Config) -> Split:
     """The split that a config describes; the same on every call while the data is the same."""
-    return make_split(load_dataset(config.data), config.data, config.seed)
+    data = dataclasses.replace(config.data, held_out=0.0) if config.in_turn else config.data
+    return make_split(load_dataset(data), data, config.seed)
 
 
 def split_digest(split: Split) -> str:
@@ -160,6 +161,33 @@ def training_features(
         )  # fmt: skip
     counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.origin))]).T
     return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
+
+
+def fitted_features(
+    config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
+) -> tuple[FeatureMaps, FeatureMaps, list[ImageSource]]:
+    """All that ``training_features`` extracted for a run of the method ``fit``, in one process.
+
+    Returns:
+        The maps of the training normals and of the labelled anomalies, and the normals' paths.
+
+    Raises:
+        UserError: as by ``training_features``.
+    """
+    skip = config.data.skip_bad_images
+    maps, kept = extract(
+        split.train_normals, trunk, config.features, store, skip_bad=skip, progress=progress,
+        label="training normals",
+    )  # fmt: skip
+    if len(kept) < 2:
+        raise UserError(
+            f"{config.data.data} has one training normal; add images, or give `held_out=0`"
+        )
+    seen, _ = extract(
+        [sample.path for sample in split.seen], trunk, config.features, store, skip_bad=skip,
+        progress=progress, label="labelled anomalies",
+    )  # fmt: skip
+    return maps, seen, [split.train_normals[i] for i in kept]
 
 
 def held_out_features(

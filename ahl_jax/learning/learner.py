@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -98,17 +99,27 @@ def prepared(functional: Functional, model: Model, data: TrainingData, normals: 
         data: the training images; ``followed`` begins with the normals.
         normals: how many normals there are.
     """
-    batch = min(SCORE_BATCH, len(data.followed))
-    padded = jnp.pad(data.followed, (0, -len(data.followed) % batch), mode="edge")
 
     def one(model: Model) -> Model:
-        rows = jax.lax.map(
-            lambda index: functional.measured(model, data.images(index)), padded.reshape(-1, batch)
+        rows = in_batches(
+            lambda index: functional.measured(model, data.images(index)), data.followed
         )
-        rows = rows.reshape(len(padded), -1)[: len(data.followed)]
         return functional.prepared(model, rows[:normals], rows[normals:], data.groups)
 
     return functional.each(one, model)
+
+
+def in_batches(function: Callable[[Array], Any], index: Int[Array, " n"]) -> Any:
+    """``function`` of n images, ``SCORE_BATCH`` at a time.
+
+    Args:
+        function: of the positions of some images; gives arrays with a row for each.
+        index: all positions, at least one.
+    """
+    batch = min(SCORE_BATCH, len(index))
+    padded = jnp.pad(index, (0, -len(index) % batch), mode="edge").reshape(-1, batch)
+    found = jax.lax.map(function, padded)
+    return jax.tree.map(lambda x: x.reshape(padded.size, *x.shape[2:])[: len(index)], found)
 
 
 class EpochLog(NamedTuple):

@@ -55,13 +55,17 @@ def check_settings(config: Config) -> None:
 
 
 def check_split(config: Config, split: Split) -> None:
-    """Find out before any image is read whether its normals are enough for the clusters.
+    """Find out before any image is read whether its normals are enough.
 
     Raises:
         UserError: if they are not.
     """
     if config.learning.method == "ahl":
         check_clusters(config.subsets.clusters, len(split.train_normals))
+    if config.in_turn and not split.held_out and len(split.train_normals) < 2:
+        raise UserError(
+            f"{config.data.data} has one training normal; add images, or give `held_out=0`"
+        )
 
 
 def _check_detector(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a run on its test images; and, after training, the threshold by held-out normals."""
+"""Metrics of a run on its test images."""
 
 import dataclasses
 import logging
@@ -16,15 +16,16 @@ from ahl_jax.data.types import Split
 from ahl_jax.features import Store
 from ahl_jax.features.split import (
     TestFeatures,
-    held_out_features,
     load_split,
     split_digest,
     test_features,
 )
 from ahl_jax.inference.predictor import Predictor, load
-from ahl_jax.inference.threshold import Cut, calibration_of, check_cut, cut_of
+from ahl_jax.inference.threshold import Cut, check_cut, cut_of
+from ahl_jax.run.calibrate import calibrated
 from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
+from ahl_jax.run.options import RunOptions
 from ahl_jax.run.pixel_metrics import pixel_metrics
 from ahl_jax.storage.workdir import Workdir
 
@@ -176,13 +177,12 @@ def load_test(
     return _test_data(predictor, config, split, cache_dir, same_images=same, progress=progress)
 
 
-def test_run(run: Run, *, cache_dir: Path | None, progress: bool) -> dict[str, Any]:
+def test_run(run: Run, options: RunOptions) -> dict[str, Any]:
     """Set the threshold of a finished run, test it, and keep its metrics.
 
     Args:
         run: the run, whose images are those that it was trained on.
-        cache_dir: as for ``evaluate``.
-        progress: whether to show progress on stderr.
+        options: how it is carried out.
 
     Returns:
         As ``evaluate`` does; empty, and not kept, where the run has no test.
@@ -190,31 +190,16 @@ def test_run(run: Run, *, cache_dir: Path | None, progress: bool) -> dict[str, A
     Raises:
         UserError: as by ``evaluate``.
     """
-    predictor = load(run.workdir.path)
-    if run.split.held_out and not predictor.calibration:
-        predictor = _calibrated(predictor, run, cache_dir, progress=progress)
+    predictor = calibrated(load(run.workdir.path), run, options)
     if not run.split.test:
         return {}
     test = _test_data(
-        predictor, predictor.config, run.split, cache_dir, same_images=True, progress=progress
-    )
+        predictor, predictor.config, run.split, options.cache_dir, same_images=True,
+        progress=options.progress,
+    )  # fmt: skip
     metrics = test.scored()[1]
     run.workdir.write_metrics(metrics)
     return metrics
-
-
-def _calibrated(
-    predictor: Predictor, run: Run, cache_dir: Path | None, *, progress: bool
-) -> Predictor:
-    """The detector with a threshold by the held-out normals, kept beside its checkpoint."""
-    store = Store(cache_dir)
-    maps = held_out_features(run.config, run.split, predictor.trunk, store, progress=progress)
-    outcome = predictor.outcome_of(maps, run.split.held_out)
-    calibration = calibration_of(outcome.scores, outcome.heat)
-    if progress:
-        calibration.warn_of()
-    run.workdir.write_calibration(calibration.text())
-    return dataclasses.replace(predictor, calibration=calibration)
 
 
 def _test_data(

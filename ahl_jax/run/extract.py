@@ -12,6 +12,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import SCALES
 from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
+from ahl_jax.data.splits import hold_out
 from ahl_jax.data.types import Sample
 from ahl_jax.detectors import Model
 from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
@@ -168,8 +169,13 @@ def _trunk(
 
 
 def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: bool) -> Localizer:
-    """The localizer of a run's training normals, fitted to some of them, evenly spread."""
+    """The localizer of a run's training normals, fitted to some of them, evenly spread.
+
+    Where normals are held out in turn, those that another run holds out set its scale of colours.
+    """
     paths = features.normals.paths
+    if run.config.in_turn:
+        paths, _ = hold_out(paths, run.config.data.held_out)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), NORMALS)).astype(int)
     some = [paths[i] for i in chosen]
     return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))

@@ -146,7 +146,5 @@ def _train(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Non
 
 
 def _test(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
-    metrics = [
-        test_run(run, cache_dir=options.cache_dir, progress=options.progress) for run in runs
-    ]
+    metrics = [test_run(run, options) for run in runs]
     return [each for each in metrics if each]

@@ -318,7 +318,7 @@ def lowered_scorer(row: Row, devices: Sequence[Any]) -> Lowered:
     mesh = mesh_for(1, 1, 1, devices[:1])
     images = jax.ShapeDtypeStruct((row.image_batch, SIDE, SIDE, 3), np.uint8)
     given = images, jax.ShapeDtypeStruct((), np.float32)
-    program = jax.jit(exported.call).lower(*(put_everywhere(each, mesh) for each in given))
+    program = jax.jit(exported.call).lower(*put_everywhere(given, mesh))
     return Lowered(program, mesh, row.image_batch * stage_one.gflop_per_image(trunk, SIDE) * 1e9)
 
 

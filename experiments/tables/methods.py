@@ -32,7 +32,8 @@ class Method:
         return DETECTORS[self.detector].trained
 
 
-_DENSITY = differing_settings(preset("paper", ""), preset("density", "", held_out=0.0))
+_NONE_HELD_OUT = {"held_out": 0.0, "in_turn": False}
+_DENSITY = differing_settings(preset("paper", ""), preset("density", "", **_NONE_HELD_OUT))
 _FEATURES = {name: _DENSITY[name] for name in ("levels", "whiten")}
 _TRAINED = {name: _DENSITY[name] for name in _DENSITY if name != "method"}
 _RATE = {"lr_base": LearningConfig().lr}

@@ -140,7 +140,7 @@ def test_predictions_are_by_the_calibration_of_the_run(
 ) -> None:
     calibration = read_calibration(finished.workdir / "checkpoint")
     assert calibration is not None
-    with pytest.warns(UserWarning, match="with 2 held-out normals the threshold may call"):
+    with pytest.warns(UserWarning, match="with 2 held-out normals the lowest rate"):
         found = predictor.predict(images)
     np.testing.assert_array_equal(found, scores > calibration.threshold())
     loose = predictor.predict(images, fpr=0.5)

@@ -75,18 +75,19 @@ def test_rates_on_labelled_images() -> None:
     cut = cut_of(calibration, 0.1)
     assert cut is not None
     assert cut.rates(scores, normal) == {
-        "threshold": 8, "promised_fpr": 0.1, "fpr": 0.5, "tpr": 0.5, "held_out": 9,
+        "threshold": 8, "promised_fpr": 0.1, "fpr": 0.5, "tpr": 0.5, "held_out": 9, "folds": 0,
     }  # fmt: skip
 
 
 def test_it_is_kept_as_written(tmp_path) -> None:
-    calibration = _calibration(np.random.default_rng(2).normal(size=30))
+    scores = np.random.default_rng(2).normal(size=30).astype(np.float32)
+    calibration = calibration_of(scores, np.linspace(0, 1, 1001), folds=10)
     assert read_calibration(tmp_path) is None
     (tmp_path / "calibration.json").write_text(calibration.text())
     again = read_calibration(tmp_path)
     assert again is not None
     assert (again.scores == calibration.scores).all()
-    assert again.locations == calibration.locations
+    assert (again.locations, again.folds) == (calibration.locations, 10)
 
 
 @pytest.mark.parametrize(

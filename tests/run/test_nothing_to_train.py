@@ -46,6 +46,10 @@ def test_it_sees_no_anomaly_and_finds_them(memory: FinishedRun) -> None:
     assert (metrics["n_seen"], metrics["n_test"], metrics["epochs"]) == (0, 23, 1)
     assert metrics["auc_roc"] > 0.9
     assert evaluate(memory.workdir, progress=False) == metrics == Workdir(memory.workdir).metrics()
+    # The threshold is set by all normals, each of them in turn.
+    at = metrics["at_threshold"]
+    assert (metrics["n_train_normal"], at["held_out"], at["folds"]) == (20, 20, 10)
+    assert at["promised_fpr"] == pytest.approx(1 / 21)
     # All normal locations fit in, each once.
     assert len(np.unique(memory_of(memory.workdir), axis=0)) > 150
 
@@ -77,7 +81,7 @@ def test_its_command_says_that_it_was_fitted(memory: FinishedRun, capsys: Captur
     kind = ["--detector", "patchcore", "--method", "fit", "--shots", "0"]
     main(["train", *data, *kind, "--workdir", str(memory.workdir)])
     said = capsys.readouterr().out
-    assert said.startswith("PatchCore, fitted to 18 normals, reaches an AUC-ROC of ")
+    assert said.startswith("PatchCore, fitted to 20 normals, reaches an AUC-ROC of ")
 
 
 def test_a_folder_of_normals_alone_is_enough(weave: Path, capsys: Capture, tmp_path: Path) -> None:
@@ -103,9 +107,10 @@ def test_a_report_has_what_there_is(memory: FinishedRun) -> None:
 
 
 def test_fine_tuning_fits_it_to_the_target(memory: FinishedRun, tmp_path: Path) -> None:
-    target = DataConfig(memory.config.data.data, "grid", shots=0, held_out=0.1)
+    target = DataConfig(memory.config.data.data, "grid", shots=0, held_out=0.1, in_turn=True)
     metrics = finetune(memory.workdir, target, tmp_path / "grid", progress=False)
     config: Config = Workdir(tmp_path / "grid").config()
     assert config.learning.method == "fit"
     assert metrics["auc_roc"] > 0.9
+    assert metrics["at_threshold"]["folds"] == 10
     assert np.abs(memory_of(tmp_path / "grid") - memory_of(memory.workdir)).max() > 0.1

@@ -1,0 +1,122 @@
+"""What the threshold of a trained run is set by: scores of normals that training has not seen."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ahl_jax.common.progress import Progress
+from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.data.splits import hold_out
+from ahl_jax.detectors import Functional, Model
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.distributed.memory import on_device, on_host
+from ahl_jax.features import FeatureMaps, Store
+from ahl_jax.features.images import global_averages
+from ahl_jax.features.split import fitted_features, held_out_features
+from ahl_jax.inference.predictor import Predictor
+from ahl_jax.inference.scorer import detect
+from ahl_jax.inference.threshold import calibration_of
+from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
+from ahl_jax.learning.folds import make_folds
+from ahl_jax.learning.learner import TrainingData, in_batches, prepared
+from ahl_jax.learning.problem import problem_on
+from ahl_jax.run.claim import Run
+from ahl_jax.run.options import RunOptions
+
+
+def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor:
+    """The detector with its calibration, kept beside its checkpoint, where normals are held out.
+
+    Args:
+        predictor: the run's detector; one that has a calibration stays as it is.
+        run: the run, whose images are those that it was trained on.
+        options: how it is carried out.
+
+    Raises:
+        UserError: for a bad image, unless the settings skip those, or if scores are no numbers.
+    """
+    config, split = run.config, run.split
+    if predictor.calibration or not (split.held_out or config.in_turn):
+        return predictor
+    store = Store(options.cache_dir, on_host(options.feature_memory))
+    given = config, split, predictor.trunk, store
+    folds, heat = 0, None
+    if split.held_out:
+        maps = held_out_features(*given, progress=options.progress)
+        scores, _, heat = predictor.outcome_of(maps, split.held_out)
+    else:
+        maps, seen, paths = fitted_features(*given, progress=options.progress)
+        scores, heat, folds = scores_in_turn(config, maps, seen, predictor.trunk.parts, options)
+        if predictor.scorer.localizer is not None:
+            # It was not fitted to these, see ``ahl_jax.run.extract``.
+            heat = predictor.heat_maps(hold_out(paths, config.data.held_out)[1])
+    calibration = calibration_of(scores, heat, folds)
+    if options.progress:
+        calibration.warn_of()
+    run.workdir.write_calibration(calibration.text())
+    return dataclasses.replace(predictor, calibration=calibration)
+
+
+def scores_in_turn(
+    config: Config,
+    normals: FeatureMaps,
+    seen: FeatureMaps,
+    parts: Sequence[int],
+    options: RunOptions,
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w"], int]:
+    """Scores of n normals, each by a detector that is fitted without it.
+
+    Args:
+        config: the run's settings, of the method ``fit``.
+        normals: the maps of the training normals, two or more.
+        seen: those of the labelled anomalies, which every fit has.
+        parts: channels of the trunk's levels.
+        options: how much memory there is, and whether to show progress.
+
+    Returns:
+        The scores, the detector's own heat maps, and how many fits there were.
+    """
+    n, m = len(normals[0]), len(seen[0])
+    averages, none = global_averages(normals), tuple(each[:0] for each in normals)
+    folds = make_folds(n, config.data.held_out, config.seed)
+    scores: list[np.ndarray] = []
+    heat: list[np.ndarray] = []
+    label = "fits without a part of the normals" if options.progress else None
+    with Progress(len(folds), label) as bar:
+        for left_out, own in folds:
+            rest = np.setdiff1d(np.arange(n), left_out)
+            known, made = averages[rest], np.zeros(0, int)
+            whitening = fit_whitening(known, SCALES, parts) if config.features.whiten else None
+            (bank,) = shared_bank(
+                [(normals, seen, none)], config.features.precision,
+                on_device(options.feature_memory), whitening=whitening,
+            )  # fmt: skip
+            inputs = bank.inputs.on_device() if isinstance(bank.inputs, HostBank) else bank.inputs
+            place = bank.place[np.concatenate([rest, n + np.arange(m)])]
+            problem = problem_on(config, SharedBank(inputs, place), known, made, made)
+            found = _scores(
+                problem.learner.functional, len(rest), problem.model, problem.data,
+                bank.place[left_out],
+            )  # fmt: skip
+            scores.append(np.asarray(found[0])[:own])
+            heat.append(np.asarray(found[1])[:own])
+            bar.update(1)
+    return np.concatenate(scores), np.concatenate(heat), len(folds)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scores(
+    functional: Functional, normals: int, model: Model, data: TrainingData, left_out: Array
+) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
+    """Scores and heat maps of images of the bank by a detector that is fitted to others."""
+    model, reference = prepared(functional, model, data, normals), data.inference_reference()
+
+    def one_batch(index: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, "b h w"]]:
+        scores, _, heat = detect(functional, model, reference, data.images(index))
+        return scores, heat
+
+    return in_batches(one_batch, left_out)

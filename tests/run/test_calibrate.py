@@ -1,0 +1,55 @@
+"""Normals that are held out in turn, each scored by a detector that has not seen it."""
+
+import numpy as np
+import pytest
+
+from ahl_jax import preset
+from ahl_jax.config.settings import SCALES
+from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.features.images import global_averages
+from ahl_jax.learning.folds import make_folds
+from ahl_jax.run.calibrate import scores_in_turn
+from ahl_jax.run.options import RunOptions
+
+OPTIONS = RunOptions(progress=False)
+
+
+def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    level = rng.normal(size=(images, 1, 1, 3)) * [1, 2, 5]
+    sides = (6, 3)
+    return tuple((level + rng.normal(size=(images, s, s, 3))).astype(np.float32) for s in sides)
+
+
+def test_each_is_scored_by_a_fit_to_the_others() -> None:
+    config = preset("density", "", detector="gaussian", seed=3)
+    normals, none = _maps(23, 0), _maps(0, 0)
+    scores, heat, parts = scores_in_turn(config, normals, none, (), OPTIONS)
+    assert (parts, heat.shape) == (10, (23, 6, 6))
+    averages, expected = global_averages(normals), []
+    for left_out, own in make_folds(23, 0.1, 3):
+        whitening = fit_whitening(np.delete(averages, left_out, 0), SCALES)
+        centred = averages[left_out[:own]] - np.ravel(whitening.mean)
+        expected.append(np.linalg.norm(centred @ whitening.averages, axis=1))
+    np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-4)
+
+
+def test_two_normals_are_enough() -> None:
+    config = preset("density", "", groups=1)
+    scores, _, parts = scores_in_turn(config, _maps(2, 1), _maps(3, 2), (), OPTIONS)
+    assert parts == len(scores) == 2
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"held_out": 0.0}, False),
+        ({"in_turn": False}, False),
+        ({"method": "ahl"}, False),
+        ({"stage_one": True}, False),
+    ],
+)
+def test_only_what_fits_at_once_holds_out_in_turn(settings: dict, expected: bool) -> None:
+    assert preset("density", "", **settings).in_turn is expected
