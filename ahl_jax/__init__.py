@@ -32,6 +32,7 @@ from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import Calibration
 from ahl_jax.reports import compare, report
+from ahl_jax.run.calibrate import recalibrate
 from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import finetune
 from ahl_jax.run.options import RunOptions
@@ -67,6 +68,7 @@ __all__ = [
     "load_split",
     "overlay",
     "preset",
+    "recalibrate",
     "report",
     "train",
     "train_seeds",

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from ahl_jax.cli import data, report, runs, weights
+from ahl_jax.cli import data, report, runs, threshold, weights
 from ahl_jax.cli.help import explained, overview
 from ahl_jax.cli.options import Command, check_words, names_of, nearest, options_of
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, Command] = {
          "epochs", "held_out", "overwrite"),
     ),
     "evaluate": Command(runs.Evaluate, runs.run_evaluate),
+    "threshold": Command(threshold.Threshold, threshold.run_threshold),
     "predict": Command(folder.Predict, folder.run),
     "report": Command(report.Report, report.run),
     "compare": Command(report.Compare, report.run),

@@ -3,15 +3,18 @@
 import ast
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.detectors.names import method_name
-from ahl_jax.inference.threshold import FPR, why_no_threshold
+from ahl_jax.inference.threshold import FPR, Calibration, Choice, why_no_threshold
 
 
 def with_options(text: str, names: Collection[str]) -> str:
@@ -81,6 +84,33 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     )
 
 
+def choices_in_words(
+    choices: Sequence[Choice], calibration: Calibration, normal: Bool[np.ndarray, " m"] | None
+) -> Iterator[str]:
+    """A table of thresholds, line by line.
+
+    Args:
+        choices: the thresholds.
+        calibration: what they are set by.
+        normal: which test images are normal, if there is a test.
+    """
+    yield f"Thresholds by {_normals(len(calibration.scores), calibration.folds)}"
+    head = ["--fpr", "threshold", "promised"]
+    rows = []
+    for each in choices:
+        promised = _promise(calibration.promised(each.fpr), calibration.folds)
+        rows.append([f"{each.fpr:g}", f"{each.cut.threshold:.4g}", promised])
+    if normal is not None:
+        head += ["false alarms", "anomalies found"]
+        totals = int(normal.sum()), int((~normal).sum())
+        for row, each in zip(rows, choices, strict=True):
+            counts = zip((each.alarms, each.found), totals, strict=True)
+            row += [f"{count} of {total}" for count, total in counts]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, *rows]:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
 def metrics_in_words(
     metrics: Mapping[str, Any], fpr: float | None, config: Config
 ) -> Iterator[str]:
@@ -110,14 +140,24 @@ def metrics_in_words(
         return
     setter = "as you named it"
     if at["promised_fpr"] is not None:
-        normals = counted(at["held_out"], "held-out normal")
-        if at["folds"]:
-            normals = f"{counted(at['held_out'], 'normal')}, held out in {at['folds']} parts,"
-        most = "about" if at["folds"] else "at most"
-        setter = f"set by {normals} for {most} {at['promised_fpr']:.1%} false positives"
+        normals = _normals(at["held_out"], at["folds"])
+        promised = _promise(at["promised_fpr"], at["folds"])
+        setter = f"set by {normals} for {promised} false positives"
         if at["promised_fpr"] > (fpr := fpr or FPR):
             setter += f" (too few for {fpr:.1%})"
     yield (
         f"At the threshold {at['threshold']:.4g}, {setter}: {at['fpr']:.1%} of the test normals "
         f"are above it, and {at['tpr']:.1%} of the anomalies."
     )
+
+
+def _normals(count: int, folds: int) -> str:
+    """What a threshold is set by."""
+    if folds:
+        return f"{counted(count, 'normal')}, held out in {folds} parts"
+    return counted(count, "held-out normal")
+
+
+def _promise(rate: float, folds: int) -> str:
+    """The rate of false positives that a threshold is set for."""
+    return f"{'about' if folds else 'at most'} {rate:.1%}"

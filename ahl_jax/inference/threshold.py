@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 FPR = 0.01
 """The rate of false positives that a threshold is set for, unless the user names another."""
+
+RATES = (0.01, 0.02, 0.05, 0.1)
+"""Rates that a table of thresholds has."""
 
 _TAIL = 0.1
 """The share of the highest scores that the upper tail is fitted to."""
@@ -216,6 +219,45 @@ def cut_of(
     fpr = FPR if fpr is None else fpr
     promised, normals = calibration.promised(fpr), len(calibration.scores)
     return Cut(calibration.threshold(fpr), promised, normals, calibration.folds)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold that may be chosen, and what it comes to on a test."""
+
+    fpr: float
+    """The rate of false positives that is asked for."""
+
+    cut: Cut
+    alarms: int | None = None
+    """How many normal images of the test are above it; None without a test."""
+
+    found: int | None = None
+    """How many anomalies."""
+
+
+def choices_of(
+    calibration: Calibration,
+    scores: Float[np.ndarray, " m"] | None = None,
+    normal: Bool[np.ndarray, " m"] | None = None,
+) -> list[Choice]:
+    """The thresholds of a few rates.
+
+    Args:
+        calibration: the run's.
+        scores: of the test images, if there are any.
+        normal: which of these are normal.
+    """
+    choices = []
+    for fpr in RATES:
+        cut = cut_of(calibration, fpr)
+        assert cut is not None
+        counts: tuple[int, ...] = ()
+        if scores is not None and normal is not None:
+            above = scores > cut.threshold
+            counts = int(above[normal].sum()), int(above[~normal].sum())
+        choices.append(Choice(fpr, cut, *counts))
+    return choices
 
 
 def check_cut(fpr: float | None, threshold: float | None) -> None:

@@ -67,6 +67,7 @@ def report(
         histogram=results.histogram(run, "Scores by class", classes=True),
         confusion=results.confusion(run),
         at=run.metrics.get("at_threshold"),
+        choices=run.choices(),
         strips=sheet(run),
         training=history_charts(run.history),
         no_subsets=no_subsets,

@@ -13,7 +13,7 @@ from ahl_jax.config.presets import PRESETS
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.types import Sample, Split
 from ahl_jax.inference.predictor import Predictor
-from ahl_jax.inference.threshold import Calibration, check_cut
+from ahl_jax.inference.threshold import Calibration, Choice, check_cut, choices_of
 from ahl_jax.reports.bootstrap import Resampled, resample
 from ahl_jax.run.evaluate import load_test
 from ahl_jax.storage.workdir import Workdir
@@ -60,6 +60,10 @@ class Scored:
         """The score above which an image is called an anomaly, if there is one."""
         at = self.metrics.get("at_threshold")
         return at and at["threshold"]
+
+    def choices(self) -> list[Choice]:
+        """The thresholds of a few rates, if the run has a calibration."""
+        return choices_of(self.calibration, self.scores, self.normal) if self.calibration else []
 
     def by_class(self) -> dict[str, Bool[np.ndarray, " n"]]:
         """Anomaly class -> which test images are of it."""

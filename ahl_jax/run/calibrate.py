@@ -2,22 +2,28 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ahl_jax.common.errors import UserError
 from ahl_jax.common.progress import Progress
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.data.images import image_digest
 from ahl_jax.data.splits import hold_out
 from ahl_jax.detectors import Functional, Model
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
 from ahl_jax.features.images import global_averages
-from ahl_jax.features.split import fitted_features, held_out_features
-from ahl_jax.inference.predictor import Predictor
+from ahl_jax.features.split import fitted_features, held_out_features, load_split
+from ahl_jax.inference.folder import found_images
+from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.scorer import detect
 from ahl_jax.inference.threshold import calibration_of
 from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
@@ -26,6 +32,9 @@ from ahl_jax.learning.learner import TrainingData, in_batches, prepared
 from ahl_jax.learning.problem import problem_on
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
+from ahl_jax.storage.workdir import Workdir
+
+log = logging.getLogger(__name__)
 
 
 def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor:
@@ -59,6 +68,53 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
         calibration.warn_of()
     run.workdir.write_calibration(calibration.text())
     return dataclasses.replace(predictor, calibration=calibration)
+
+
+def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
+    """Set a finished run's thresholds by photographs of good parts; nothing is trained.
+
+    They replace what the thresholds were set by, in one step. To have that again, delete
+    ``checkpoint/calibration.json`` and give the training's command again. ``metrics.json`` keeps
+    the figures of the training.
+
+    Args:
+        workdir: the folder that ``train`` was given.
+        good: image files, or folders of them, that training has not seen; a copy counts once.
+
+    Returns:
+        The detector with its new calibration.
+
+    Raises:
+        UserError: if the run is not finished, or images are missing or were trained on.
+        BadImageError: if an image cannot be read.
+    """
+    run = Workdir(Path(workdir))
+    with run.held():
+        predictor = load(workdir)
+        if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
+            raise UserError(f"{workdir} is not finished; give the training's command again first")
+        paths = {image_digest(path): path for path in found_images([Path(each) for each in good])}
+        if not paths:
+            raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
+        known = _trained_on(predictor.config) & paths.keys()
+        if known:
+            raise UserError(
+                f"{counted(len(known), 'image')} of {len(paths)}, such as {paths[min(known)]}, "
+                "were trained on, and score lower than new ones; give photographs of other parts"
+            )
+        outcome = predictor.outcome(list(paths.values()))
+        calibration = calibration_of(outcome.scores, outcome.heat)
+        run.write_calibration(calibration.text())
+    return dataclasses.replace(predictor, calibration=calibration)
+
+
+def _trained_on(config: Config) -> set[str]:
+    """The digests of a run's training normals; none where they are not at hand any more."""
+    try:
+        return {image_digest(path) for path in load_split(config).train_normals}
+    except UserError as error:
+        log.warning("whether these images were trained on is not known (%s)", error)
+        return set()
 
 
 def scores_in_turn(

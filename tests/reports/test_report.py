@@ -58,6 +58,7 @@ def test_its_figures_are_the_metrics(written: Page, finished: FinishedRun) -> No
         written.text
     )
     assert f"{100 * at['tpr']:.1f} % at the threshold" in written.text
+    assert "Thresholds for other rates" in written.text
     normals = metrics["n_test"] - sum(v["n"] for v in metrics["per_class"].values())
     alarms = round(at["fpr"] * normals)
     assert f"normal {normals - alarms} {alarms} " in written.text

@@ -1,15 +1,21 @@
 """Normals that are held out in turn, each scored by a detector that has not seen it."""
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from ahl_jax import preset
+from ahl_jax import UserError, load, preset, recalibrate
+from ahl_jax.cli.main import main
 from ahl_jax.config.settings import SCALES
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features.images import global_averages
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.run.calibrate import scores_in_turn
 from ahl_jax.run.options import RunOptions
+from tests.runs import FinishedRun
 
 OPTIONS = RunOptions(progress=False)
 
@@ -53,3 +59,32 @@ def test_two_normals_are_enough() -> None:
 )
 def test_only_what_fits_at_once_holds_out_in_turn(settings: dict, expected: bool) -> None:
     assert preset("density", "", **settings).in_turn is expected
+
+
+def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
+    finished: FinishedRun,
+    weave: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = shutil.copytree(finished.workdir, tmp_path / "run")
+    new = shutil.copytree(weave / "test/good", tmp_path / "new")
+    shutil.copy(new / "00.png", new / "copy.png")
+    main(["threshold", str(run), "--good", str(new)])
+    title, head, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Thresholds by 9 held-out normals"
+    assert head.split("  ")[-1] == "anomalies found"
+    # These are the normals of the test.
+    assert [row.split()[0] for row in rows] == ["0.01", "0.02", "0.05", "0.1"]
+    assert all("at most 10.0%        0 of 9" in row for row in rows)
+    scores = load(run).score(sorted((weave / "test/good").iterdir()))
+    np.testing.assert_allclose(load(run).calibrated().scores, np.sort(scores), atol=1e-4)
+    before = (run / "checkpoint/calibration.json").read_bytes()
+    with pytest.raises(UserError, match=r"18 images of 20, .* were trained on"):
+        recalibrate(run, [weave / "train/good"])
+    assert (run / "checkpoint/calibration.json").read_bytes() == before
+    unfinished = dataclasses.replace(load(run), metadata={"epochs": 1})
+    monkeypatch.setattr("ahl_jax.run.calibrate.load", lambda _: unfinished)
+    with pytest.raises(UserError, match="is not finished"):
+        recalibrate(run, [new])

@@ -1,0 +1,59 @@
+"""`ahl threshold`."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from ahl_jax.cli.sentences import choices_in_words
+from ahl_jax.common.errors import UserError
+from ahl_jax.inference.predictor import load
+from ahl_jax.inference.threshold import choices_of
+from ahl_jax.run.calibrate import recalibrate
+from ahl_jax.run.evaluate import load_test
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """List thresholds of a run by what they promise, or set them by new photographs of good parts.
+
+    Where the run has a test, it says how many false alarms each gives there and how many anomalies
+    it finds. Nothing is trained.
+    """
+
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder that was given to the training."""
+
+    good: tuple[Path, ...] = ()
+    """Image files, or folders of them, of good parts that training has not seen. They replace what
+    the thresholds were set by."""
+
+    data: str | None = None
+    """Where the data is now, if it moved since the training."""
+
+    cache_dir: Path | None = None
+    """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
+
+
+def run_threshold(command: Threshold) -> None:
+    """Run ``ahl threshold``.
+
+    Raises:
+        UserError: as ``recalibrate`` does, or if the run has no threshold.
+    """
+    run, good = command.workdir, command.good
+    calibration = (recalibrate(run, good) if good else load(run)).calibrated()
+    scores = normal = None
+    try:
+        test = load_test(run, data=command.data, cache_dir=command.cache_dir)
+        scores = test.predictor.scorer.score(test.test.maps)
+        normal = np.array([name is None for name in test.classes])
+    except UserError as error:
+        log.warning("no test: %s", error)
+    for line in choices_in_words(choices_of(calibration, scores, normal), calibration, normal):
+        print(line)
