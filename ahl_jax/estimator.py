@@ -37,7 +37,7 @@ NORMAL_LABELS = (0, "good", "normal")
 ANOMALY = "anomaly"
 """The label that is predicted where several classes of anomalies were given."""
 
-_BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images"}
+_BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images", "in_turn"}
 _BY_FIT |= {"seed", "start"}
 
 
@@ -69,7 +69,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         epochs: epochs of training.
         image_size: side in pixels that images are brought to, a multiple of 64.
         views: 1, 2, 4 or 8 turned and mirrored copies of an image, or auto.
-        held_out: the share of the normals that sets the threshold.
+        held_out: the share of the normals that sets the threshold, in turn all of them unless
+            ``settings={"in_turn": False}``.
         fpr: the rate of false positives among normal images that the threshold is set for, by
             default 0.01. It and ``threshold`` can be changed after ``fit``, by ``set_params``.
         threshold: the score above which an image is an anomaly, in the place of ``fpr``.

@@ -27,6 +27,7 @@ QUICK = {
     "views": 1,
     "settings": {
         "method": "fit", "pseudo_per_generator": 4, "steps": 1, "updates_per_epoch": 1, "batch": 3,
+        "in_turn": False,
     },
 }  # fmt: skip
 
@@ -257,6 +258,7 @@ def test_what_trains_nothing_takes_normals_alone(
     settings = {"method": "fit", "coreset": 200}
     detector = AHLDetector("debug", detector="patchcore", settings=settings, held_out=0.2, fpr=0.2)
     detector.fit(paths[:20], [normal] * 20)
+    assert len(detector.predictor_.calibrated().scores) == 20
     assert detector.classes_.tolist() == sorted([normal, anomaly])
     found = detector.predict(images)
     assert set(found) <= {normal, anomaly}

@@ -139,7 +139,7 @@ def test_labelled_anomalies_of_the_target_train_too(
 def test_whitening_and_the_scale_of_scores_are_the_targets(
     config: Config, target: DataConfig, tmp_path: Path
 ) -> None:
-    settings = {"detector": "density", "whiten": True, "method": "fit"}
+    settings = {"detector": "density", "whiten": True, "method": "fit", "in_turn": False}
     train(with_settings(config, settings), tmp_path / "run", progress=False)
     with_normals = [tmp_path / "run", target, tmp_path / "grid"]
     metrics = finetune(*with_normals, epochs=1, progress=False)
