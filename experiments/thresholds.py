@@ -63,7 +63,10 @@ def main() -> None:
 
 
 def measured(options: Options, name: str, part: str | None, way: str) -> list[dict[str, float]]:
-    """Of each rate that is asked for, the means over the seeds of what ``Cut.rates`` gives."""
+    """Of each rate that is asked for, what ``Cut.rates`` gives, and the test normals.
+
+    All are means over the seeds.
+    """
     # Heat maps say nothing of the threshold.
     own: dict[str, Any] = {"in_turn": WAYS[way], "fine_heat": False}
     if options.quick:
@@ -75,11 +78,12 @@ def measured(options: Options, name: str, part: str | None, way: str) -> list[di
         train(config, run, progress=False)
         test = load_test(run, progress=False)
         scores = test.predictor.scorer.score(test.test.maps)
-        normal = [name is None for name in test.classes]
+        normal = [kind is None for kind in test.classes]
         cuts = [cut_of(test.predictor.calibrated(), fpr) for fpr in options.fpr]
-        found.append([cut.rates(scores, normal) for cut in cuts if cut])
+        images = {"test": sum(normal)}
+        found.append([cut.rates(scores, normal) | images for cut in cuts if cut])
     return [
-        {name: statistics.mean(rates[name] for rates in each) for name in each[0]}
+        {kind: statistics.mean(rates[kind] for rates in each) for kind in each[0]}
         for each in zip(*found, strict=True)
     ]
 
@@ -103,14 +107,16 @@ def _markdown(options: Options) -> Iterator[str]:
             for way in WAYS:
                 cells = [dataset_name(name, part), way]
                 measures = measured(options, name, part, way)
-                cells.append(f"{measures[0]['held_out']:.0f}")
+                cells += [f"{measures[0][kind]:.0f}" for kind in ("held_out", "test")]
                 for each in measures:
                     rates = (each["promised_fpr"], each["fpr"], each["tpr"])
                     cells.append(" / ".join(f"{100 * rate:.1f}" for rate in rates))
                 rows.append(cells)
                 print(*cells, sep="  ", file=sys.stderr)
     asked = [f"asked for {100 * fpr:g} %" for fpr in options.fpr]
-    yield from markdown_table(["data set", "held out", "normals that set it", *asked], rows)
+    yield from markdown_table(
+        ["data set", "held out", "normals that set it", "test normals", *asked], rows
+    )
     yield ""
 
 
