@@ -21,7 +21,6 @@ from ahl_jax.common.commit import commit
 from ahl_jax.common.files import replace_file
 from ahl_jax.common.text import markdown_table
 from ahl_jax.data.open import categories
-from ahl_jax.inference.threshold import cut_of
 from ahl_jax.run.evaluate import load_test
 from experiments.tables.cells import dataset_name
 
@@ -79,9 +78,8 @@ def measured(options: Options, name: str, part: str | None, way: str) -> list[di
         test = load_test(run, progress=False)
         scores = test.predictor.scorer.score(test.test.maps)
         normal = [kind is None for kind in test.classes]
-        cuts = [cut_of(test.predictor.calibrated(), fpr) for fpr in options.fpr]
-        images = {"test": sum(normal)}
-        found.append([cut.rates(scores, normal) | images for cut in cuts if cut])
+        cuts = [test.predictor.calibrated().cut(fpr) for fpr in options.fpr]
+        found.append([cut.rates(scores, normal) | {"test": sum(normal)} for cut in cuts])
     return [
         {kind: statistics.mean(rates[kind] for rates in each) for kind in each[0]}
         for each in zip(*found, strict=True)

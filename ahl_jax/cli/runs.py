@@ -99,10 +99,6 @@ class Target(DataConfig):
     """The share of the target's training normals that is kept out of training; a threshold on the
     score is set by them."""
 
-    in_turn: bool = True
-    """Hold that share out in turn until every normal was, and train on all of them: for the method
-    fit, which fits within seconds. Others hold it out once."""
-
 
 @dataclass(frozen=True)
 class Finetune:

@@ -154,7 +154,7 @@ def metrics_in_words(
 def _normals(count: int, folds: int) -> str:
     """What a threshold is set by."""
     if folds:
-        return f"{counted(count, 'normal')}, held out in {folds} parts"
+        return f"{counted(count, 'normal')} held out in {folds} parts"
     return counted(count, "held-out normal")
 
 

@@ -163,6 +163,18 @@ def training_features(
     return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
 
 
+def check_enough(config: Config, normals: int) -> None:
+    """Refuse to hold out in turn where nothing would be left to fit.
+
+    Raises:
+        UserError: if there are fewer than two training normals.
+    """
+    if config.in_turn and normals < 2:
+        raise UserError(
+            f"{config.data.data} has one training normal; add images, or give `held_out=0`"
+        )
+
+
 def fitted_features(
     config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
 ) -> tuple[FeatureMaps, FeatureMaps, list[ImageSource]]:
@@ -179,10 +191,7 @@ def fitted_features(
         split.train_normals, trunk, config.features, store, skip_bad=skip, progress=progress,
         label="training normals",
     )  # fmt: skip
-    if len(kept) < 2:
-        raise UserError(
-            f"{config.data.data} has one training normal; add images, or give `held_out=0`"
-        )
+    check_enough(config, len(kept))
     seen, _ = extract(
         [sample.path for sample in split.seen], trunk, config.features, store, skip_bad=skip,
         progress=progress, label="labelled anomalies",

@@ -99,6 +99,10 @@ class Calibration:
         """``fpr``, or what n held-out normals suffice for: no less than 1 / (n + 1)."""
         return max(fpr, 1 / (len(self.scores) + 1))
 
+    def cut(self, fpr: float = FPR) -> Cut:
+        """``threshold(fpr)``, with what is known of it."""
+        return Cut(self.threshold(fpr), self.promised(fpr), len(self.scores), self.folds)
+
     def shortfall(self, fpr: float = FPR) -> str | None:
         """A sentence where the held-out normals are too few for ``fpr``."""
         if self.promised(fpr) <= fpr:
@@ -216,9 +220,7 @@ def cut_of(
         return Cut(float(threshold))
     if calibration is None:
         return None
-    fpr = FPR if fpr is None else fpr
-    promised, normals = calibration.promised(fpr), len(calibration.scores)
-    return Cut(calibration.threshold(fpr), promised, normals, calibration.folds)
+    return calibration.cut(FPR if fpr is None else fpr)
 
 
 @dataclass(frozen=True)
@@ -250,8 +252,7 @@ def choices_of(
     """
     choices = []
     for fpr in RATES:
-        cut = cut_of(calibration, fpr)
-        assert cut is not None
+        cut = calibration.cut(fpr)
         counts: tuple[int, ...] = ()
         if scores is not None and normal is not None:
             above = scores > cut.threshold

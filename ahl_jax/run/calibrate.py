@@ -89,6 +89,7 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
         BadImageError: if an image cannot be read.
     """
     run = Workdir(Path(workdir))
+    run.config()  # A folder without a run stays as it is.
     with run.held():
         predictor = load(workdir)
         if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
@@ -134,7 +135,7 @@ def scores_in_turn(
         options: how much memory there is, and whether to show progress.
 
     Returns:
-        The scores, the detector's own heat maps, and how many fits there were.
+        The scores and the detector's own heat maps, fold after fold, and how many folds there are.
     """
     n, m = len(normals[0]), len(seen[0])
     averages, none = global_averages(normals), tuple(each[:0] for each in normals)

@@ -9,6 +9,7 @@ from ahl_jax.config.checks import NameIn, settings_of
 from ahl_jax.config.settings import Config
 from ahl_jax.data.types import Split
 from ahl_jax.detectors import DETECTORS
+from ahl_jax.features.split import check_enough
 from ahl_jax.learning.hadg import check_clusters
 from ahl_jax.pseudo import GENERATORS
 
@@ -62,10 +63,8 @@ def check_split(config: Config, split: Split) -> None:
     """
     if config.learning.method == "ahl":
         check_clusters(config.subsets.clusters, len(split.train_normals))
-    if config.in_turn and not split.held_out and len(split.train_normals) < 2:
-        raise UserError(
-            f"{config.data.data} has one training normal; add images, or give `held_out=0`"
-        )
+    if not split.held_out:
+        check_enough(config, len(split.train_normals))
 
 
 def _check_detector(config: Config) -> None:

@@ -61,7 +61,7 @@ class TestData:
     ) -> dict[str, Any]:
         """The metrics that ``evaluate`` returns, by scores and heat maps of the test images.
 
-        Heat maps are needed where there are masks alone.
+        Heat maps are needed where there are masks alone; ``cut`` is where decisions are made.
         """
         metrics = image_metrics(scores, self.classes)
         if cut is not None:

@@ -174,7 +174,7 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     Where normals are held out in turn, those that another run holds out set its scale of colours.
     """
     paths = features.normals.paths
-    if run.config.in_turn:
+    if run.config.in_turn and not run.split.held_out:
         paths, _ = hold_out(paths, run.config.data.held_out)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), NORMALS)).astype(int)
     some = [paths[i] for i in chosen]
