@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ahl_jax.common.errors import UserError
+from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import SCALES, Config
-from ahl_jax.data.images import image_digest
+from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
 from ahl_jax.detectors import Functional, Model
 from ahl_jax.detectors.whitening import fit_whitening
@@ -94,16 +94,20 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
         predictor = load(workdir)
         if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
             raise UserError(f"{workdir} is not finished; give the training's command again first")
-        paths = {image_digest(path): path for path in found_images([Path(each) for each in good])}
-        if not paths:
+        found = found_images([Path(each) for each in good])
+        if not found:
             raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
-        known = _trained_on(predictor.config) & paths.keys()
-        if known:
-            raise UserError(
-                f"{counted(len(known), 'image')} of {len(paths)}, such as {paths[min(known)]}, "
-                "were trained on, and score lower than new ones; give photographs of other parts"
-            )
-        outcome = predictor.outcome(list(paths.values()))
+        try:
+            paths = {image_digest(path): path for path in found}
+            if known := _trained_on(predictor.config) & paths.keys():
+                raise UserError(
+                    f"{counted(len(known), 'image')} of {len(paths)}, such as {paths[min(known)]}, "
+                    "were trained on, and score lower than new ones; give photographs of other "
+                    "parts"
+                )
+            outcome = predictor.outcome(list(paths.values()))
+        except BadImageError as error:
+            raise BadImageError(without_skipping(str(error))) from error
         calibration = calibration_of(outcome.scores, outcome.heat)
         run.write_calibration(calibration.text())
     return dataclasses.replace(predictor, calibration=calibration)
