@@ -120,8 +120,9 @@ def check_values(config: Any) -> None:
     for setting in settings:
         _check_type(setting)
     for name, value, _, marks in settings:
+        each = value if isinstance(value, tuple) else (value,)
         for mark in marks:
-            if isinstance(mark, Range) and value is not None and not mark.allows(value):
+            if isinstance(mark, Range) and value is not None and not all(map(mark.allows, each)):
                 raise UserError(f"`{name}` is {value}; it must be {mark}")
 
 
@@ -145,13 +146,17 @@ _IN_WORDS: dict[Any, str] = {
     str: "a str",
     Path: "a pathlib.Path",
     tuple[str, ...]: "a tuple of str",
+    tuple[int, int]: "a tuple of two ints",
+    tuple[int, int, int, int]: "a tuple of four ints",
 }
 
 
 def _is(value: Any, kind: Any) -> bool:
     """Whether the value is of a setting's type, which is one that JSON keeps."""
-    if kind == tuple[str, ...]:
-        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if get_origin(kind) is tuple:
+        of, *others = get_args(kind)
+        fits = isinstance(value, tuple) and all(_is(one, of) for one in value)
+        return fits and (others == [...] or len(value) == 1 + len(others))
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

@@ -79,6 +79,19 @@ class FeatureConfig:
     image_size: Annotated[int, AtLeast(192), MultipleOf(64)] = 256
     """Side in pixels of the larger scale; the second scale is half of it."""
 
+    crop: Annotated[tuple[int, int, int, int] | None, AtLeast(0)] = None
+    """The part of a photograph to look at: left, top, width and height in its pixels."""
+
+    keep_aspect: bool = False
+    """Leave a grey margin around photographs that are not square, instead of stretching them."""
+
+    tiles: Annotated[tuple[int, int], AtLeast(1)] = (1, 1)
+    """Rows and columns of tiles that a photograph is cut into, for small defects: each is an image
+    of the side `image_size`, and the score is that of the most anomalous one."""
+
+    tile_overlap: Annotated[float, Between(0, 0.5)] = 0.125
+    """The share of a tile's side that its neighbour has too."""
+
     views: Literal["auto", Views] = 1
     """Copies of an image whose feature maps are turned back and averaged: 2 adds the mirror image,
     4 both of them upside down, 8 all four by a quarter turn. auto takes 8 where they tell labelled
@@ -390,6 +403,10 @@ def _check_together(config: Config) -> None:
             "`generators` needs two or more different generators, because the support and the "
             "query set of a subset never share one"
         )
+    if config.stage_one.stage_one and config.features.tiles != (1, 1):
+        raise UserError("stage one trains on whole photographs; leave out `tiles`, or `stage_one`")
+    if config.features.crop and not all(config.features.crop[2:]):
+        raise UserError(f"`crop` is {config.features.crop}; its width and height must be above 0")
     if learning.steps % learning.updates_per_epoch:
         raise UserError(
             f"`updates_per_epoch` is {learning.updates_per_epoch}; it must divide `steps` "

@@ -1,6 +1,7 @@
 """Arrays as images: which shapes and values they may have, and resizing them."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -9,8 +10,31 @@ from PIL import Image
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: 300 MB of memory each, or an attack."""
 
-Fit = Callable[[int, int], tuple[int, int]]
-"""Width and height of an image to those of the result."""
+Box = tuple[int, int, int, int]
+"""A rectangle of pixels."""
+
+
+class Placement(NamedTuple):
+    """A part of an image, brought to a size and put into the middle of a canvas."""
+
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+    """Widths and heights."""
+
+    box: Box | None = None
+    """The part: left, top, right and bottom. None for the whole image."""
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Left and top of the part in the canvas."""
+        return (self.canvas[0] - self.size[0]) // 2, (self.canvas[1] - self.size[1]) // 2
+
+
+Fit = Callable[[int, int], Placement]
+"""Width and height of an image to the place of it in the result."""
+
+_MARGIN = 116
+"""The grey around an image: about ImageNet's mean, which trunks take for nothing."""
 
 
 def channels_checked(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "h w c"]:
@@ -62,21 +86,30 @@ def levels(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]
 
 def resized(values: Shaped[np.ndarray, "h w c"], fit: Fit) -> UInt8[np.ndarray, "h2 w2 3"]:
     """``levels``, one or three channels, resized as Pillow resizes images."""
-    wanted = fit(values.shape[1], values.shape[0])
+    place = fit(values.shape[1], values.shape[0])
     if values.dtype == np.uint8:
         picture = Image.fromarray(
             np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
         )
-        return np.array(picture.resize(wanted, Image.Resampling.BILINEAR))
+        return np.array(placed(picture, place))
     planes = [
-        Image.fromarray(np.ascontiguousarray(values[..., channel])).resize(
-            wanted, Image.Resampling.BILINEAR
-        )
+        placed(Image.fromarray(np.ascontiguousarray(values[..., channel])), place)
         for channel in range(values.shape[2])
     ]
     stacked = np.stack([np.asarray(plane) for plane in planes], axis=-1)
     rounded = np.clip(np.rint(stacked), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(rounded, (*rounded.shape[:2], 3)))
+
+
+def placed(picture: Image.Image, place: Placement) -> Image.Image:
+    """A picture where it belongs in a canvas."""
+    resized = picture.resize(place.size, Image.Resampling.BILINEAR, place.box)
+    if place.size == place.canvas:
+        return resized
+    bands = len(picture.getbands())
+    canvas = Image.new(picture.mode, place.canvas, (_MARGIN,) * bands if bands > 1 else _MARGIN)
+    canvas.paste(resized, place.corner)
+    return canvas
 
 
 def check_pixels(width: int, height: int) -> None:

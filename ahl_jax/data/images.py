@@ -14,7 +14,16 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, InputError
-from ahl_jax.data.arrays import Fit, channels_checked, check_pixels, levels, resized
+from ahl_jax.data.arrays import (
+    Fit,
+    Placement,
+    channels_checked,
+    check_pixels,
+    levels,
+    placed,
+    resized,
+)
+from ahl_jax.data.frame import Frame, square
 from ahl_jax.data.records import ImageSource, InMemory
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
@@ -44,11 +53,11 @@ _THREADS = 8
 _SKIPPING = ", or leave such files out with `skip_bad_images=True`"
 
 
-def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Reads an image as RGB, brought to ``size`` x ``size`` pixels.
+def read_image(path: ImageSource, frame: Frame | int) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image as RGB, brought to the size of a frame.
 
-    The aspect ratio is not kept: both sides are scaled to ``size`` with an antialiased bilinear
-    filter. The EXIF orientation is applied, unless the EXIF is damaged. Grey becomes three equal
+    It is scaled with an antialiased bilinear filter; unless the frame keeps it, the aspect ratio is
+    lost. The EXIF orientation is applied, unless the EXIF is damaged. Grey becomes three equal
     channels, a palette its colours, and an alpha channel is dropped. Of a file with several pages
     the first is read.
 
@@ -63,13 +72,14 @@ def read_image(path: ImageSource, size: int) -> UInt8[np.ndarray, "size size 3"]
     Args:
         path: A PNG, JPEG, BMP, TIFF or ``.npy`` file, such a record, or an array; what decides
             between the image formats is the content, not the name.
-        size: Side of the result in pixels.
+        frame: The part of the image that is wanted and its size; a number is the side in pixels
+            that all of it is brought to.
 
     Raises:
         BadImageError: if the file is missing, damaged or empty, is not an image, has more than
-            ``MAX_PIXELS`` pixels, or its values are not as above.
+            ``MAX_PIXELS`` pixels, its values are not as above, or the frame's crop goes beyond it.
     """
-    return _read(path, lambda width, height: (size, size))
+    return _read(path, _fit(frame))
 
 
 def read_display(path: ImageSource, longest: int = 512) -> UInt8[np.ndarray, "h w 3"]:
@@ -83,9 +93,9 @@ def read_display(path: ImageSource, longest: int = 512) -> UInt8[np.ndarray, "h 
         BadImageError: as by ``read_image``.
     """
 
-    def fit(width: int, height: int) -> tuple[int, int]:
+    def fit(width: int, height: int) -> Placement:
         share = min(1, longest / max(width, height))
-        return max(1, round(width * share)), max(1, round(height * share))
+        return _stretched(max(1, round(width * share)), max(1, round(height * share)))
 
     return _read(path, fit)
 
@@ -96,7 +106,7 @@ def read_pixels(path: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         BadImageError: as by ``read_image``.
     """
-    return _read(path, lambda width, height: (width, height))
+    return _read(path, _stretched)
 
 
 def image_mode(path: ImageSource) -> str:
@@ -115,12 +125,12 @@ def image_mode(path: ImageSource) -> str:
             return _mode_of_picture(image)
 
 
-def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
+def as_image(picture: Picture, frame: Frame | int, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
     """An image as ``read_image`` gives it.
 
     Args:
         picture: a file, a PIL image, or an array as a ``.npy`` file may hold.
-        size: Side of the result in pixels.
+        frame: as for ``read_image``.
         name: What messages call an image that is no file; by default its type.
 
     Raises:
@@ -128,10 +138,10 @@ def as_image(picture: Picture, size: int, name: str = "") -> UInt8[np.ndarray, "
     """
     if isinstance(picture, Path | str):
         try:
-            return read_image(Path(picture), size)
+            return read_image(Path(picture), frame)
         except BadImageError as error:
             raise BadImageError(without_skipping(str(error))) from error
-    return _from_memory(picture, lambda width, height: (size, size), name)
+    return _from_memory(picture, _fit(frame), name)
 
 
 def image_list(images: Any) -> list[Any]:
@@ -252,10 +262,8 @@ def seen_size(path: ImageSource) -> tuple[tuple[int, int], Image.Transpose | Non
             height, width = channels_checked(_array(path)).shape[:2]
             return (width, height), None
         with opened(_source(path), turn_of) as image:
-            turn = turn_of(image)
-            # Of a TIFF Pillow says the size that it has once it is turned.
-            sideways = turn in list(_TURNS.values())[3:] and image.format != "TIFF"
-            return (image.height, image.width) if sideways else image.size, turn
+            width, height = image.size
+            return (height, width) if _sideways(image) else (width, height), turn_of(image)
 
 
 def image_size(path: ImageSource) -> int:
@@ -291,17 +299,17 @@ def image_digest(path: ImageSource) -> str:
 
 def iter_batches(
     paths: Sequence[ImageSource],
-    size: int,
+    frame: Frame | int,
     batch: int,
     *,
     skip_bad: bool = False,
     on_bad: Callable[[ImageSource, str], None] | None = None,
-) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b size size 3"]]]:
+) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b h w 3"]]]:
     """Reads images in order, in threads that decode ahead while the caller computes.
 
     Args:
         paths: The images.
-        size: Side of the images in pixels, as in ``read_image``.
+        frame: As for ``read_image``.
         batch: Images per batch; the last one may have fewer.
         skip_bad: Leave out images that cannot be read. Later images move up, so that every batch
             but the last is full.
@@ -316,15 +324,15 @@ def iter_batches(
     # Imported late: it takes two seconds, which commands that read no images need not wait.
     import grain
 
-    def read(index: int) -> tuple[int, UInt8[np.ndarray, "size size 3"] | BadImageError]:
+    def read(index: int) -> tuple[int, UInt8[np.ndarray, "h w 3"] | BadImageError]:
         try:
-            return index, read_image(paths[index], size)
+            return index, read_image(paths[index], frame)
         except BadImageError as error:
             return index, error
 
     ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(batch, 2 * _THREADS))
     indices: list[int] = []
-    images: list[UInt8[np.ndarray, "size size 3"]] = []
+    images: list[UInt8[np.ndarray, "h w 3"]] = []
     for index, image in grain.MapDataset.range(len(paths)).map(read).to_iter_dataset(ahead):
         stop.check()
         if isinstance(image, BadImageError):
@@ -340,6 +348,14 @@ def iter_batches(
             indices, images = [], []
     if images:
         yield np.asarray(indices), np.stack(images)
+
+
+def _fit(frame: Frame | int) -> Fit:
+    return (square(frame) if isinstance(frame, int) else frame).place
+
+
+def _stretched(width: int, height: int) -> Placement:
+    return Placement((width, height), (width, height))
 
 
 def _read(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
@@ -437,12 +453,21 @@ def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
         check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
-        width, height = fit(image.width, image.height)
-        image.draft(None, (2 * width, 2 * height))
+        sideways = _sideways(image)
+        place = fit(*reversed(image.size)) if sideways else fit(*image.size)
+        if place.box is None:
+            width, height = reversed(place.size) if sideways else place.size
+            image.draft(None, (2 * width, 2 * height))
         image.load()
 
     with opened(_source(path), decode) as image:
         return _from_picture(image, fit)
+
+
+def _sideways(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet says its sides in the order they are not seen in."""
+    # Of a TIFF Pillow says the size that it has once it is turned.
+    return turn_of(image) in list(_TURNS.values())[3:] and image.format != "TIFF"
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -456,9 +481,8 @@ def _from_picture(picture: Image.Image, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
     picture = _upright(picture)
     if picture.mode.startswith(("I", "F")):
         return _from_array(_values(picture), fit)
-    wanted = fit(picture.width, picture.height)
     # As for an array of its pixels, without the copies.
-    return np.array(picture.convert("RGB").resize(wanted, Image.Resampling.BILINEAR))
+    return np.array(placed(picture.convert("RGB"), fit(picture.width, picture.height)))
 
 
 def _values(picture: Image.Image) -> Shaped[np.ndarray, "h w *c"]:

@@ -1,5 +1,6 @@
 """Feature maps of image files, from the store where it has them."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,9 +16,11 @@ from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
+from ahl_jax.data.frame import square
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.features.store import Store, entry_key
+from ahl_jax.features.tiles import frame_of, tiles_of
 
 FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
 """One float32 array per scale, the larger scale first, whatever the trunk's products were in."""
@@ -48,8 +51,9 @@ def extract(
 ) -> tuple[FeatureMaps, list[int]]:
     """The trunk's feature maps of image files.
 
-    An image is read at ``config.image_size``, and its second scale is the exact mean of 2 x 2
-    pixels. Files of equal content are computed once.
+    An image is read as ``frame_of`` the settings says, and its second scale is the exact mean of
+    2 x 2 pixels. The maps of its tiles stand one below the other. Files of equal content are
+    computed once.
 
     Args:
         paths: The image files; the same one may appear more than once.
@@ -87,7 +91,7 @@ def extract(
     def compute(missing: list[str]) -> Iterator[tuple[list[str], tuple[jax.Array, ...]]]:
         batches = iter_batches(
             [files[key] for key in missing],
-            config.image_size,
+            frame_of(config),
             config.image_batch,
             skip_bad=skip_bad,
             on_bad=left_out,
@@ -115,9 +119,9 @@ def trunk_dtype(precision: str, platform: str) -> np.dtype:
 
 
 def map_shapes(trunk: Trunk, config: FeatureConfig) -> list[tuple[int, int, int]]:
-    """Height, width and channels of an image's maps, scale by scale."""
+    """Height, width and channels of an image's maps, with tile below tile, scale by scale."""
     sides = [config.image_size // 2**scale // trunk.stride for scale in range(SCALES)]
-    return [(side, side, trunk.channels) for side in sides]
+    return [(tiles_of(config).count * side, side, trunk.channels) for side in sides]
 
 
 def rows_of(maps: FeatureMaps, order: Sequence[int], store: Store) -> FeatureMaps:
@@ -137,12 +141,16 @@ def image_key(
     Args:
         digest: its file's.
         trunk: the frozen network.
-        config: the image size is used.
+        config: all that decides how the image is read is used.
         dtype: that of the trunk's products.
         more: what was done to the image before.
     """
     if dtype != np.float32:
         more["dtype"] = str(dtype)
+    if (frame := frame_of(config)) != square(config.image_size):
+        more["frame"] = str(dataclasses.astuple(frame))
+    if (tiles := tiles_of(config)).count > 1:
+        more["tiles"] = str(dataclasses.astuple(tiles))
     return entry_key(
         version=VERSION,
         image=digest,
@@ -221,7 +229,7 @@ def cached(
 
 def trunk_maps(
     trunk: Trunk,
-    images: UInt8[np.ndarray | Array, "b size size 3"],
+    images: UInt8[np.ndarray | Array, "b H W 3"],
     config: FeatureConfig,
     dtype: np.dtype,
 ) -> tuple[Float[Array, "batch h w c"], ...]:
@@ -250,7 +258,7 @@ def fine_maps(
     dtype = trunk_dtype(config.precision, jax.default_backend())
     found = []
     with Progress(len(paths), "fine features of training normals" if progress else None) as bar:
-        for _, images in iter_batches(paths, config.image_size, config.image_batch):
+        for _, images in iter_batches(paths, frame_of(config), config.image_batch):
             fine = _all_maps(trunk, images, config, dtype)[SCALES]
             found.append(np.asarray(fine)[: len(images)])
             bar.update(len(images))
@@ -258,12 +266,25 @@ def fine_maps(
 
 
 def _all_maps(
-    trunk: Trunk, images: UInt8[np.ndarray | Array, "b size size 3"], config: FeatureConfig,
+    trunk: Trunk, images: UInt8[np.ndarray | Array, "b H W 3"], config: FeatureConfig,
     dtype: np.dtype,
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return two_scales(trunk.apply_with_fine, config.views, dtype, trunk.params, whole)
+    return tiled_maps(trunk.apply_with_fine, config, dtype, trunk.params, whole)
+
+
+def tiled_maps(
+    apply: Callable[[PyTree, Array], tuple[Array, Array]],
+    config: FeatureConfig,
+    dtype: np.dtype,
+    params: PyTree,
+    images: UInt8[np.ndarray | Array, "b H W 3"],
+) -> tuple[Float[Array, "b h w c"], ...]:
+    """``two_scales`` of images as ``frame_of`` the settings gives them, tile below tile."""
+    tiles = tiles_of(config)
+    cut = tiles.cut(jnp.asarray(images), config.image_size)
+    return tuple(map(tiles.together, two_scales(apply, config.views, dtype, params, cut)))
 
 
 def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray, "batch ..."]:

@@ -1,5 +1,6 @@
 """Feature maps of pseudo-anomalies made from normal images."""
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from ahl_jax.backbones import Trunk
 from ahl_jax.config.settings import FeatureConfig, PseudoConfig
+from ahl_jax.data.frame import Frame
 from ahl_jax.data.images import image_digest, iter_batches, read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.distributed.part import WHOLE, Part
@@ -24,6 +26,7 @@ from ahl_jax.features.images import (
     trunk_maps,
 )
 from ahl_jax.features.store import Store
+from ahl_jax.features.tiles import frame_of, tiles_of
 from ahl_jax.pseudo import make_pseudo
 
 
@@ -38,7 +41,7 @@ class PseudoFeatures:
     """Which made it: an index into the configured generators."""
 
     origin: Int[np.ndarray, " n"]
-    """The normal image it was made from: an index into the given normals."""
+    """The normal image it was made from: an index into the tiles of the given normals."""
 
 
 def extract_pseudo(
@@ -54,7 +57,8 @@ def extract_pseudo(
 ) -> PseudoFeatures:
     """Makes pseudo-anomalies and extracts their feature maps.
 
-    Each is made from a random normal and another one, which CutMix takes its patch from. What one
+    Each is made from a tile of a random normal and another one, which CutMix takes its patch from.
+    Photographs that are not cut have one tile, which is all of them. What one
     generator makes does not depend on which others are in use, nor on how the images are batched,
     nor on which of them are made.
 
@@ -74,9 +78,11 @@ def extract_pseudo(
     """
     count = pseudo.pseudo_per_generator
     wanted = part.span(len(pseudo.generators) * count)
-    whole = tuple(store.empty((len(wanted), *shape)) for shape in map_shapes(trunk, features))
+    tiles = tiles_of(features)
+    shapes = map_shapes(trunk, _one_tile(features))
+    whole = tuple(store.empty((len(wanted), *shape)) for shape in shapes)
     for number, name in enumerate(pseudo.generators):
-        drawn = _draw(len(normals), count, seed, name)
+        drawn = _draw(len(normals) * tiles.count, count, seed, name)
         first = number * count
         items = range(max(wanted.start - first, 0), min(wanted.stop - first, count))
         if not items:
@@ -85,13 +91,19 @@ def extract_pseudo(
         start = first + items.start - wanted.start
         into = tuple(scale[start : start + len(items)] for scale in whole)
         _extract_one(name, seed, items, drawn, normals, trunk, features, store, label, into)
-    return PseudoFeatures(whole, *origins(pseudo, len(normals), seed))
+    return PseudoFeatures(whole, *origins(pseudo, len(normals) * tiles.count, seed))
 
 
 def origins(
     pseudo: PseudoConfig, normals: int, seed: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Where pseudo-anomalies come from: ``generator`` and ``origin`` of ``PseudoFeatures``."""
+    """Where pseudo-anomalies come from: ``generator`` and ``origin`` of ``PseudoFeatures``.
+
+    Args:
+        pseudo: the generators, and how many images each makes.
+        normals: how many tiles all normals have.
+        seed: decides everything random.
+    """
     count = pseudo.pseudo_per_generator
     sources = [_draw(normals, count, seed, name)[:, 0] for name in pseudo.generators]
     return np.repeat(np.arange(len(pseudo.generators)), count), np.concatenate(sources)
@@ -99,16 +111,16 @@ def origins(
 
 def pseudo_images(
     normals: Sequence[ImageSource],
-    size: int,
+    frame: Frame | int,
     pseudo: PseudoConfig,
     seed: int,
     wanted: Sequence[int],
-) -> UInt8[np.ndarray, "n size size 3"]:
+) -> UInt8[np.ndarray, "n h w 3"]:
     """Some of the pseudo-anomalies as images, as ``extract_pseudo`` makes them.
 
     Args:
         normals: Image files of the training normals, all readable.
-        size: Side of the images in pixels.
+        frame: As for ``read_image``.
         pseudo: The generators, and how many images each makes.
         seed: Decides everything random.
         wanted: Which of them, counted over all generators.
@@ -116,14 +128,14 @@ def pseudo_images(
     Raises:
         BadImageError: if an image cannot be read.
     """
-    made = np.empty((len(wanted), size, size, 3), np.uint8)
-    for row, number in enumerate(wanted):
+    made = []
+    for number in wanted:
         generator, item = divmod(number, pseudo.pseudo_per_generator)
         name = pseudo.generators[generator]
         drawn = _draw(len(normals), item + 1, seed, name)[item].tolist()
-        image, source = (read_image(normals[i], size)[None] for i in drawn)
-        made[row] = _make(name, _key(name, seed), np.array([item]), image, source)[0]
-    return made
+        image, source = (read_image(normals[i], frame)[None] for i in drawn)
+        made.append(_make(name, _key(name, seed), np.array([item]), image, source)[0])
+    return np.stack(made)
 
 
 def _draw(normals: int, count: int, seed: int, name: str) -> Int[np.ndarray, "count 2"]:
@@ -160,26 +172,40 @@ def _extract_one(
     batch = features.image_batch
     dtype = trunk_dtype(features.precision, jax.default_backend())
     key = _key(name, seed)
+    tiles = tiles_of(features)
     digest = functools.cache(lambda image: image_digest(normals[image]))
-    keys = [
-        image_key(digest(image), trunk, features, dtype,
-                  generator=name, seed=seed, item=item, source=digest(source))
-        for item in items for image, source in [drawn[item].tolist()]
-    ]  # fmt: skip
+
+    def entry(item: int) -> str:
+        (image, tile), (source, source_tile) = (
+            divmod(i, tiles.count) for i in drawn[item].tolist()
+        )
+        more = {"tile": tile, "source_tile": source_tile} if tiles.count > 1 else {}
+        return image_key(
+            digest(image), trunk, features, dtype,
+            generator=name, seed=seed, item=item, source=digest(source), **more,
+        )  # fmt: skip
+
+    keys = [entry(item) for item in items]
     item_of = dict(zip(keys, items, strict=True))
 
     def compute(missing: list[str]) -> Iterator[tuple[list[str], tuple[jax.Array, ...]]]:
         items = np.array([item_of[entry] for entry in missing])
         # Image, source, image, source: so that both are read ahead by the same threads.
-        files = [normals[i] for i in drawn[items].flat]
-        for start, (_, images) in enumerate(iter_batches(files, features.image_size, 2 * batch)):
+        places = drawn[items].ravel()
+        files = [normals[i // tiles.count] for i in places]
+        for start, (rows, images) in enumerate(iter_batches(files, frame_of(features), 2 * batch)):
             here = slice(start * batch, start * batch + len(images) // 2)
-            made = _make(
-                name, key, *(padded(a, batch) for a in (items[here], images[::2], images[1::2]))
-            )
-            yield missing[here], trunk_maps(trunk, made, features, dtype)
+            cut = tiles.cut(images, features.image_size)
+            own = cut[np.arange(len(images)) * tiles.count + places[rows] % tiles.count]
+            made = _make(name, key, *(padded(a, batch) for a in (items[here], own[::2], own[1::2])))
+            yield missing[here], trunk_maps(trunk, made, _one_tile(features), dtype)
 
-    cached(keys, trunk, features, store, compute, label, into)
+    cached(keys, trunk, _one_tile(features), store, compute, label, into)
+
+
+def _one_tile(features: FeatureConfig) -> FeatureConfig:
+    """The settings for what is a single tile already."""
+    return dataclasses.replace(features, tiles=(1, 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)

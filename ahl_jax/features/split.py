@@ -21,20 +21,23 @@ from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
 from ahl_jax.features.images import global_averages
+from ahl_jax.features.tiles import Tiles, most_unlike, tiles_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """A list of images: this process's part of their maps, and what there is in all."""
+    """A list of photographs: this process's part of their maps, and what there is in all."""
 
     maps: FeatureMaps
+    """Of every tile of a normal one, and of one tile of a labelled anomaly."""
+
     paths: tuple[ImageSource, ...]
-    """All images of the list that can be read."""
+    """All photographs of the list that can be read."""
 
     counts: tuple[int, ...]
-    """How many of them each part has."""
+    """How many maps each part has."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,22 @@ def training_features(
         counts = tuple(n - len(each) for n, each in zip(lengths, bad, strict=True))
         return Extracted(found[0], readable, counts)
 
+    tiles = tiles_of(config.features)
     if shared is None:
         normals = extracted(split.train_normals, "training normal", "training normals")
+        normals = Extracted(
+            tuple(map(tiles.apart, normals.maps)),
+            normals.paths,
+            tuple(tiles.count * n for n in normals.counts),
+        )
         own = global_averages(normals.maps)
         averages = np.concatenate(arrays_of_each(own)) if part.of > 1 else own
     else:
         normals, averages = shared.normals, shared.averages
     seen = [sample.path for sample in split.seen]
     anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
+    maps = defect_tiles(tiles, anomalies.maps, averages, trunk.parts)
+    anomalies = dataclasses.replace(anomalies, maps=maps)
     made = config.pseudo
     if config.learning.method == "fit":
         made = dataclasses.replace(made, pseudo_per_generator=0)  # Nobody would look at them.
@@ -197,6 +208,27 @@ def fitted_features(
         progress=progress, label="labelled anomalies",
     )  # fmt: skip
     return maps, seen, [split.train_normals[i] for i in kept]
+
+
+def defect_tiles(
+    tiles: Tiles,
+    anomalies: FeatureMaps,
+    normals: Float[np.ndarray, "n*k d"],
+    parts: Sequence[int],
+) -> FeatureMaps:
+    """Of labelled anomalies the maps of the tile that ``most_unlike`` takes for the defect.
+
+    Args:
+        tiles: the grid.
+        anomalies: the maps of their photographs, [m, k h, w, c] for each scale.
+        normals: global averages of the tiles of normal photographs.
+        parts: the trunk's.
+    """
+    if tiles.count == 1 or not len(anomalies[0]):
+        return anomalies
+    maps = tuple(map(tiles.apart, anomalies))
+    rows = most_unlike(tiles, global_averages(maps), normals, parts)
+    return tuple(scale[rows] for scale in maps)
 
 
 def held_out_features(

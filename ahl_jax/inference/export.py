@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
+from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import check_cut, cut_of
 
@@ -58,9 +59,9 @@ def run(command: Export) -> None:
         platforms=command.platforms,
     )
     size = command.file.stat().st_size / 2**20
-    side = exported.in_avals[0].shape[1]
+    height, width = exported.in_avals[0].shape[1:3]
     print(
-        f"{command.file} scores RGB images of {side} x {side} pixels on "
+        f"{command.file} scores RGB images of {width} x {height} pixels on "
         f"{', '.join(exported.platforms)} ({size:.0f} MiB)."
     )
 
@@ -76,8 +77,8 @@ def export_model(
     """Write a detector as a ``jax.export`` artifact (StableHLO) with all of its weights inside.
 
     ``jax.export.deserialize(bytearray(FILE.read_bytes())).call(images, threshold)`` takes uint8
-    images [n, size, size, 3] for any n >= 1, RGB, and a float32 threshold [], which is NaN for the
-    one that is stored. It gives a dict of
+    images [n, height, width, 3] for any n >= 1, RGB, and a float32 threshold [], which is NaN for
+    the one that is stored. It gives a dict of
 
     - ``score``: float32 [n], higher for more anomalous,
     - ``heads``: float32 [n, heads], the score of each head,
@@ -89,7 +90,9 @@ def export_model(
 
     - ``probability``: float32 [n], the share of normal images that score lower.
 
-    ``size`` is ``in_avals[0].shape[1]`` of what ``deserialize`` gives. On a CPU the trunk's
+    ``height`` and ``width`` are in ``in_avals[0].shape`` of what ``deserialize`` gives. Where the
+    run has a crop, a margin or tiles, ``ahl_jax.data.images.read_image`` with the run's
+    ``ahl_jax.features.tiles.frame_of`` reads images as they have to be. On a CPU the trunk's
     products are of float32, elsewhere of the run's ``precision``.
 
     Args:
@@ -123,7 +126,9 @@ def export_model(
     # The weights become constants of the program.
     arrays = jax.tree.map(np.asarray, predictor.arrays)
 
-    def model(images: UInt8[Array, "n size size 3"], threshold: Float[Array, ""]) -> dict[str, Any]:
+    def model(
+        images: UInt8[Array, "n height width 3"], threshold: Float[Array, ""]
+    ) -> dict[str, Any]:
         scores, heads, heat = predictor.apply(jax.tree.map(jnp.asarray, arrays), images)
         used = jnp.where(jnp.isnan(threshold), jnp.float32(stored), threshold)
         # What nothing can be said of is to be looked at.
@@ -133,9 +138,9 @@ def export_model(
             found["probability"] = calibration.probability(scores, jnp)
         return found
 
-    size = predictor.config.features.image_size
+    frame = frame_of(predictor.config.features)
     (n,) = jax_export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((n, size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((n, frame.height, frame.width, 3), jnp.uint8)
     given = images, jax.ShapeDtypeStruct((), jnp.float32)
     exported = jax_export.export(jax.jit(model), platforms=list(platforms))(*given)
     with writing(file, "name another file"):

@@ -17,6 +17,7 @@ from ahl_jax.common.text import counted
 from ahl_jax.data.folder import HEAT_MAPS, images_below
 from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
+from ahl_jax.features.tiles import frame_of, warn_of_shrinking
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.results import NamedImage, Results
 from ahl_jax.inference.threshold import FPR, check_cut, cut_of
@@ -93,6 +94,7 @@ def run(command: Predict) -> None:
             f"{', '.join(sorted(SUFFIXES))}"
         )
     predictor = load(command.workdir)
+    warn_of_shrinking(found_images(command.images, command.out), predictor.config.features)
     if command.threshold is None:
         try:
             predictor.calibrated().warn_of(command.fpr or FPR)
@@ -192,7 +194,7 @@ def _all_of(
     features = predictor.config.features
     batches = iter_batches(
         [image.path for image in left],
-        features.image_size,
+        frame_of(features),
         features.image_batch,
         skip_bad=True,
         on_bad=note,

@@ -6,14 +6,32 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ahl_jax.data.frame import WHOLE, Seen, pixels
+
 _STRONGEST = 0.75
 """The share of the colour where the heat is greatest; the rest is the image."""
 
 
-def upsampled(heat: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
-    """A heat map at the size of an image, bilinear."""
+def upsampled(
+    heat: Float[np.ndarray, "h w"], height: int, width: int, seen: Seen = WHOLE
+) -> Float[np.ndarray, "H W"]:
+    """A heat map at the size of a photograph, bilinear.
+
+    Args:
+        heat: of what the detector saw.
+        height: the photograph's.
+        width: the photograph's.
+        seen: which part of it that was; all else is as cold as the coldest location.
+    """
     plane = Image.fromarray(np.ascontiguousarray(heat, np.float32))
-    return np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR))
+    left, top, right, bottom = (round(at) for at in pixels(seen.photograph, width, height))
+    size = max(1, right - left), max(1, bottom - top)
+    part = plane.resize(size, Image.Resampling.BILINEAR, pixels(seen.canvas, *plane.size))
+    if size == (width, height):
+        return np.asarray(part)
+    whole = Image.new("F", (width, height), float(heat.min()))
+    whole.paste(part, (left, top))
+    return np.asarray(whole)
 
 
 def heat_scale(
@@ -35,6 +53,7 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     heat: Float[np.ndarray, "h2 w2"],
     scale: tuple[float, float],
+    seen: Seen = WHOLE,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image with its heat map over it: the hotter, the more of the colour.
 
@@ -45,9 +64,12 @@ def overlay(
         image: RGB.
         heat: the score of each location, of any resolution.
         scale: ``heat_scale``.
+        seen: the part of the image that the map is of.
     """
     low, high = scale
-    times = np.maximum(upsampled(heat, *image.shape[:2]) - low, 0) / max(high - low, 1e-12)
+    height, width, _ = image.shape
+    warmth = np.maximum(upsampled(heat, height, width, seen) - low, 0)
+    times = warmth / max(high - low, 1e-12)
     level = 1 - 1 / (1 + times**2)
     colours = _colours()[np.rint(level * 255).astype(int)]
     share = (_STRONGEST * level)[..., None]

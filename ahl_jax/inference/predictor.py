@@ -17,12 +17,14 @@ from jaxtyping import Array, Float, UInt8
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
-from ahl_jax.data.images import Picture, as_image, image_list, iter_batches
+from ahl_jax.data.frame import Seen
+from ahl_jax.data.images import Picture, as_image, image_list, iter_batches, seen_size
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
-from ahl_jax.features.images import padded, trunk_dtype, two_scales
+from ahl_jax.features.images import padded, tiled_maps, trunk_dtype
+from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
     FPR,
@@ -121,13 +123,13 @@ class Predictor:
             UserError: if it is one image instead of several.
         """
         images = image_list(images)
-        size, batch = self.config.features.image_size, self.config.features.image_batch
+        frame, batch = frame_of(self.config.features), self.config.features.image_batch
         parts = [
-            self.of_arrays(np.stack([as_image(one, size) for one in images[i : i + batch]]))
+            self.of_arrays(np.stack([as_image(one, frame) for one in images[i : i + batch]]))
             for i in range(0, len(images), batch)
         ]
         if not parts:
-            none = self.of_arrays(np.zeros((1, size, size, 3), np.uint8))
+            none = self.of_arrays(np.zeros((1, frame.height, frame.width, 3), np.uint8))
             return Outcome(*(x[:0] for x in none))
         return Outcome(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
@@ -154,15 +156,23 @@ class Predictor:
         Raises:
             BadImageError: if one cannot be read, unless the run leaves them out.
         """
-        size, batch = self.config.features.image_size, self.config.features.image_batch
+        frame, batch = frame_of(self.config.features), self.config.features.image_batch
         skip = self.config.data.skip_bad_images
-        batches = iter_batches(images, size, batch, skip_bad=skip, on_bad=lambda *_: None)
+        batches = iter_batches(images, frame, batch, skip_bad=skip, on_bad=lambda *_: None)
         return np.concatenate([self.of_arrays(x, bucket=batch).heat for _, x in batches])
 
+    def seen(self, image: ImageSource) -> Seen:
+        """The part of an image that the heat map is of.
+
+        Raises:
+            BadImageError: if it cannot be read.
+        """
+        return frame_of(self.config.features).seen(*seen_size(image)[0])
+
     def of_arrays(
-        self, images: UInt8[np.ndarray, "b size size 3"], *, bucket: int | None = None
+        self, images: UInt8[np.ndarray, "b h w 3"], *, bucket: int | None = None
     ) -> Outcome:
-        """``outcome`` of 1 to ``image_batch`` RGB images of the side ``image_size``, as arrays.
+        """``outcome`` of 1 to ``image_batch`` RGB images of the size of ``frame_of``, as arrays.
 
         Args:
             images: the images.
@@ -194,30 +204,34 @@ class Predictor:
         return jax.device_put(parts | {"trunk": self.trunk.params})
 
     def apply(
-        self, arrays: dict[str, Any], images: UInt8[Array, "b size size 3"]
+        self, arrays: dict[str, Any], images: UInt8[Array, "b h w 3"]
     ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
         """The fields of ``Outcome``; pure, so it can be jitted, sharded and exported.
 
         Args:
             arrays: ``self.arrays``.
-            images: RGB, of the side ``image_size``.
+            images: RGB, of the size of ``frame_of`` the settings.
         """
         features = self.config.features
 
         def maps_on(platform: str) -> Any:
             dtype = trunk_dtype(features.precision, platform)
-            apply = self.trunk.apply_with_fine
-            return functools.partial(two_scales, apply, features.views, dtype)
+            return functools.partial(tiled_maps, self.trunk.apply_with_fine, features, dtype)
 
         # Chosen as the program is compiled, as an exported one is for several platforms.
         *maps, fine = jax.lax.platform_dependent(
             arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
         )
         reference = arrays["reference"]
-        inputs = make_inputs(maps, reference.patches.dtype, arrays["whitening"])
-        scores, heads, heat = detect(self.scorer.functional, arrays["model"], reference, inputs)
+        tiles = self.scorer.tiles
+        inputs = make_inputs(
+            list(map(tiles.apart, maps)), reference.patches.dtype, arrays["whitening"]
+        )
+        scores, heads, heat = detect(
+            self.scorer.functional, tiles, arrays["model"], reference, inputs
+        )
         if arrays["localizer"] is not None:
-            heat = heat_of(arrays["localizer"], fine)
+            heat = tiles.stitched(tiles.apart(heat_of(arrays["localizer"], fine)))
         return scores, heads, heat
 
     @functools.cached_property

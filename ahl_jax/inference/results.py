@@ -23,6 +23,7 @@ from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.files import reason, replace_file
 from ahl_jax.common.text import counted, printable
 from ahl_jax.data.folder import HEAT_MAPS, PREDICTION
+from ahl_jax.data.frame import Seen
 from ahl_jax.data.images import read_display, without_skipping
 from ahl_jax.distributed.host_arrays import digest
 from ahl_jax.inference.heatmaps import heat_scale, overlay
@@ -195,7 +196,10 @@ class Results:
         scale = heat_scale(calibration.locations if calibration else None, heat)
         content = io.BytesIO()
         try:
-            Image.fromarray(beside(read_display(image.path), heat, scale)).save(content, "PNG")
+            picture = beside(
+                read_display(image.path), heat, scale, self._predictor.seen(image.path)
+            )
+            Image.fromarray(picture).save(content, "PNG")
             target = self._heat_map(image)
             target.parent.mkdir(parents=True, exist_ok=True)
             replace_file(target, content.getvalue())
@@ -290,11 +294,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def beside(
-    image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h2 w2"], scale: tuple[float, float]
+    image: UInt8[np.ndarray, "h w 3"],
+    heat: Float[np.ndarray, "h2 w2"],
+    scale: tuple[float, float],
+    seen: Seen,
 ) -> UInt8[np.ndarray, "h w2 3"]:
     """An image, and the same with its heat map over it, side by side."""
     gap = np.full((len(image), max(2, image.shape[1] // 64), 3), 255, np.uint8)
-    return np.concatenate([image, gap, overlay(image, heat, scale)], axis=1)
+    return np.concatenate([image, gap, overlay(image, heat, scale, seen)], axis=1)
 
 
 def _line(values: Sequence[Any]) -> str:

@@ -18,8 +18,10 @@ from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import Localizer
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features import FeatureMaps
+from ahl_jax.features.tiles import UNCUT, Tiles, tiles_of
 
 BATCH = 64
+"""Tiles that are scored at a time."""
 
 
 class Outcome(NamedTuple):
@@ -36,24 +38,26 @@ class Outcome(NamedTuple):
 
 
 def detect(
-    functional: Functional, model: Model, reference: Inputs, inputs: Inputs
+    functional: Functional, tiles: Tiles, model: Model, reference: Inputs, inputs: Inputs
 ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
-    """The fields of ``Outcome``; a pure function of arrays."""
+    """The fields of ``Outcome``, of photographs whose tiles are the inputs; pure."""
     maps = functional.location_maps(model, inputs, reference)
     shape = maps[0].shape
     heat = sum(jax.image.resize(scale, shape, "bilinear") for scale in maps) / len(maps)
     heads = functional.head_scores(model, inputs, reference)
-    return functional.score(model, inputs, reference), heads, jnp.asarray(heat)
+    scores, heads = tiles.worst(functional.score(model, inputs, reference), heads)
+    return scores, heads, tiles.stitched(jnp.asarray(heat))
 
 
-_detect = jax.jit(detect, static_argnums=0)
+_detect = jax.jit(detect, static_argnums=(0, 1))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    functional: Functional, model: Model, reference: Inputs, inputs: Inputs
+    functional: Functional, tiles: Tiles, model: Model, reference: Inputs, inputs: Inputs
 ) -> Float[Array, " b"]:
-    return functional.score(model, inputs, reference)
+    (scores,) = tiles.worst(functional.score(model, inputs, reference))
+    return scores
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,14 @@ class Scorer:
     localizer: Localizer | None = None
     """Makes heat maps of finer features, in place of the detector; these are not among ``maps``."""
 
+    tiles: Tiles = UNCUT
+    """The grid that photographs are cut into."""
+
     def score(self, maps: FeatureMaps) -> Float[np.ndarray, " n"]:
         """Anomaly scores of n images, higher for more anomalous.
 
         Args:
-            maps: float32 [n, h, w, c], one array per scale.
+            maps: float32 [n, k h, w, c], one array per scale, k tiles one below the other.
         """
         return np.concatenate([np.zeros(0, np.float32), *self._batches(_score, maps)])
 
@@ -88,14 +95,16 @@ class Scorer:
 
     def _batches(self, program: Callable[..., Any], maps: FeatureMaps) -> Iterator[Any]:
         """Runs the program, batch by batch."""
-        images = len(maps[0])
-        for start in range(0, images, BATCH):
+        images, size = len(maps[0]), max(1, BATCH // self.tiles.count)
+        for start in range(0, images, size):
             # The last batch is padded, so that there is one compilation.
-            rows = np.minimum(np.arange(start, start + BATCH), images - 1)
+            rows = np.minimum(np.arange(start, start + size), images - 1)
             inputs = make_inputs(
-                [scale[rows] for scale in maps], self.reference.patches.dtype, self.whitening
+                [self.tiles.apart(scale[rows]) for scale in maps],
+                self.reference.patches.dtype,
+                self.whitening,
             )
-            batch = program(self.functional, self.model, self.reference, inputs)
+            batch = program(self.functional, self.tiles, self.model, self.reference, inputs)
             yield jax.tree.map(lambda x, start=start: np.asarray(x)[: images - start], batch)
 
     def arrays(self) -> dict[str, Any]:
@@ -123,4 +132,5 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
         raise ValueError("the saved arrays do not fit the detector")
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
     localizer = Localizer(**arrays["localizer"]) if "localizer" in arrays else None
-    return Scorer(functional, jax.tree.map(jnp.asarray, model), reference, whitening, localizer)
+    model = jax.tree.map(jnp.asarray, model)
+    return Scorer(functional, model, reference, whitening, localizer, tiles_of(config.features))

@@ -11,6 +11,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.pseudo import origins, pseudo_images
+from ahl_jax.features.tiles import frame_of
 from ahl_jax.learning.hadg import HOLISTIC, Roles, Subset
 from ahl_jax.learning.problem import subsets_on
 from ahl_jax.reports.pictures import data_uri, file_name
@@ -57,6 +58,8 @@ def why_none(run: Scored) -> str | None:
     """Why a run has no subsets to show, in a sentence; None if it has."""
     if run.config.learning.method != "ahl":
         return f"The method {run.config.learning.method} has no subsets."
+    if run.config.features.tiles != (1, 1):
+        return "The subsets are of tiles, which are not shown."
     if not run.same_images:
         return "The images have changed since the training, so its subsets cannot be made again."
     return None
@@ -86,7 +89,7 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
     anomalies, _ = readable([sample.path for sample in run.split.seen], "labelled anomalies")
     roles = Roles(len(normals), len(anomalies), *origins(config.pseudo, len(normals), config.seed))
     classes = {sample.path: sample.anomaly_class for sample in run.split.seen}
-    size = config.features.image_size
+    frame = frame_of(config.features)
     drawn: dict[int, Sample] = {}
 
     def pictures(positions: Int[np.ndarray, " n"], count: int) -> list[Sample]:
@@ -102,12 +105,12 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
     def draw(position: int) -> Sample:
         pseudo = position - len(normals) - len(anomalies)
         if pseudo >= 0:
-            (image,) = pseudo_images(normals, size, config.pseudo, config.seed, [pseudo])
+            (image,) = pseudo_images(normals, frame, config.pseudo, config.seed, [pseudo])
             name = config.pseudo.generators[roles.generator[pseudo]]
             return Sample(data_uri(image, _SIDE), f"pseudo-anomaly by {name}")
         path = [*normals, *anomalies][position]
         kind = "normal" if position < len(normals) else f"labelled anomaly, {classes[path]}"
-        return Sample(data_uri(read_image(path, size), _SIDE), f"{kind}, {file_name(path)}")
+        return Sample(data_uri(read_image(path, frame), _SIDE), f"{kind}, {file_name(path)}")
 
     def side(subset: Subset, k: int, *, pictured: bool) -> Side:
         sets = (subset.normals[k], subset.anomalies[k], subset.pseudo[k])

@@ -21,7 +21,8 @@ from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
 from ahl_jax.features.images import global_averages
-from ahl_jax.features.split import fitted_features, held_out_features, load_split
+from ahl_jax.features.split import defect_tiles, fitted_features, held_out_features, load_split
+from ahl_jax.features.tiles import UNCUT, tiles_of
 from ahl_jax.inference.folder import found_images
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.scorer import detect
@@ -141,15 +142,19 @@ def scores_in_turn(
     Returns:
         The scores and the detector's own heat maps, fold after fold, and how many folds there are.
     """
-    n, m = len(normals[0]), len(seen[0])
+    n, tiles = len(normals[0]), tiles_of(config.features)
+    normals = tuple(map(tiles.apart, normals))
     averages, none = global_averages(normals), tuple(each[:0] for each in normals)
+    seen = defect_tiles(tiles, seen, averages, parts)
+    tile_of = np.arange(len(averages)).reshape(n, -1)
+    labelled = len(averages) + np.arange(len(seen[0]))
     folds = make_folds(n, config.data.held_out, config.seed)
     scores: list[np.ndarray] = []
     heat: list[np.ndarray] = []
     label = "fits without a part of the normals" if options.progress else None
     with Progress(len(folds), label) as bar:
         for left_out, own in folds:
-            rest = np.setdiff1d(np.arange(n), left_out)
+            rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
             known, made = averages[rest], np.zeros(0, int)
             whitening = fit_whitening(known, SCALES, parts) if config.features.whiten else None
             (bank,) = shared_bank(
@@ -157,14 +162,14 @@ def scores_in_turn(
                 on_device(options.feature_memory), whitening=whitening,
             )  # fmt: skip
             inputs = bank.inputs.on_device() if isinstance(bank.inputs, HostBank) else bank.inputs
-            place = bank.place[np.concatenate([rest, n + np.arange(m)])]
+            place = bank.place[np.concatenate([rest, labelled])]
             problem = problem_on(config, SharedBank(inputs, place), known, made, made)
             found = _scores(
                 problem.learner.functional, len(rest), problem.model, problem.data,
-                bank.place[left_out],
+                bank.place[tile_of[left_out].ravel()],
             )  # fmt: skip
-            scores.append(np.asarray(found[0])[:own])
-            heat.append(np.asarray(found[1])[:own])
+            scores.append(np.asarray(tiles.worst(found[0])[0])[:own])
+            heat.append(np.asarray(tiles.stitched(found[1]))[:own])
             bar.update(1)
     return np.concatenate(scores), np.concatenate(heat), len(folds)
 
@@ -173,11 +178,11 @@ def scores_in_turn(
 def _scores(
     functional: Functional, normals: int, model: Model, data: TrainingData, left_out: Array
 ) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
-    """Scores and heat maps of images of the bank by a detector that is fitted to others."""
+    """Scores and heat maps of single tiles of the bank by a detector that is fitted to others."""
     model, reference = prepared(functional, model, data, normals), data.inference_reference()
 
     def one_batch(index: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, "b h w"]]:
-        scores, _, heat = detect(functional, model, reference, data.images(index))
+        scores, _, heat = detect(functional, UNCUT, model, reference, data.images(index))
         return scores, heat
 
     return in_batches(one_batch, left_out)

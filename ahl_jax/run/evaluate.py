@@ -20,6 +20,7 @@ from ahl_jax.features.split import (
     split_digest,
     test_features,
 )
+from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import Cut, check_cut, cut_of
 from ahl_jax.run.calibrate import calibrated
@@ -67,7 +68,8 @@ class TestData:
         if cut is not None:
             metrics["at_threshold"] = cut.rates(scores, [name is None for name in self.classes])
         if heat is not None:
-            pixels = pixel_metrics(heat, marks(self.test.samples, self.masks))
+            frame = frame_of(self.config.features)
+            pixels = pixel_metrics(heat, marks(self.test.samples, self.masks), frame)
             metrics |= {"pixel": pixels} if pixels else {}
         metadata = self.predictor.metadata
         return metrics | {

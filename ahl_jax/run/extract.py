@@ -29,12 +29,16 @@ from ahl_jax.features.split import (
     test_features,
     training_features,
 )
+from ahl_jax.features.tiles import tiles_of, warn_of_shrinking
 from ahl_jax.learning.bank import shared_bank
 from ahl_jax.learning.problem import Problem, problem_on
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.start import Start
 from ahl_jax.stage_one import trained_trunk
+
+_FEWEST = 20
+"""Photographs that a localizer is fitted to, of however many tiles."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
             split = runs[0].split
             labelled = [sample.path for sample in (*split.seen, *split.test)]
             warn_of_unused(labelled, Path(runs[0].config.data.data))
+            warn_of_shrinking(split.train_normals, runs[0].config.features)
             tested: dict[Sample, None] = {}
             for run in runs:
                 samples = _extract_test(run, trunk, store, progress=options.progress)
@@ -176,7 +181,8 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     paths = features.normals.paths
     if run.config.in_turn and not run.split.held_out:
         paths, _ = hold_out(paths, run.config.data.held_out)
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), NORMALS)).astype(int)
+    enough = max(_FEWEST, NORMALS // tiles_of(run.config.features).count)
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
     some = [paths[i] for i in chosen]
     return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))
 

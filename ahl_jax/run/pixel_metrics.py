@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
+from ahl_jax.data.frame import WHOLE, Frame
 from ahl_jax.inference.heatmaps import upsampled
 
 FPR_LIMIT = 0.3
@@ -20,7 +21,9 @@ _PIXELS = 4_000_000
 
 
 def pixel_metrics(
-    heat: Float[np.ndarray, "n h w"], masks: Iterable[Bool[np.ndarray, "_ _"] | None]
+    heat: Float[np.ndarray, "n h w"],
+    masks: Iterable[Bool[np.ndarray, "_ _"] | None],
+    frame: Frame | None = None,
 ) -> dict[str, float]:
     """Areas under curves over all pixels of n images, at the size of the masks.
 
@@ -32,6 +35,8 @@ def pixel_metrics(
         heat: the score of each location.
         masks: the anomalous pixels of each image, of any sizes; none of a normal one, and None
             for an image that is not to count.
+        frame: the part of an image that its heat map is of; all of it by default. Defects that are
+            not looked at are missed.
 
     Returns:
         ``auroc``, the area under the ROC curve of pixels; ``aupro``, the mean over anomalous
@@ -47,7 +52,9 @@ def pixel_metrics(
             continue
         images += 1
         mask = _shrunk(whole)
-        levels = np.searchsorted(edges, upsampled(one, *mask.shape), side="right")
+        seen = frame.seen(*whole.shape[::-1]) if frame else WHOLE
+        height, width = mask.shape
+        levels = np.searchsorted(edges, upsampled(one, height, width, seen), side="right")
         normal += _histogram(levels[~mask], len(normal))
         if mask.any():
             labels = ndimage.label(mask, structure=np.ones((3, 3)))[0][mask]

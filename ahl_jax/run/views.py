@@ -22,8 +22,10 @@ from ahl_jax.detectors import make_detector
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
-from ahl_jax.features import Store, extract
+from ahl_jax.features import FeatureMaps, Store, extract
 from ahl_jax.features.images import global_averages
+from ahl_jax.features.split import defect_tiles
+from ahl_jax.features.tiles import tiles_of
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
@@ -91,27 +93,29 @@ def _left_out_auc(
     """Density's, the mean over the runs."""
     first = with_settings(runs[0].config, {"views": views})
 
-    def averages(paths: Sequence[ImageSource], label: str) -> Float[np.ndarray, "n d"]:
+    def maps_of(paths: Sequence[ImageSource], label: str) -> FeatureMaps:
         skip, progress = first.data.skip_bad_images, options.progress
         label = f"{label}, {counted(views, 'view')}"
         maps, _ = extract(
             paths, trunk, first.features, store, skip_bad=skip, progress=progress, label=label
         )
-        return global_averages(maps)
+        return maps
 
+    tiles = tiles_of(first.features)
     aucs = []
     # Every seed of a data set has the same training normals.
     known: dict[tuple[ImageSource, ...], tuple[Float[np.ndarray, "n d"], Whitening | None]] = {}
     for run in runs:
         paths = run.split.train_normals
         if paths not in known:
-            found = averages(paths, "training normals")
+            found = global_averages(tuple(map(tiles.apart, maps_of(paths, "training normals"))))
             whitening = fit_whitening(found, SCALES, trunk.parts) if len(found) else None
             known[paths] = found, whitening
         normals, whitening = known[paths]
-        seen = averages([sample.path for sample in run.split.seen], "labelled anomalies")
-        if whitening is not None and len(seen):
-            aucs.append(left_out_auc(run.config, whitening, normals, seen))
+        seen = maps_of([sample.path for sample in run.split.seen], "labelled anomalies")
+        if whitening is not None and len(seen[0]):
+            own = global_averages(defect_tiles(tiles, seen, normals, trunk.parts))
+            aucs.append(left_out_auc(run.config, whitening, normals, own))
     return float(np.mean(aucs)) if aucs else 0.5
 
 

@@ -26,6 +26,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, holder, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
+from ahl_jax.data.frame import square
 from ahl_jax.data.images import iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
@@ -34,6 +35,7 @@ from ahl_jax.distributed.mesh import everywhere, mesh_for, on_this_process, put_
 from ahl_jax.distributed.processes import arrays_of_primary, is_primary, on_primary, together
 from ahl_jax.features.images import VERSION, left_out, trunk_dtype
 from ahl_jax.features.store import entry_key
+from ahl_jax.features.tiles import frame_of
 from ahl_jax.stage_one.model import StageOne, State, detector_config, start
 from ahl_jax.storage.checkpoints import Checkpoints
 
@@ -121,6 +123,8 @@ def trained_trunk(
 def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
     """The name of everything that decides what stage one gives; see ``trained_trunk``."""
     learning = config.learning
+    frame = frame_of(config.features)
+    framed = frame != square(config.features.image_size)
     one = dataclasses.asdict(config.stage_one)
     del one["stage_one_heads"]  # decides what becomes of it
     read = {
@@ -132,6 +136,7 @@ def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
         "detector": dataclasses.asdict(detector_config(config)) | {"groups": 0, "coreset": 0},
         "generators": config.pseudo.generators,
         "learning": [learning.clip, learning.decay, learning.decay_every],
+        **({"frame": dataclasses.asdict(frame)} if framed else {}),
     }
     return entry_key(
         version=_STAGE_ONE_VERSION,
@@ -248,9 +253,9 @@ def mesh_of(batch: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def _read(config: Config, paths: Sequence[ImageSource]) -> UInt8[np.ndarray, "n size size 3"]:
     """All images that can be read."""
-    size = config.features.image_size
+    frame = frame_of(config.features)
     skip = config.data.skip_bad_images
-    batches = [b for _, b in iter_batches(paths, size, _READ, skip_bad=skip, on_bad=left_out)]
+    batches = [b for _, b in iter_batches(paths, frame, _READ, skip_bad=skip, on_bad=left_out)]
     if not batches:
         raise UserError(f"no image of {config.data.data} can be read; replace the images")
     return np.concatenate(batches)
