@@ -101,7 +101,7 @@ def test_names_are_looked_up_in_their_registries() -> None:
         "generators": "generators",
     }
     assert set(marked.values()) == REGISTRIES.keys()
-    with pytest.raises(UserError, match="`trunk` has no 'vgg'; choose from efficientnet_lite0"):
+    with pytest.raises(UserError, match="`trunk` has no 'vgg'; choose from convnext_tiny, dinov2"):
         check_settings(preset("paper", "elpv", trunk="vgg"))
     with pytest.raises(UserError, match=r"`stage_one_detector` has no 'density'; .* dra, flos"):
         check_settings(preset("paper", "elpv", stage_one=True, stage_one_detector="density"))

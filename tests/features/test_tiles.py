@@ -138,8 +138,9 @@ def test_a_photograph_scores_as_its_worst_tile(finished: FinishedRun, tmp_path: 
     halves = plain.of_arrays(np.concatenate([images[:, :, :side], images[:, :, -side:]]))
     np.testing.assert_allclose(found.scores, halves.scores.reshape(2, 2).max(0), rtol=1e-5)
     np.testing.assert_allclose(found.heat[:, :, 0], halves.heat[:2, :, 0], rtol=1e-4)
-    exported = export_model(tiled, tmp_path / "model.bin", platforms=["cpu"]).call(images)
-    np.testing.assert_allclose(exported["score"], found.scores, rtol=1e-4)
+    exported = export_model(tiled, tmp_path / "model.bin", platforms=["cpu"])
+    again = exported.call(images, np.float32("nan"))
+    np.testing.assert_allclose(again["score"], found.scores, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -162,9 +163,8 @@ def test_a_small_defect_is_found_by_tiles(method: str, tmp_path: Path) -> None:
     name = "density" if method == "fit" else "debug"
     config = preset(name, str(tmp_path / "data"), method=method, **given)
     metrics = train(config, tmp_path / "run")
-    assert metrics["n_train_normal"] == 18
-    if method == "fit":
-        assert metrics["auc_roc"] > 0.95
+    assert metrics["n_seen"] == 4
+    assert metrics["auc_roc"] > (0.95 if method == "fit" else 0.6)
 
 
 def test_stage_one_takes_no_tiles(weave: Path) -> None:
