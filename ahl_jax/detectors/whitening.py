@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from sklearn.covariance import ledoit_wolf
+from sklearn.covariance import ledoit_wolf, ledoit_wolf_shrinkage
 
 FLOOR = 1e-6
 """Smallest variance along any direction, as a share of the largest."""
@@ -79,8 +79,21 @@ def _part_sizes(
 
 def _inverse_root(centred: Float[np.ndarray, "n d"], size: float) -> Float[np.ndarray, "d d"]:
     """The symmetric inverse square root of the shrunk covariance of features of this size."""
-    covariance, _ = ledoit_wolf(centred, assume_centered=True)
-    values, vectors = np.linalg.eigh(covariance)
+    n, d = centred.shape
+    if n < d:
+        # All other directions vary alike, as the shrinkage leaves them.
+        shrinkage = ledoit_wolf_shrinkage(centred, assume_centered=True)
+        others = shrinkage * np.square(centred).sum() / (n * d)
+        _, lengths, rows = np.linalg.svd(centred, full_matrices=False)
+        values, vectors = (1 - shrinkage) * np.square(lengths[::-1]) / n + others, rows[::-1].T
+    else:
+        covariance, _ = ledoit_wolf(centred, assume_centered=True)
+        values, vectors = np.linalg.eigh(covariance)
+        others = np.inf
     floor = max(FLOOR * values[-1], (ROUNDING * size) ** 2)
-    roots = np.sqrt(np.maximum(values, floor)) if floor > 0 else np.ones_like(values)
-    return (vectors / roots) @ vectors.T
+    if floor <= 0:
+        return np.eye(d)
+    inverse, rest = (1 / np.sqrt(np.maximum(each, floor)) for each in (values, others))
+    root = (vectors * (inverse - rest)) @ vectors.T
+    root[np.diag_indices(d)] += rest
+    return root

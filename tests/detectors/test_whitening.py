@@ -34,6 +34,14 @@ def test_lengths_of_whitened_averages_are_mahalanobis_distances() -> None:
     np.testing.assert_allclose(lengths, expected, rtol=1e-3)
 
 
+def test_fewer_images_than_features_are_whitened_by_the_same_shrunk_covariance() -> None:
+    few = np.random.default_rng(0).normal(size=(5, 8)) @ np.diag([9, 7, 5, 3, 1, 1, 0.5, 0.5])
+    others = np.random.default_rng(1).normal(size=(20, 8))
+    lengths = np.linalg.norm((others - few.mean(0)) @ fit_whitening(few, 2).averages, axis=1)
+    expected = np.sqrt(LedoitWolf().fit(few).mahalanobis(others))
+    np.testing.assert_allclose(lengths, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [0, 1])
 def test_lengths_of_whitened_locations_are_distances_within_their_scale(scale: int) -> None:
     inputs = make_inputs(MAPS, whitening=fit_whitening(AVERAGES, 2))
