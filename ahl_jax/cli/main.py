@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from ahl_jax.cli import data, report, runs, threshold, weights
+from ahl_jax.cli import data, doctor, report, runs, threshold, weights
 from ahl_jax.cli.help import explained, overview
 from ahl_jax.cli.options import Command, check_words, names_of, nearest, options_of
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Command] = {
     "weights list": Command(weights.List, weights.run_list),
     "weights download": Command(weights.Download, weights.run_download),
     "weights import": Command(weights.Import, weights.run_import),
+    "doctor": Command(doctor.Doctor, doctor.run),
 }  # fmt: skip
 
 _HELP = ("-h", "--help", "--help-all")

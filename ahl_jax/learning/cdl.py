@@ -115,10 +115,11 @@ class CDL:
 
             seen = on_every_subset((importance, scores, data.error_weights))
             importance = on_every_subset(jax.lax.cond(last, estimate, lambda same, *_: same, *seen))
-            mix = functools.partial(_mix, importance.weights)
-            updates, outer = self.outer.update(mix(base.gradient), outer, model.params)
-            # Running statistics have no gradient: g takes the importance-weighted mean.
-            model = Model(apply_step(model.params, updates, rate), mix(base.model.stats))
+            with jax.named_scope("unified model, Eq. 3 and 4"):
+                mix = functools.partial(_mix, importance.weights)
+                updates, outer = self.outer.update(mix(base.gradient), outer, model.params)
+                # Running statistics have no gradient: g takes the importance-weighted mean.
+                model = Model(apply_step(model.params, updates, rate), mix(base.model.stats))
             return (model, outer, importance), (base.support_losses, base.query_losses)
 
         losses: tuple[Array, Array]
@@ -137,6 +138,7 @@ class CDL:
         (start, data, rate), (support, query) = shared, own
         return self.train_base(start, data, support, query, rate)
 
+    @jax.named_scope("base models, Eq. 1")
     def train_base(
         self,
         start: Model,
@@ -180,6 +182,7 @@ class CDL:
             (gradient,) = pull_back(gradient)
         return BaseResult(model, gradient, losses, query_losses)
 
+    @jax.named_scope("query gradient, Eq. 2")
     def _query_gradient(
         self, model: Model, data: TrainingData, query: Batch
     ) -> tuple[Params, Float[Array, " heads"]]:
@@ -194,6 +197,7 @@ class CDL:
         steps = losses.shape[0]
         return jax.tree.map(lambda g: g / steps, total), losses.mean(0)
 
+    @jax.named_scope("scores of training images")
     def scores(
         self, models: Model, data: TrainingData, *, wanted: Bool[Array, ""] | bool = True
     ) -> Float[Array, "n t"]:
@@ -223,6 +227,7 @@ class CDL:
 
         return over_subsets(of_one, (data, batches), models).T
 
+    @jax.named_scope("batches")
     def _batches(self, key: Key[Array, ""], pools: PoolSet, rounds: int) -> Batch:
         """An epoch's batches, with leading axes rounds, T, steps of a round."""
         learning = self.config.learning

@@ -143,6 +143,7 @@ class Estimator:
         """Psi's prediction of the scores that follow ``history``."""
         return nnx.merge(self.graph, nnx.State(params), self.unused)(history)
 
+    @jax.named_scope("importance, Eq. 5 to 7")
     def update(
         self,
         state: Importance,

@@ -1,5 +1,6 @@
 """The loop over the epochs of one or more runs; between chunks, checkpoints and reports."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -84,10 +85,13 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
     give_back_memory()
     if options.progress and chunks:
         _announce_memory(programs[len(chunks[0])])
-    for numbers in chunks:
+    # What the first call does once is not what costs.
+    traced = min(1, len(chunks) - 1) if options.profile else None
+    for call, numbers in enumerate(chunks):
         began = time.perf_counter()
-        states, logs = programs[len(numbers)](states, data, numbers)
-        logs = jax.device_get(logs)
+        with _traced(trainings[0].run) if call == traced else contextlib.nullcontext():
+            states, logs = programs[len(numbers)](states, data, numbers)
+            logs = jax.device_get(logs)
         seconds = (time.perf_counter() - began) / len(numbers)
         readable = on_this_process(states, mesh)
         with together():
@@ -99,6 +103,11 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
                 _save(trainings, learner, (readable, references), histories)
         if options.progress:
             log.info("%s", _progress(logs, int(numbers[-1]) + 1, epochs, seconds))
+
+
+def _traced(run: Run) -> contextlib.AbstractContextManager[None]:
+    """Leaves a profile of what happens within in the run's folder."""
+    return jax.profiler.trace(run.workdir.path / "profile", create_perfetto_trace=True)
 
 
 def _mesh(data: TrainingData, runs: int, data_shards: int) -> Mesh:

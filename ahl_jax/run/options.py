@@ -37,6 +37,10 @@ class RunOptions:
     tensorboard: bool = False
     """Write event files for TensorBoard to RUN/tensorboard too."""
 
+    profile: bool = False
+    """Write a trace of the second call of the compiled program to RUN/profile (of several seeds, to
+    the first one's), for TensorBoard with xprof, or for ui.perfetto.dev."""
+
     progress: Annotated[bool, tyro.conf.Suppress] = True
     """Show progress on stderr."""
 

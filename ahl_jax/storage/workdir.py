@@ -22,7 +22,7 @@ from ahl_jax.data.open import NAMED
 from ahl_jax.storage.checkpoints import check_name
 from ahl_jax.storage.tensorboard import EventFiles, check_event_files
 
-FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard")
+FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard", "profile")
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 _CHECKSUM, _FILES = "sha256", "files"

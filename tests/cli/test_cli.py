@@ -182,3 +182,17 @@ def test_weights_of_another_architecture_are_refused(
         "--trunk", "resnet18", "--trunk-weights", weights,
     )  # fmt: skip
     assert "resnet18" in sentence
+
+
+def test_doctor_says_what_a_run_would_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    (tmp_path / "kept").write_bytes(bytes(2**28))
+    main(["doctor", "--cache-dir", str(tmp_path)])
+    shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert "CPU" in shown["devices"]
+    assert "JAX_PLATFORMS is cpu" in shown["why the CPU"]
+    assert f"{tmp_path}: 1 file, 0.2 GiB" in shown["cache"]
+    assert f"{tmp_path / 'compiled'}: 0 files" in shown["programs"]
+    assert "efficientnet_lite0" in shown["weights"]

@@ -351,3 +351,13 @@ def test_a_training_that_diverges_says_where(
             str(error.value),
         )
     assert not list(tmp_path.glob("checkpoint/epoch_*"))
+
+
+@pytest.mark.slow
+def test_a_profile_has_the_methods_phases(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", profile=True)
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    for phase in ("base models, Eq. 1", "unified model, Eq. 3 and 4", "importance, Eq. 5 to 7"):
+        assert phase.encode() in trace.read_bytes()
+    # A run goes on in a folder with one.
+    assert train(config, tmp_path / "run")["epochs"] == config.learning.epochs
