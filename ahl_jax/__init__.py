@@ -37,6 +37,7 @@ from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import finetune
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.train import train, train_seeds
+from ahl_jax.run.update import update
 from ahl_jax.sweeps.ablate import ablate
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "report",
     "train",
     "train_seeds",
+    "update",
 ]

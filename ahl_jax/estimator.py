@@ -27,15 +27,13 @@ from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.data.images import array_of, image_list
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
+from ahl_jax.data.types import ANOMALY, NORMAL_WORDS
 from ahl_jax.inference.predictor import load
 from ahl_jax.inference.threshold import FPR, check_cut, cut_of
 from ahl_jax.run.train import train
 
-NORMAL_LABELS = (0, "good", "normal")
+NORMAL_LABELS = (0, *NORMAL_WORDS)
 """The labels that stand for normal unless ``normal_label`` names another; False counts as 0."""
-
-ANOMALY = "anomaly"
-"""The label that is predicted where several classes of anomalies were given."""
 
 _BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images", "in_turn"}
 _BY_FIT |= {"seed", "start"}
@@ -58,9 +56,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
       with values as ``ahl_jax.data.images.read_image`` states,
     - images flattened to the rows of an array [n, d], with ``image_shape``.
 
-    ``y`` has two labels: 0, "good" or "normal" for normal (or ``normal_label``), and any other for
-    anomalies. It may also name several classes of anomalies by strings, such as "good", "scratch"
-    and "dent"; what is predicted then is "good" or "anomaly".
+    ``y`` has two labels: 0, "good", "ok" or "normal" for normal (or ``normal_label``), and any
+    other for anomalies. It may also name several classes of anomalies by strings, such as "good",
+    "scratch" and "dent"; what is predicted then is "good" or "anomaly".
 
     Args:
         preset: where the settings start from: density, paper, paper-appendix or debug (see
@@ -150,8 +148,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         ]
         anomalous: Bool[np.ndarray, " n"] = labels != normal
         config = self._config(int(anomalous.sum()))
-        once = 0.0 if config.in_turn else config.data.held_out
-        split = training_split(sources, anomalous, once)
+        split = training_split(sources, anomalous, config.held_out_once)
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
             cache = None if self.cache_dir is None else Path(self.cache_dir)

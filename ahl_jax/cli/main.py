@@ -38,6 +38,11 @@ COMMANDS: Mapping[str, Command] = {
         ("run", "data", "workdir", "category", "shots", "normals_only", "setting", "seen_class",
          "epochs", "held_out", "overwrite"),
     ),
+    "update": Command(
+        runs.Update,
+        runs.run_update,
+        ("run", "defects", "good", "workdir", "data", "overwrite"),
+    ),
     "evaluate": Command(runs.Evaluate, runs.run_evaluate),
     "threshold": Command(threshold.Threshold, threshold.run_threshold),
     "predict": Command(folder.Predict, folder.run),

@@ -1,4 +1,4 @@
-"""The commands that make runs and test them: `ahl train`, `ablate`, `finetune` and `evaluate`."""
+"""The commands that make and test runs: `ahl train`, `ablate`, `finetune`, `update`, `evaluate`."""
 
 import dataclasses
 import json
@@ -18,6 +18,7 @@ from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import EPOCHS, finetune
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.train import train, train_seeds
+from ahl_jax.run.update import update
 from ahl_jax.storage.workdir import Workdir
 from ahl_jax.sweeps.ablate import ablate
 
@@ -27,7 +28,7 @@ class _Training:
     config: Config
 
     workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """The folder for the run: checkpoint/, history.csv, metrics.json, run.json."""
+    """The folder for the run: checkpoint/, history.csv, images.csv, metrics.json, run.json."""
 
     preset: Literal["density", "paper", "paper-appendix", "debug"] = "density"
     """The settings to start from. density: the default; paper: the published method;
@@ -129,6 +130,31 @@ class Finetune:
 
 
 @dataclass(frozen=True)
+class Update:
+    """Train a run's detector anew with more labelled defects or normals, then test it.
+
+    The images so far keep their parts: see images.csv in the run's folder. That run is not changed.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
+    """The folder of the run with the images so far."""
+
+    workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """The folder for the new run."""
+
+    defects: Path | None = None
+    """A folder of new defects, all of which are trained on; the folders in it are their classes."""
+
+    good: Path | None = None
+    """A folder of new normals."""
+
+    data: str | None = None
+    """Where the data of OLD is now, if it moved since the training."""
+
+    how: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Score the test images with a run's newest checkpoint and print the metrics."""
 
@@ -219,6 +245,23 @@ def run_finetune(command: Finetune) -> None:
         command.workdir,
         epochs=command.epochs,
         seed=command.seed,
+        **vars(command.how),
+    )
+    print(training_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
+
+
+def run_update(command: Update) -> None:
+    """Run ``ahl update``.
+
+    Raises:
+        UserError: as ``ahl_jax.update`` does.
+    """
+    metrics = update(
+        command.run,
+        command.workdir,
+        defects=command.defects,
+        good=command.good,
+        data=command.data,
         **vars(command.how),
     )
     print(training_in_words(Workdir(command.workdir).config(), metrics, command.workdir))

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
+from ahl_jax.data.types import NO_METRICS
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.detectors.names import method_name
 from ahl_jax.inference.threshold import FPR, Calibration, Choice, why_no_threshold
@@ -67,7 +68,7 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     """
     method = method_name(config)
     if not metrics:
-        return f"{method} is in {workdir}; it is not tested, as the data has no anomalies for that."
+        return f"{method} is in {workdir}; it has no metrics, as {NO_METRICS}."
     images = f"{metrics['n_train_normal']} normals"
     if metrics["n_seen"] and DETECTORS[config.detector.detector].trained:
         images += f" and {counted(metrics['n_seen'], 'labelled anomal', 'y', 'ies')}"
@@ -121,9 +122,12 @@ def metrics_in_words(
         fpr: the rate of false positives that was asked for, if one was.
         config: the run's settings.
     """
-    yield f"AUC-ROC {metrics['auc_roc']:.4f}  AUC-PR {metrics['auc_pr']:.4f}"
-    yield f"{metrics['n_test']} test images, {metrics['setting']} setting"
-    for name, values in metrics["per_class"].items():
+    if "auc_roc" in metrics:
+        yield f"AUC-ROC {metrics['auc_roc']:.4f}  AUC-PR {metrics['auc_pr']:.4f}"
+    else:
+        yield f"There are no AUC-ROC and AUC-PR, as {NO_METRICS}."
+    yield f"{counted(metrics['n_test'], 'test image')}, {metrics['setting']} setting"
+    for name, values in metrics.get("per_class", {}).items():
         yield (
             f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
             f"({counted(values['n'], 'anomal', 'y', 'ies')})"
@@ -145,10 +149,10 @@ def metrics_in_words(
         setter = f"set by {normals} for {promised} false positives"
         if at["promised_fpr"] > (fpr := fpr or FPR):
             setter += f" (too few for {fpr:.1%})"
-    yield (
-        f"At the threshold {at['threshold']:.4g}, {setter}: {at['fpr']:.1%} of the test normals "
-        f"are above it, and {at['tpr']:.1%} of the anomalies."
-    )
+    rates = {"test normals": at["fpr"], "anomalies": at["tpr"]}
+    said = [f"{rate:.1%} of the {kind}" for kind, rate in rates.items() if rate is not None]
+    said[:1] = [f": {first} are above it" for first in said[:1]]
+    yield (f"At the threshold {at['threshold']:.4g}, {setter}{', and '.join(said)}.")
 
 
 def _normals(count: int, folds: int) -> str:

@@ -51,8 +51,9 @@ def run_threshold(command: Threshold) -> None:
     scores = normal = None
     try:
         test = load_test(run, data=command.data, cache_dir=command.cache_dir)
-        scores = test.predictor.scorer.score(test.test.maps)
-        normal = np.array([name is None for name in test.classes])
+        if test.classes:
+            scores = test.predictor.scorer.score(test.test.maps)
+            normal = np.array([name is None for name in test.classes])
     except UserError as error:
         log.warning("no test: %s", error)
     for line in choices_in_words(choices_of(calibration, scores, normal), calibration, normal):

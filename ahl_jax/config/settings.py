@@ -29,7 +29,8 @@ class DataConfig:
     """Images, and those of them that training sees."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A data set of `ahl data list`, a folder in MVTec or VisA layout, or a CSV file of images."""
+    """A data set of `ahl data list`, a folder in MVTec or VisA layout or with good and bad images,
+    or a CSV file of images."""
 
     category: str | None = None
     """The category, where the data set has several (in a folder, FOLDER/CATEGORY/train/good)."""
@@ -42,7 +43,8 @@ class DataConfig:
     """The one anomaly class that training sees; needed in the hard setting."""
 
     shots: Annotated[int, AtLeast(0)] = 10
-    """M, the number of labelled anomalies in training; in the full setting, of each class."""
+    """M, the number of labelled anomalies in training; in the full setting, of each class. Where
+    the data labels some itself, as in train/CLASS, all of those are seen, but with 0 none is."""
 
     limit: Annotated[int | None, AtLeast(3)] = None
     """Use at most this many training normals, test normals and test images per anomaly class."""
@@ -307,6 +309,11 @@ class Config:
         """Whether the run holds its normals out in turn."""
         repeats = self.learning.method == "fit" and not self.stage_one.stage_one
         return repeats and self.data.in_turn and self.data.held_out > 0
+
+    @property
+    def held_out_once(self) -> float:
+        """The share of the training normals that no fit sees."""
+        return 0.0 if self.in_turn else self.data.held_out
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types (tuples become lists, paths strings)."""

@@ -52,7 +52,7 @@ class Member:
 
     Attributes:
         path: The image.
-        train: Whether it is a normal to train on; all others may be in the test.
+        train: Whether it is there to train on; all others may be in the test.
         anomaly_class: Its class; None for normals.
     """
 
@@ -96,7 +96,7 @@ class Check:
         modes: What the images hold, see ``ahl_jax.data.images.image_mode``.
         unreadable: Images that cannot be read, and a sentence on each.
         groups: Images that are there more than once; each image is in one group at most.
-        few: Anomaly classes with fewer than ``SHOTS`` images. That is no fault of the data.
+        few: Anomaly classes to draw from with fewer than ``SHOTS`` images; no fault of the data.
     """
 
     name: str
@@ -138,6 +138,7 @@ def check(dataset: Dataset, *, progress: bool = True) -> Check:
     members = [
         *(Member(path, True, None) for path in dataset.train_normals),
         *(Member(path, False, None) for path in dataset.test_normals),
+        *(Member(p, True, name) for name, paths in dataset.labelled.items() for p in paths),
         *(Member(p, False, name) for name, paths in dataset.anomalies.items() for p in paths),
     ]
     paths = [member.path for member in members]
@@ -159,6 +160,8 @@ def check(dataset: Dataset, *, progress: bool = True) -> Check:
             sizes[look.size] += 1
             modes[look.mode] += 1
     readable = [members[i] for i in seen]
+    # Where the data names the labelled anomalies, none is drawn.
+    drawn = {} if dataset.labelled else {n: len(each) for n, each in dataset.anomalies.items()}
     return Check(
         name=dataset.name,
         counts={title: len(each) for title, each in rows(dataset).items()},
@@ -166,7 +169,7 @@ def check(dataset: Dataset, *, progress: bool = True) -> Check:
         modes=dict(modes.most_common()),
         unreadable=tuple(unreadable),
         groups=tuple(_groups(readable, digests, thumbnails[: len(seen)])),
-        few={name: len(each) for name, each in dataset.anomalies.items() if len(each) < SHOTS},
+        few={name: n for name, n in drawn.items() if n < SHOTS},
     )
 
 

@@ -18,7 +18,9 @@ _SIDE = 160
 def rows(dataset: Dataset) -> dict[str, tuple[ImageSource, ...]]:
     """The images of a data set by what they are: training and test normals, then each class."""
     normals = {"train: good": dataset.train_normals, "test: good": dataset.test_normals}
-    return normals | {f"test: {name}": paths for name, paths in dataset.anomalies.items()}
+    labelled = {f"train: {name}": paths for name, paths in dataset.labelled.items()}
+    others = {f"test: {name}": paths for name, paths in dataset.anomalies.items()}
+    return normals | labelled | others
 
 
 def draw(dataset: Dataset, out: Path) -> None:

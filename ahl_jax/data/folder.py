@@ -1,20 +1,28 @@
-"""A data set in MVTec layout: ``ROOT[/CATEGORY]/{train/good, test/good, test/<class>}``.
+"""A data set in MVTec layout: ``ROOT[/CATEGORY]/{train, test}/{good, <class>}``.
 
-``ground_truth`` and everything else beside ``train`` and ``test`` is ignored, and so are hidden
-files and files with other extensions. Folders inside a class belong to that class. Names may be in
-any script; the two Unicode spellings of an accented letter count as the same name.
+The classes in ``train`` are the labelled anomalies, those in ``test`` are not. ``ground_truth`` and
+everything else beside ``train`` and ``test`` is ignored, and so are hidden files and files with
+other extensions. Folders inside a class belong to that class. Names may be in any script; the two
+Unicode spellings of an accented letter count as the same name.
+
+Without ``train/good``, a folder of normals beside one of anomalies is a data set too, such as
+``ROOT/{good, bad}``; see ``NORMAL_WORDS`` for their names.
 """
 
+import logging
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import SUFFIXES
-from ahl_jax.data.types import Dataset
+from ahl_jax.data.splits import split_normals
+from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
+
+log = logging.getLogger(__name__)
 
 PREDICTION, HEAT_MAPS = "predict.json", "heat_maps"
 """What ``ahl predict`` writes into its folder: what it is about, and a folder of pictures."""
@@ -41,6 +49,18 @@ def categories(root: Path) -> list[str]:
     if (root / "train" / "good").is_dir():
         return []
     return [_nfc(folder.name) for folder in _categories(root)]
+
+
+def anomalies_below(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Anomaly class -> images: of the folders in a folder, and ``ANOMALY`` for those beside them.
+
+    Raises:
+        UserError: if it may not be listed.
+    """
+    try:
+        return _anomalies([folder], folder, [])
+    except OSError as error:
+        raise _unlistable(error) from error
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -72,29 +92,90 @@ def _categories(root: Path) -> list[Path]:
 
 
 def _load(root: Path, category: str | None) -> Dataset:
-    home = _category(root, category)
     skipped: list[Path] = []
-    found = {
-        part: _images(home / part, root, skipped)
-        for part in (Path("train/good"), Path("test/good"))
-    }
-    anomalies: dict[str, tuple[Path, ...]] = {}
-    for folder in _subfolders(home / "test"):
-        if folder.name != "good":
-            name = _nfc(folder.name)
-            anomalies[name] = anomalies.get(name, ()) + _images(folder, root, skipped)
+    split = (root / "train" / "good").is_dir() or _categories(root)
+    if not split and all(kinds := _normals_and_anomalies(root)):
+        if category is not None:
+            raise _has_none(root, category)
+        dataset = _plain(root, *kinds, skipped)
+    else:
+        home = _category(root, category)
+        train, test = (
+            _classes(_subfolders(home / part), root, skipped) for part in ("train", "test")
+        )
+        normals = train.pop("good", ()), test.pop("good", ())
+        dataset = Dataset(_nfc(home.resolve().name), *normals, test, train)
     if skipped:
         warnings.warn(
             f"left out {len(skipped)} link(s) that lead to a folder or out of {root}, such as "
             f"{skipped[0]}",
             stacklevel=4,
         )
-    return Dataset(
-        name=_nfc(home.resolve().name),
-        train_normals=found[Path("train/good")],
-        test_normals=found[Path("test/good")],
-        anomalies={name: anomalies[name] for name in sorted(anomalies) if anomalies[name]},
+    return dataset
+
+
+def _normals_and_anomalies(root: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in a folder that have the names of normals, and of anomalies."""
+    folders = [(folder, _nfc(folder.name).casefold()) for folder in _subfolders(root)]
+    normals, anomalies = (
+        [folder for folder, name in folders if name in words]
+        for words in (NORMAL_WORDS, ANOMALY_WORDS)
     )
+    return normals, anomalies
+
+
+def _plain(
+    root: Path, normals: Sequence[Path], anomalies: Sequence[Path], skipped: list[Path]
+) -> Dataset:
+    """A data set without a split, whose normals are split here."""
+    good = [path for folder in normals for path in _images(folder, root, skipped)]
+    classes = _anomalies(anomalies, root, skipped)
+    try:
+        train, test = split_normals(good)
+    except UserError as error:
+        raise UserError(f"in {normals[0]} {error}") from error
+    others = {*_subfolders(root)} - {*normals, *anomalies}
+    log.info(
+        "%s has no folders train and test: the %d images of %s are normals, a quarter of them for "
+        "the test, and the %d of %s are anomalies%s",
+        root,
+        len(good),
+        _named(normals),
+        sum(map(len, classes.values())),
+        _named(anomalies),
+        f"; nothing of {_named(others)} is used" if others else "",
+    )
+    return Dataset(_nfc(root.resolve().name), tuple(train), tuple(test), classes)
+
+
+def _named(folders: Iterable[Path]) -> str:
+    return ", ".join(sorted(folder.name for folder in folders))
+
+
+def _anomalies(
+    folders: Sequence[Path], root: Path, skipped: list[Path]
+) -> dict[str, tuple[Path, ...]]:
+    """The classes in folders of anomalies; images beside the folders of classes have no other."""
+    inner = [each for folder in folders for each in _subfolders(folder)]
+    found = _classes(inner, root, skipped)
+    links: list[Path] = []
+    every = [path for folder in folders for path in _images(folder, root, links)]
+    beside = tuple(path for path in every if path.parent in folders)
+    skipped += [path for path in links if path.parent in folders and path not in inner]
+    if beside:
+        found[ANOMALY] = beside + found.get(ANOMALY, ())
+    return dict(sorted(found.items()))
+
+
+def _classes(
+    folders: Iterable[Path], root: Path, skipped: list[Path]
+) -> dict[str, tuple[Path, ...]]:
+    """Class -> images of the folders of its name, sorted, and none empty."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for folder in folders:
+        name = _nfc(folder.name)
+        found[name] = found.get(name, ()) + _images(folder, root, skipped)
+    return {name: found[name] for name in sorted(found) if found[name]}
 
 
 def _category(root: Path, category: str | None) -> Path:
@@ -107,7 +188,7 @@ def _category(root: Path, category: str | None) -> Path:
             if _nfc(folder.name) == _nfc(category):
                 return folder
         if not folders and (root / "train" / "good").is_dir():
-            raise UserError(f"{root} is a single data set; leave out `category={category!r}`")
+            raise _has_none(root, category)
         if folders:
             raise UserError(f"{root} has no category {category!r}; it has: {names}")
     elif (root / "train" / "good").is_dir():
@@ -118,8 +199,12 @@ def _category(root: Path, category: str | None) -> Path:
         raise UserError(f"{root} holds several categories; choose one with `category`: {names}")
     raise UserError(
         f"{root} has no folder train/good; lay the images out as train/good, test/good and "
-        "test/CLASS"
+        "test/CLASS, or as good and bad"
     )
+
+
+def _has_none(root: Path, category: str) -> UserError:
+    return UserError(f"{root} is a single data set; leave out `category={category!r}`")
 
 
 def _subfolders(folder: Path) -> list[Path]:

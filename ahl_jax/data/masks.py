@@ -4,6 +4,7 @@ Prepared data sets have it in their records. In MVTec layout the mask of
 ``ROOT/test/CLASS/NAME.png`` is ``ROOT/ground_truth/CLASS/NAME_mask.png``; in VisA's that of
 ``Data/Images/Anomaly/NAME.JPG`` is ``Data/Masks/Anomaly/NAME.png``. Either may end in ``_mask``,
 ``_gt``, ``_label`` or none of them, in the suffix of any of ``_FORMATS``, and in capitals or not.
+A CSV file may list the masks of its images instead.
 """
 
 import functools
@@ -23,6 +24,7 @@ from ahl_jax.data.arrays import check_pixels
 from ahl_jax.data.folder import listed
 from ahl_jax.data.images import SUFFIXES, opened, seen_size, turn_of
 from ahl_jax.data.records import ImageSource, Record
+from ahl_jax.data.table import masks
 from ahl_jax.data.types import Sample
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 MaskSource = Path | Record
 """Where a mask is: a file, or the record of its image."""
 
-_FOLDERS = {"test": "ground_truth", "Images": "Masks"}
+_FOLDERS = {"test": "ground_truth", "train": "ground_truth", "Images": "Masks"}
 """The folder with the images -> the one beside it with their masks."""
 
 _FORMATS = ("PNG", "BMP", "TIFF")
@@ -49,6 +51,7 @@ def find_masks(images: Sequence[ImageSource], root: Path) -> dict[int, MaskSourc
             takes out of that folder is none.
     """
     inside = _folder(root)
+    named = masks(root) if root.is_file() else {}
     # Folders may hold thousands of masks, so each is looked up and listed once.
     folder_of, files_in = functools.cache(_mask_folder), functools.cache(_mask_files)
     found: dict[int, MaskSource] = {}
@@ -56,6 +59,8 @@ def find_masks(images: Sequence[ImageSource], root: Path) -> dict[int, MaskSourc
         if isinstance(image, Record):
             if image.ground_truth():
                 found[i] = image
+        elif isinstance(image, Path) and image in named:
+            found[i] = named[image]
         elif isinstance(image, Path) and (folder := folder_of(image.parent, inside)):
             files, stem = files_in(folder), _composed(image.stem)
             names = [name + ending for name in (stem, stem.casefold()) for ending in _ENDINGS]

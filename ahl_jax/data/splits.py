@@ -22,6 +22,9 @@ T = TypeVar("T")
 def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     """Draws the labelled anomalies and lays out training and test set.
 
+    Where the data set has labelled anomalies of its own, those are trained on, none is drawn, and
+    the test has what is left of the setting. With ``config.shots=0`` none is seen. Otherwise:
+
     General: M = ``config.shots`` anomalies at random from all classes together; the test has every
     other anomaly. Hard: M from ``config.seen_class``; the test has the anomalies of all other
     classes. Full: M from every class; the test has every other anomaly. ``config.limit`` then thins
@@ -29,10 +32,8 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     which anomalies a seed draws. Of the training normals left, the share ``config.held_out``, at
     least one, is held out; the same ones for every seed, so that seeds can share their features.
 
-    Where there are no anomalies, and none are to be seen, there is no test.
-
-    Test images that are byte for byte in the training set too are left out with a warning (see
-    ``shared_images`` for the cost), and counted.
+    The test may lack normals, anomalies or both. Test images that are byte for byte in the training
+    set too are left out with a warning (see ``shared_images`` for the cost).
 
     Args:
         dataset: The images.
@@ -54,8 +55,6 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     normals, held_out = hold_out(_thinned(dataset.train_normals, config.limit), config.held_out)
     if not normals:
         raise UserError(f"{where} has one training normal; add images, or give `held_out=0`")
-    if not config.shots and not any(dataset.anomalies.values()):
-        return Split(train_normals=normals, seen=(), test=(), held_out=held_out)
     split = Split(
         train_normals=normals,
         seen=tuple(seen),
@@ -64,14 +63,9 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     )
     if not config.keep_copies:
         split = _without_shared(split)
-    if not any(sample.anomaly_class is None for sample in split.test):
-        raise UserError(f"{where} has no test normals; put images of good parts in test/good")
-    if all(sample.anomaly_class is None for sample in split.test):
-        raise UserError(
-            f"{where} has no anomaly left for the test after {len(seen)} for training; add "
-            "images, or lower `shots`"
-        )
-    return split
+    used = {*normals, *held_out, *(s.path for s in (*seen, *split.test, *split.copies))}
+    unused = tuple(sample for sample in dataset.samples() if sample.path not in used)
+    return replace(split, unused=unused)
 
 
 def shared_images(split: Split) -> list[tuple[ImageSource, ImageSource]]:
@@ -104,12 +98,18 @@ def _draw(
     dataset: Dataset, config: DataConfig, seed: int, where: str
 ) -> tuple[list[Sample], list[Sample]]:
     """The seen anomalies, and the anomalies that the test may have, both ordered by class."""
-    by_class = {
-        name: [Sample(path, name) for path in paths] for name, paths in dataset.anomalies.items()
-    }
+    by_class, labelled = (
+        {name: [Sample(path, name) for path in paths] for name, paths in classes.items()}
+        for classes in (dataset.anomalies, dataset.labelled if config.shots else {})
+    )
     rest: list[Sample] = []
-    if config.setting == "hard":
-        wanted = _seen_class(dataset, config, where)
+    wanted = _seen_class(dataset, config, where) if config.setting == "hard" else None
+    if labelled:
+        return (
+            [s for name, group in labelled.items() if wanted in (name, None) for s in group],
+            [s for name, group in by_class.items() if name != wanted for s in group],
+        )
+    if wanted:
         rest = [s for name, samples in by_class.items() if name != wanted for s in samples]
         pools = {f"anomalies of class {wanted}": by_class[wanted]}
     elif config.setting == "full":
@@ -141,12 +141,13 @@ def _draw(
 def _seen_class(dataset: Dataset, config: DataConfig, where: str) -> str:
     """The class that the hard setting sees, as the data set spells it."""
     wanted = unicodedata.normalize("NFC", config.seen_class or "")
-    if wanted not in dataset.anomalies:
+    classes = dataset.labelled or dataset.anomalies
+    if wanted not in classes:
         raise UserError(
-            f"{where} has no anomaly class {config.seen_class!r}; `seen_class` takes one of: "
-            f"{', '.join(dataset.anomalies) or 'none'}"
+            f"{where} has no anomaly class {config.seen_class!r} to train on; `seen_class` takes "
+            f"one of: {', '.join(classes) or 'none'}"
         )
-    if len(dataset.anomalies) == 1:
+    if {*dataset.labelled, *dataset.anomalies} == {wanted}:
         raise UserError(
             f"{where} has the one anomaly class {wanted}, so the hard setting leaves none for the "
             'test; use `setting="general"`'
@@ -163,11 +164,70 @@ def _thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
 
 def hold_out(normals: Sequence[T], share: float) -> tuple[tuple[T, ...], tuple[T, ...]]:
     """The normals to train on, and those held out: at random, but always the same."""
-    count = max(1, round(share * len(normals))) if share else 0
+    return _apart(normals, max(1, round(share * len(normals))) if share else 0)
+
+
+def _apart(normals: Sequence[T], count: int) -> tuple[tuple[T, ...], tuple[T, ...]]:
     drawn = set(np.random.default_rng(0).choice(len(normals), count, replace=False).tolist())
     return (
         tuple(normal for i, normal in enumerate(normals) if i not in drawn),
         tuple(normal for i, normal in enumerate(normals) if i in drawn),
+    )
+
+
+def extended(
+    split: Split, anomalies: Sequence[Sample], normals: Sequence[ImageSource], share: float
+) -> Split:
+    """A split with more images to train on.
+
+    Images that training has already are passed over, and those of the test leave it, both with a
+    warning. Of the new normals so many are held out that it is the share of all again, but one at
+    least is trained on.
+
+    Args:
+        split: the images so far.
+        anomalies: more labelled anomalies.
+        normals: more normals.
+        share: the share of all normals that is held out.
+
+    Raises:
+        UserError: if nothing is new, or an image counts as normal and as an anomaly.
+    """
+
+    def content(path: ImageSource) -> str:
+        return _digest(path) or str(path)
+
+    is_normal = {content(path): True for path in (*split.train_normals, *split.held_out)}
+    is_normal |= {content(sample.path): False for sample in split.seen}
+    given = [*anomalies, *(Sample(path, None) for path in normals)]
+    new: list[Sample] = []
+    for sample in given:
+        normal, what = sample.anomaly_class is None, content(sample.path)
+        if what not in is_normal:
+            is_normal[what] = normal
+            new.append(sample)
+        elif is_normal[what] != normal:
+            raise UserError(
+                f"training would have {sample.path} as normal and as an anomaly; leave it out, or "
+                "train again with it in one place"
+            )
+    if not new:
+        raise UserError("there are no images that training does not have already; give new ones")
+    if len(new) < len(given):
+        warnings.warn(
+            f"passed over {len(given) - len(new)} image(s) that training has already", stacklevel=2
+        )
+    good = [sample.path for sample in new if sample.anomaly_class is None]
+    wanted = round(share * (len(split.train_normals) + len(split.held_out) + len(good)))
+    count = min(max(wanted - len(split.held_out), 0), max(len(good) - 1, 0))
+    trained, held_out = _apart(good, count)
+    return _without_shared(
+        replace(
+            split,
+            train_normals=(*split.train_normals, *trained),
+            seen=(*split.seen, *(sample for sample in new if sample.anomaly_class is not None)),
+            held_out=(*split.held_out, *held_out),
+        )
     )
 
 
@@ -199,8 +259,11 @@ def _without_shared(split: Split) -> Split:
         stacklevel=3,
     )
     shared = {path for _, path in pairs}
-    test = tuple(sample for sample in split.test if sample.path not in shared)
-    return replace(split, test=test, left_out_copies=len(split.test) - len(test))
+    return replace(
+        split,
+        test=tuple(sample for sample in split.test if sample.path not in shared),
+        copies=(*split.copies, *(sample for sample in split.test if sample.path in shared)),
+    )
 
 
 def _size(path: ImageSource) -> int | None:

@@ -1,9 +1,9 @@
-"""Images listed in a CSV file with the columns ``path,label,class,split``.
+"""Images listed in a CSV file with the columns ``path,label`` and maybe ``class,split,mask``.
 
-``path`` is relative to the file's folder, and in it. ``label`` is ``normal`` or ``anomaly`` (or 0
-or 1). ``class`` names the kind of an anomaly, ``anomaly`` where it is empty. ``split`` is ``train``
-or ``test`` for a normal, and ``test`` or empty for an anomaly: which anomalies training sees is
-drawn from all of them.
+``path`` and ``mask`` are relative to the file's folder, and in it. ``label`` is one of
+``NORMAL_WORDS`` or ``ANOMALY_WORDS``, or 0 or 1. ``class`` names the kind of an anomaly,
+``anomaly`` where it is empty. ``split`` is ``train`` or ``test``. Normals without one are split
+here; anomalies without one are drawn from, unless others are labelled by ``train``.
 """
 
 import csv
@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import SUFFIXES
-from ahl_jax.data.types import Dataset
+from ahl_jax.data.splits import split_normals
+from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
 
-_LABELS = {"normal": False, "0": False, "anomaly": True, "1": True}
-_NORMAL_CLASSES = ("", "normal", "good")
+_LABELS = dict.fromkeys((*NORMAL_WORDS, "0"), False) | dict.fromkeys((*ANOMALY_WORDS, "1"), True)
+_DELIMITERS = ",;\t"
 
 
 def load(config: DataConfig) -> Dataset:
@@ -29,67 +30,105 @@ def load(config: DataConfig) -> Dataset:
     file = Path(config.data)
     if config.category is not None:
         raise UserError(f"{file} has no categories; leave out `category={config.category!r}`")
-    normals: dict[str, list[Path]] = {"train": [], "test": []}
-    anomalies: dict[str, list[Path]] = {}
+    normals: dict[str, list[Path]] = {"train": [], "test": [], "": []}
+    anomalies: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}, "": {}}
     seen: set[Path] = set()
-    for where, row in rows(file, ("path", "label", "class", "split")):
+    for where, row in rows(file, ("path", "label"), ("class", "split", "mask")):
         path = file_in(file.parent, row["path"], where)
         if path in seen:
             raise UserError(f"{where} lists {row['path']!r} once more; leave one of the lines out")
         seen.add(path)
-        split, kind = row["split"], row["class"]
-        anomalous = _LABELS.get(row["label"])
+        split, kind = row["split"].casefold(), row["class"]
+        anomalous = _LABELS.get(row["label"].casefold())
         if anomalous is None:
             raise UserError(f"{where} has the label {row['label']!r}; write normal or anomaly")
+        if split not in normals:
+            raise UserError(f"{where} has the split {row['split']!r}; write train or test")
         if anomalous:
-            if split not in ("", "test"):
-                raise UserError(
-                    f"{where} has an anomaly in the split {split!r}; leave it empty, because which "
-                    "anomalies training sees is drawn from all (`shots`)"
-                )
-            if kind in ("normal", "good"):
+            if kind.casefold() in NORMAL_WORDS:
                 raise UserError(f"{where} has an anomaly of class {kind!r}; name its kind")
-            anomalies.setdefault(kind or "anomaly", []).append(path)
+            anomalies[split].setdefault(kind or ANOMALY, []).append(path)
+            if row["mask"]:
+                file_in(file.parent, row["mask"], where)
         else:
-            if split not in normals:
-                raise UserError(f"{where} has the split {split!r}; write train or test")
-            if kind not in _NORMAL_CLASSES:
+            if kind and kind.casefold() not in NORMAL_WORDS:
                 raise UserError(f"{where} has a normal of class {kind!r}; leave the class empty")
             normals[split].append(path)
     if not seen:
         raise UserError(f"{file} lists no images; write a line for each below its first one")
-    return Dataset(
-        name=file.stem,
-        train_normals=tuple(normals["train"]),
-        test_normals=tuple(normals["test"]),
-        anomalies={name: tuple(anomalies[name]) for name in sorted(anomalies)},
+    if normals[""]:
+        try:
+            train, test = split_normals(normals[""])
+        except UserError as error:
+            raise UserError(f"{file} leaves the split of normals empty, and {error}") from error
+        normals["train"] += train
+        normals["test"] += test
+    for kind, paths in anomalies[""].items():
+        anomalies["test"].setdefault(kind, []).extend(paths)
+    drawn, labelled = (
+        {name: tuple(classes[name]) for name in sorted(classes)}
+        for classes in (anomalies["test"], anomalies["train"])
     )
+    return Dataset(file.stem, tuple(normals["train"]), tuple(normals["test"]), drawn, labelled)
 
 
-def rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+def masks(file: Path) -> dict[Path, Path]:
+    """The masks that a CSV file lists, by their images.
+
+    Raises:
+        UserError: as ``load`` does.
+    """
+    return {
+        file.parent / row["path"]: file_in(file.parent, row["mask"], where)
+        for where, row in rows(file, ("path",), ("mask",))
+        if row["mask"]
+    }
+
+
+def rows(
+    file: Path, columns: tuple[str, ...], others: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
     """The lines of a CSV file: where each is, in words, and its values without outer blanks.
+
+    Commas, semicolons or tabs divide them. Lines without any value are left out.
+
+    Args:
+        file: the CSV file.
+        columns: those that it must have, in any case.
+        others: those that it may have; their values are empty where it has not.
 
     Raises:
         UserError: if the file cannot be read, lacks a column, or a line lacks a value.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
+            names, delimiter = max(_headers(text.readline()), key=lambda each: len(each[0]))
+            header = [name.strip().casefold() for name in names]
             if absent := [name for name in columns if name not in header]:
                 raise UserError(
                     f"{file} has no column {absent[0]!r}; its first line must name the columns "
-                    f"{','.join(columns)}, with commas in between"
+                    f"{','.join((*columns, *others))}, with commas, semicolons or tabs in between"
                 )
-            reader.fieldnames = header
-            for row in reader:
-                where = f"line {reader.line_num} of {file}"
-                if any(row[name] is None for name in columns) or None in row:
+            reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+            wanted = [name for name in (*columns, *others) if name in header]
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue
+                where = f"line {reader.line_num + 1} of {file}"
+                row = dict(zip(header, values, strict=False))
+                if len(values) > len(header) or not row.keys() >= {*wanted}:
                     raise UserError(f"{where} does not have {len(header)} values; mend it")
-                yield where, {name: row[name].strip() for name in columns}
+                yield where, {name: row.get(name, "").strip() for name in (*columns, *others)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read as a CSV file ({reason}); mend it") from error
+
+
+def _headers(line: str) -> Iterator[tuple[list[str], str]]:
+    """The names in a first line by each delimiter, and the delimiter."""
+    for delimiter in _DELIMITERS:
+        reader = csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
+        yield next(reader, []), delimiter
 
 
 def file_in(folder: Path, name: str, where: str) -> Path:

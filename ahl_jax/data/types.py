@@ -1,9 +1,18 @@
 """The images of a data set, and of a split."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from ahl_jax.data.records import ImageSource
+
+NORMAL_WORDS = ("good", "ok", "normal")
+ANOMALY_WORDS = ("bad", "ng", "anomaly", "anomalous")
+"""The names of normals and of anomalies, in any case: of folders, and of labels in lists."""
+
+ANOMALY = "anomaly"
+"""The class of anomalies whose kind nobody names."""
+
+NO_METRICS = "they take normals and anomalies to test on"
 
 
 @dataclass(frozen=True)
@@ -15,12 +24,23 @@ class Dataset:
         train_normals: Images of normal parts to train on.
         test_normals: Images of normal parts to test on.
         anomalies: Anomaly class -> its images; the classes are sorted and none is empty.
+        labelled: The same of the anomalies that the data set names for training. Where there are
+            any, none of ``anomalies`` is drawn for it.
     """
 
     name: str
     train_normals: tuple[ImageSource, ...]
     test_normals: tuple[ImageSource, ...]
     anomalies: Mapping[str, tuple[ImageSource, ...]]
+    labelled: Mapping[str, tuple[ImageSource, ...]] = field(default_factory=dict)
+
+    def samples(self) -> Iterator["Sample"]:
+        """Every image once, with its class."""
+        for path in (*self.train_normals, *self.test_normals):
+            yield Sample(path, None)
+        for classes in (self.labelled, self.anomalies):
+            for name, paths in classes.items():
+                yield from (Sample(path, name) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -38,13 +58,20 @@ class Split:
     Attributes:
         train_normals: Images of normal parts to train on.
         seen: The M labelled anomalies of the training set.
-        test: The test normals, then the test anomalies class by class.
+        test: The test normals, then the test anomalies class by class. Metrics take both kinds.
         held_out: Training normals that training does not see; a threshold is set by them.
-        left_out_copies: How many images are not in the test because training has the same file.
+        copies: Images that are not in the test because training has the same file.
+        unused: The other images of the data set that the run leaves out.
     """
 
     train_normals: tuple[ImageSource, ...]
     seen: tuple[Sample, ...]
     test: tuple[Sample, ...]
     held_out: tuple[ImageSource, ...] = ()
-    left_out_copies: int = 0
+    copies: tuple[Sample, ...] = ()
+    unused: tuple[Sample, ...] = ()
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the test has normals and anomalies."""
+        return len({sample.anomaly_class is None for sample in self.test}) > 1

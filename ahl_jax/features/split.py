@@ -16,7 +16,7 @@ from ahl_jax.data.images import image_digest
 from ahl_jax.data.open import load_dataset
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import make_split
-from ahl_jax.data.types import Sample, Split
+from ahl_jax.data.types import Dataset, Sample, Split
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
@@ -71,8 +71,13 @@ class TestFeatures:
 
 def load_split(config: Config) -> Split:
     """The split that a config describes; the same on every call while the data is the same."""
-    data = dataclasses.replace(config.data, held_out=0.0) if config.in_turn else config.data
-    return make_split(load_dataset(data), data, config.seed)
+    return split_of(load_dataset(config.data), config)
+
+
+def split_of(dataset: Dataset, config: Config) -> Split:
+    """The split of a data set by a config; nothing is held out of it where that is done in turn."""
+    data = dataclasses.replace(config.data, held_out=config.held_out_once)
+    return make_split(dataset, data, config.seed)
 
 
 def split_digest(split: Split) -> str:
@@ -274,8 +279,8 @@ def test_features(
         label="test images",
     )
     samples = tuple(split.test[i] for i in kept)
-    kinds = {sample.anomaly_class is None for sample in samples}
-    if len(kinds) < 2:
-        kind = "anomaly" if True in kinds else "normal"
+    wanted, kinds = ({s.anomaly_class is None for s in each} for each in (split.test, samples))
+    if wanted - kinds:
+        kind = "normal" if True in wanted - kinds else "anomaly"
         raise UserError(f"no test {kind} of {config.data.data} can be read; replace the images")
     return TestFeatures(maps, samples)

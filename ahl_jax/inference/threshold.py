@@ -58,14 +58,19 @@ class Cut:
 
         Returns:
             ``threshold``, ``promised_fpr``, ``held_out`` and ``folds``, as here; ``fpr``, the
-            false-positive rate of these images; and ``tpr``, the share of anomalies found.
+            false-positive rate of these images; and ``tpr``, the share of anomalies found; None
+            where there are no such images.
         """
-        above, normals = scores > self.threshold, np.asarray(normal)
+        above, normals = scores > self.threshold, np.asarray(normal, bool)
+
+        def rate(chosen: Bool[np.ndarray, " m"]) -> float | None:
+            return float(above[chosen].mean()) if chosen.any() else None
+
         return {
             "threshold": self.threshold,
             "promised_fpr": self.promised_fpr,
-            "fpr": float(above[normals].mean()),
-            "tpr": float(above[~normals].mean()),
+            "fpr": rate(normals),
+            "tpr": rate(~normals),
             "held_out": self.held_out,
             "folds": self.folds,
         }

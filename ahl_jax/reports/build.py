@@ -8,10 +8,11 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
 from ahl_jax.config.settings import data_name
 from ahl_jax.data.images import image_digest
+from ahl_jax.data.types import NO_METRICS
 from ahl_jax.detectors.names import method_name
 from ahl_jax.features import Store
 from ahl_jax.reports import results
-from ahl_jax.reports.pictures import sheet
+from ahl_jax.reports.pictures import labelled, sheet
 from ahl_jax.reports.scored import Scored, score
 from ahl_jax.reports.subsets import PICTURED, subset_views, why_none
 from ahl_jax.reports.training import history_charts
@@ -63,7 +64,9 @@ def report(
         title=f"{method_name(run.config)} on {data_name(run.config)}",
         unfinished=planned if run.metrics["epochs"] < planned else None,
         metrics=results.metrics_by_class(run),
-        curves=results.curves({"this run": run}),
+        curves=results.curves({"this run": run}) if run.resampled else [],
+        no_metrics=NO_METRICS,
+        labelled=labelled(run),
         histogram=results.histogram(run, "Scores by class", classes=True),
         confusion=results.confusion(run),
         at=run.metrics.get("at_threshold"),
@@ -113,6 +116,9 @@ def compare(
         )
         for folder in folders
     }
+    for label, run in scored.items():
+        if run.resampled is None:
+            raise UserError(f"{label} has no metrics to compare, as {NO_METRICS}; leave it out")
     first, *others = scored.values()
     images = _test_images(first)
     same = {
@@ -138,7 +144,7 @@ def compare(
         differences={
             label: run.resampled.minus(first.resampled).intervals()
             for label, run in scored.items()
-            if same[label]
+            if same[label] and run.resampled and first.resampled
         },
         other_images=[label for label, run in scored.items() if run in others and not same[label]],
         curves=results.curves(scored),

@@ -1,6 +1,7 @@
 """Images for a page: small, and inside the page itself."""
 
 import base64
+import contextlib
 import io
 from dataclasses import dataclass
 
@@ -8,13 +9,25 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.images import read_display
 from ahl_jax.data.records import ImageSource
 from ahl_jax.inference.heatmaps import heat_scale, overlay
 from ahl_jax.reports.scored import Scored
 
+SMALL = 96
+"""The side of a training image."""
+
 _SIDE = 200
 _QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training image and what it is."""
+
+    image: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,16 @@ def file_name(path: ImageSource) -> str:
     return path.name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
+def labelled(run: Scored) -> list[Sample]:
+    """The labelled anomalies of a run that can be read, in its order."""
+    found = []
+    for sample in run.split.seen:
+        with contextlib.suppress(BadImageError):  # Training left it out, and warned.
+            image = data_uri(read_display(sample.path), SMALL)
+            found.append(Sample(image, f"{sample.anomaly_class}, {file_name(sample.path)}"))
+    return found
+
+
 def sheet(run: Scored, shown: int = 6) -> list[Strip]:
     """The test images that are ranked worst, and those that are ranked best.
 
@@ -81,6 +104,8 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
         BadImageError: if one of them cannot be read.
     """
     scores, normal = run.scores, run.normal
+    if not len(scores):
+        return []
     normals, anomalies = (
         where[np.argsort(-scores[where], kind="stable")]
         for where in (np.flatnonzero(normal), np.flatnonzero(~normal))
@@ -116,6 +141,7 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
     return [
         Strip(title, remark, [scene(int(number)) for number in ranked[:shown]])
         for title, remark, ranked in kinds
+        if len(ranked)
     ]
 
 

@@ -35,8 +35,10 @@ class Confusion:
 def metrics_by_class(run: Scored) -> list[Metrics]:
     """AUC-ROC and AUC-PR of all anomalies and, if there are several classes, of each.
 
-    Each class is against all normals.
+    Each class is against all normals. There are none where the test lacks a kind.
     """
+    if run.resampled is None:
+        return []
     rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
     for name, chosen in _several(run).items():
         test = run.normal | chosen
@@ -73,8 +75,8 @@ def curves(runs: dict[str, Scored]) -> list[Chart]:
     ]  # fmt: skip
 
 
-def histogram(run: Scored, title: str, *, classes: bool) -> Chart:
-    """The scores of normals and of anomalies, class by class if asked for."""
+def histogram(run: Scored, title: str, *, classes: bool) -> Chart | None:
+    """The scores of normals and of anomalies, class by class if asked for; None without a test."""
     scores = run.scores
     rows = {"normal": scores[run.normal]}
     if classes:
@@ -85,6 +87,9 @@ def histogram(run: Scored, title: str, *, classes: bool) -> Chart:
         }
     else:
         rows["anomalies"] = scores[~run.normal]
+    rows = {name: values for name, values in rows.items() if len(values)}
+    if not rows:
+        return None
     text = "; ".join(
         f"{name}: median {np.median(v):.4g}, from {v.min():.4g} to {v.max():.4g}"
         for name, v in rows.items()
@@ -100,7 +105,7 @@ def confusion(run: Scored) -> list[Confusion]:
         return []
     above = run.scores > run.threshold
     rows = [("normal", run.normal), ("all anomalies", ~run.normal), *_several(run).items()]
-    return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows]
+    return [Confusion(name, int(k.sum()), int(above[k].sum())) for name, k in rows if k.any()]
 
 
 def _several(run: Scored) -> dict[str, Bool[np.ndarray, " n"]]:

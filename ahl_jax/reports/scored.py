@@ -33,7 +33,10 @@ class Scored:
     """The n test images."""
 
     same_images: bool
-    """Whether the images are those that the run was trained and tested with."""
+    """Whether the images that the run was trained and tested with are as they were."""
+
+    changes: str
+    """How the images differ from those, in words; empty where they do not."""
 
     scores: Float[np.ndarray, " n"]
     """Of the test images, higher for more anomalous."""
@@ -41,14 +44,16 @@ class Scored:
     metrics: dict[str, Any]
     """As ``ahl_jax.evaluate`` has them."""
 
-    resampled: Resampled
+    resampled: Resampled | None
+    """None where the test lacks normals or anomalies."""
+
     history: list[dict[str, str]]
     """The rows of history.csv; none where the file is gone."""
 
     @property
     def normal(self) -> Bool[np.ndarray, " n"]:
         """Which test images are normal."""
-        return np.array([sample.anomaly_class is None for sample in self.samples])
+        return np.array([sample.anomaly_class is None for sample in self.samples], bool)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -68,7 +73,8 @@ class Scored:
     def by_class(self) -> dict[str, Bool[np.ndarray, " n"]]:
         """Anomaly class -> which test images are of it."""
         names = np.array([sample.anomaly_class or "" for sample in self.samples])
-        return {name: (names == name) & ~self.normal for name in self.metrics["per_class"]}
+        kinds = sorted({s.anomaly_class for s in self.samples if s.anomaly_class is not None})
+        return {name: (names == name) & ~self.normal for name in kinds}
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its option's name."""
@@ -112,16 +118,17 @@ def score(
     except UserError as error:
         log.warning("no losses: %s", error)
         history = []
-    normal = np.array([name is None for name in tested.classes])
+    normal = np.array([name is None for name in tested.classes], bool)
     return Scored(
         folder=Path(workdir),
         predictor=tested.predictor,
         config=tested.config,
         split=tested.split,
         samples=tested.test.samples,
-        same_images=tested.same_images,
+        same_images=tested.found.same,
+        changes=tested.found.in_words(),
         scores=scores,
         metrics=metrics,
-        resampled=resample(scores, normal),
+        resampled=resample(scores, normal) if tested.split.is_tested else None,
         history=history,
     )

@@ -14,22 +14,13 @@ from ahl_jax.features.pseudo import origins, pseudo_images
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.learning.hadg import HOLISTIC, Roles, Subset
 from ahl_jax.learning.problem import subsets_on
-from ahl_jax.reports.pictures import data_uri, file_name
+from ahl_jax.reports.pictures import SMALL, Sample, data_uri, file_name
 from ahl_jax.reports.scored import Scored
 
 PICTURED = 12
 """Of more subsets than that, the others have no pictures."""
 
-_SIDE = 96
 _NORMALS, _ANOMALIES, _PSEUDO = 2, 1, 2
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A picture and what it is."""
-
-    image: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -107,10 +98,10 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
         if pseudo >= 0:
             (image,) = pseudo_images(normals, frame, config.pseudo, config.seed, [pseudo])
             name = config.pseudo.generators[roles.generator[pseudo]]
-            return Sample(data_uri(image, _SIDE), f"pseudo-anomaly by {name}")
+            return Sample(data_uri(image, SMALL), f"pseudo-anomaly by {name}")
         path = [*normals, *anomalies][position]
         kind = "normal" if position < len(normals) else f"labelled anomaly, {classes[path]}"
-        return Sample(data_uri(read_image(path, frame), _SIDE), f"{kind}, {file_name(path)}")
+        return Sample(data_uri(read_image(path, frame), SMALL), f"{kind}, {file_name(path)}")
 
     def side(subset: Subset, k: int, *, pictured: bool) -> Side:
         sets = (subset.normals[k], subset.anomalies[k], subset.pseudo[k])

@@ -21,7 +21,7 @@ from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
 from ahl_jax.features.images import global_averages
-from ahl_jax.features.split import defect_tiles, fitted_features, held_out_features, load_split
+from ahl_jax.features.split import defect_tiles, fitted_features, held_out_features
 from ahl_jax.features.tiles import UNCUT, tiles_of
 from ahl_jax.inference.folder import found_images
 from ahl_jax.inference.predictor import Predictor, load
@@ -31,6 +31,7 @@ from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
 from ahl_jax.learning.problem import problem_on
+from ahl_jax.run.again import find_split
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
 from ahl_jax.storage.workdir import Workdir
@@ -100,7 +101,7 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
             raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
         try:
             paths = {image_digest(path): path for path in found}
-            if known := _trained_on(predictor.config) & paths.keys():
+            if known := _trained_on(run, predictor.config) & paths.keys():
                 raise UserError(
                     f"{counted(len(known), 'image')} of {len(paths)}, such as {paths[min(known)]}, "
                     "were trained on, and score lower than new ones; give photographs of other "
@@ -114,10 +115,10 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
     return dataclasses.replace(predictor, calibration=calibration)
 
 
-def _trained_on(config: Config) -> set[str]:
+def _trained_on(run: Workdir, config: Config) -> set[str]:
     """The digests of a run's training normals; none where they are not at hand any more."""
     try:
-        return {image_digest(path) for path in load_split(config).train_normals}
+        return {image_digest(path) for path in find_split(run, config).split.train_normals}
     except UserError as error:
         log.warning("whether these images were trained on is not known (%s)", error)
         return set()

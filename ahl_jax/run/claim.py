@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
-from ahl_jax.data.types import Split
+from ahl_jax.data.open import load_dataset
+from ahl_jax.data.remembered import listed
+from ahl_jax.data.types import NO_METRICS, Split
 from ahl_jax.distributed.processes import on_primary, same_everywhere, together
-from ahl_jax.features.split import load_split, split_digest
+from ahl_jax.features.split import split_digest, split_of
 from ahl_jax.run.options import RunOptions
 from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir, located
@@ -35,6 +38,9 @@ class Run:
 
     checkpoints: Checkpoints | None = None
     """Process 0 alone has them, and only while it trains."""
+
+    data: str = ""
+    """``config.data.data`` as it was given, with which the files of the split begin."""
 
     @property
     def writer(self) -> Checkpoints:
@@ -64,7 +70,7 @@ def agree(
     if not same_everywhere(json.dumps(settings)):
         raise UserError("the processes differ in their settings; give all the same command")
     with together():
-        splits = splits or [load_split(config) for config in configs]
+        splits = splits or _splits(configs, options)
         digests = [split_digest(split) for split in splits]
     if not same_everywhere(json.dumps(digests)):
         raise UserError(
@@ -72,9 +78,29 @@ def agree(
             "machine the same files"
         )
     return [
-        Run(located(config), split, digest, Workdir(folder, tensorboard=options.tensorboard))
+        Run(
+            located(config), split, digest, Workdir(folder, tensorboard=options.tensorboard),
+            data=config.data.data,
+        )
         for config, split, digest, folder in zip(configs, splits, digests, folders, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def _splits(configs: Sequence[Config], options: RunOptions) -> list[Split]:
+    """The splits that settings name, which differ in their seeds alone."""
+    data = configs[0].data
+    dataset = load_dataset(data)
+    splits = [split_of(dataset, config) for config in configs]
+    if options.progress and dataset.labelled and data.shots:
+        log.info(
+            "%s labels %s itself: training has all of those that the setting sees, and `shots` "
+            "draws none",
+            data.data,
+            counted(sum(map(len, dataset.labelled.values())), "anomal", "y", "ies"),
+        )
+    if options.progress and not all(split.is_tested for split in splits):
+        log.warning("there will be no metrics: %s", NO_METRICS)
+    return splits
 
 
 def hold(runs: Sequence[Run], stack: ExitStack, *, overwrite: bool) -> None:
@@ -115,6 +141,8 @@ def claim(runs: Sequence[Run], stack: ExitStack, *, overwrite: bool) -> list[Run
         for run in runs:
             run.workdir.claim(run.config, overwrite=overwrite)
             run.workdir.bind_data(run.digest)
+            if run.workdir.images() is None:
+                run.workdir.write_images(listed(run.split, run.data))
         opened.extend(stack.enter_context(Checkpoints(run.workdir.path)) for run in runs)
         return [
             i

@@ -1,6 +1,5 @@
 """Metrics of a run on its test images."""
 
-import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,17 @@ from jaxtyping import Float
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.masks import MaskSource, marks, masks_of, warn_of_unused
+from ahl_jax.data.remembered import Found, with_added
 from ahl_jax.data.types import Split
 from ahl_jax.features import Store
 from ahl_jax.features.split import (
     TestFeatures,
-    load_split,
-    split_digest,
     test_features,
 )
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import Cut, check_cut, cut_of
+from ahl_jax.run.again import find_split, moved
 from ahl_jax.run.calibrate import calibrated
 from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
@@ -43,8 +42,8 @@ class TestData:
 
     split: Split
     test: TestFeatures
-    same_images: bool
-    """Whether the images are still those that the run was trained and tested with."""
+    found: Found
+    """The run's images, as they are in the data now."""
 
     masks: dict[int, MaskSource]
     """The masks of test anomalies by their positions, where the data has masks."""
@@ -64,7 +63,7 @@ class TestData:
 
         Heat maps are needed where there are masks alone; ``cut`` is where decisions are made.
         """
-        metrics = image_metrics(scores, self.classes)
+        metrics = image_metrics(scores, self.classes) if self.split.is_tested else {}
         if cut is not None:
             metrics["at_threshold"] = cut.rates(scores, [name is None for name in self.classes])
         if heat is not None:
@@ -76,7 +75,7 @@ class TestData:
             "n_train_normal": metadata["n_train_normal"],
             "n_seen": metadata["n_seen"],
             "n_test": len(self.test.samples),
-            "n_left_out_copies": self.split.left_out_copies,
+            "n_left_out_copies": len(self.split.copies),
             "setting": self.config.data.setting,
             "seed": self.config.seed,
             "epochs": metadata["epochs"],
@@ -91,7 +90,7 @@ class TestData:
         Heat maps take time, and are made only for pixel metrics.
         """
         cut = cut_of(self.predictor.calibration, fpr, threshold)
-        if not self.masks:
+        if not (self.masks and self.split.is_tested):
             scores = self.predictor.scorer.score(self.test.maps)
             return scores, self.metrics(scores, None, cut)
         paths = [sample.path for sample in self.test.samples]
@@ -111,6 +110,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the test images with the newest checkpoint.
 
+    They are those that ``images.csv`` lists, and what was added to the test's folders since. None
+    is among them that training has seen.
+
     Args:
         workdir: the folder that ``train`` was given.
         data: where the data is now, if not where it was in training.
@@ -125,7 +127,8 @@ def evaluate(
         n_left_out_copies (images that are not in the test because training has the same file),
         setting, seed, epochs, and the seconds that the epochs took; where there is a threshold,
         at_threshold, see ``ahl_jax.inference.threshold.Cut.rates``; and where the data has
-        masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``.
+        masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``. Where the test lacks
+        normals or anomalies, there are no auc_roc, auc_pr, per_class and pixel.
 
     Raises:
         UserError: if the folder holds no checkpoint, or the data cannot be read.
@@ -156,27 +159,23 @@ def load_test(
         UserError: as by ``evaluate``.
     """
     predictor = load(workdir)
-    config = _moved(predictor.config, data)
+    config, run = moved(predictor.config, data), Workdir(Path(workdir))
     try:
-        split = split or load_split(config)
+        found = find_split(run, config, split)
     except UserError as error:
         if data is not None:
             raise
         raise UserError(
             f"the data of {workdir} is not where it was ({error}); say where with `data`"
         ) from error
-    if not split.test:
-        raise UserError(f"{config.data.data} has no anomalies to test on; add images of them")
+    split = with_added(found)
     labelled = [sample.path for sample in (*split.seen, *split.test)]
     warn_of_unused(labelled, Path(config.data.data))
-    same = Workdir(Path(workdir)).data_digest() == split_digest(split)
-    if not same:
+    if said := found.in_words():
         log.warning(
-            "the images are not the ones that %s was trained and tested with; "
-            "the test may hold images that training has seen",
-            workdir,
+            "the images are not the ones that %s was trained and tested with: %s", workdir, said
         )
-    return _test_data(predictor, config, split, cache_dir, same_images=same, progress=progress)
+    return _test_data(predictor, config, split, cache_dir, found, progress=progress)
 
 
 def test_run(run: Run, options: RunOptions) -> dict[str, Any]:
@@ -187,18 +186,22 @@ def test_run(run: Run, options: RunOptions) -> dict[str, Any]:
         options: how it is carried out.
 
     Returns:
-        As ``evaluate`` does; empty, and not kept, where the run has no test.
+        As ``evaluate`` does; empty, and not kept, where the test lacks normals or anomalies.
 
     Raises:
         UserError: as by ``evaluate``.
     """
     predictor = calibrated(load(run.workdir.path), run, options)
-    if not run.split.test:
+    if not run.split.is_tested:
         return {}
     test = _test_data(
-        predictor, predictor.config, run.split, options.cache_dir, same_images=True,
+        predictor,
+        predictor.config,
+        run.split,
+        options.cache_dir,
+        Found(run.split),
         progress=options.progress,
-    )  # fmt: skip
+    )
     metrics = test.scored()[1]
     run.workdir.write_metrics(metrics)
     return metrics
@@ -209,17 +212,10 @@ def _test_data(
     config: Config,
     split: Split,
     cache_dir: Path | None,
+    found: Found,
     *,
-    same_images: bool,
     progress: bool,
 ) -> TestData:
     test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
     masks = masks_of(test.samples, Path(config.data.data))
-    return TestData(predictor, config, split, test, same_images, masks)
-
-
-def _moved(config: Config, data: str | None) -> Config:
-    """The settings with the data elsewhere."""
-    if data is None:
-        return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, data=data))
+    return TestData(predictor, config, split, test, found, masks)

@@ -9,9 +9,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, csv_text, holder, reason, replace_file, utf_8, writing
@@ -19,10 +19,14 @@ from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
+from ahl_jax.data.remembered import Part, Row
+from ahl_jax.data.types import ANOMALY, NORMAL_WORDS
 from ahl_jax.storage.checkpoints import check_name
 from ahl_jax.storage.tensorboard import EventFiles, check_event_files
 
-FILES = ("run.json", "history.csv", "metrics.json", "checkpoint", "tensorboard", "profile")
+FILES = (
+    "run.json", "images.csv", "history.csv", "metrics.json", "checkpoint", "tensorboard", "profile"
+)  # fmt: skip
 """Everything that a run writes; ``--overwrite`` removes these and nothing else."""
 
 _CHECKSUM, _FILES = "sha256", "files"
@@ -70,6 +74,7 @@ class Workdir:
         """
         if overwrite or self._without_epochs(config):
             self._check_folder()
+            self._check_apart(config)
             self._clear()
         else:
             self.check(config)
@@ -86,6 +91,7 @@ class Workdir:
             UserError: as ``claim`` does.
         """
         self._check_folder()
+        self._check_apart(config)
         files = self._files()
         if files and not self._without_epochs(config):
             self._check_same(config, files)
@@ -163,6 +169,41 @@ class Workdir:
     def data_digest(self) -> str | None:
         """The digest that ``bind_data`` stored."""
         return self._run().get("data")
+
+    def write_images(self, rows: Sequence[Row]) -> None:
+        """Write images.csv, a row per image."""
+        self._write(
+            "images.csv",
+            csv_text(
+                [
+                    {
+                        "path": row.path,
+                        "label": ANOMALY if row.anomaly_class else NORMAL_WORDS[-1],
+                        "class": row.anomaly_class,
+                        "split": row.part,
+                        "sha256": row.sha256,
+                    }
+                    for row in rows
+                ]
+            ),
+        )
+
+    def images(self) -> list[Row] | None:
+        """The rows that ``write_images`` wrote; None in runs of earlier versions.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
+        text = self.read("images.csv")
+        if text is None:
+            return None
+        try:
+            return [
+                Row(row["path"], row["class"], cast(Part, row["split"]), row["sha256"])
+                for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            ]
+        except (csv.Error, KeyError) as error:
+            raise _damaged(self.path / "images.csv", error) from error
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv, a row per epoch."""
@@ -275,6 +316,12 @@ class Workdir:
     def _check_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give `workdir` a folder")
+
+    def _check_apart(self, config: Config) -> None:
+        if Path(config.data.data).resolve() == (self.path / "images.csv").resolve():
+            raise UserError(
+                f"{config.data.data} is where the run would list its images; give another `workdir`"
+            )
 
     def _files(self) -> list[str]:
         return [name for name in FILES if (self.path / name).exists()]

@@ -113,7 +113,6 @@ def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_p
         (["--setting", "hard"], "needs --seen-class"),
         (["--setting", "hard", "--seen-class", "dent", "--shots", "4"], "scratch, spot"),
         (["--setting", "full", "--shots", "8"], "7 anomalies of class scratch, fewer than the 8"),
-        (["--setting", "full", "--shots", "7"], "no anomaly left for the test after 14"),
         (["--setting", "full", "--seen-class", "spot"], "belongs to the hard setting"),
         (["--category", "cloth"], "cloth"),
         (["--detector", "dr"], "choose from density, devnet, dra"),

@@ -42,6 +42,39 @@ def test_mvtec_layout(tmp_path):
     assert list(dataset.anomalies) == ["cut", "hole"]
 
 
+def test_classes_in_train_are_labelled(tmp_path):
+    layout(tmp_path)
+    put(tmp_path, "train/hair/a/5.png", "train/cut/6.png")
+    (tmp_path / "train/none").mkdir()
+    dataset = load_dataset(DataConfig(str(tmp_path)))
+    assert {k: names(v, tmp_path) for k, v in dataset.labelled.items()} == {
+        "cut": ["train/cut/6.png"],
+        "hair": ["train/hair/a/5.png"],
+    }
+    assert list(dataset.anomalies) == ["cut"]
+
+
+@pytest.mark.parametrize(("good", "bad"), [("good", "bad"), ("OK", "Ng"), ("Normal", "anomalous")])
+def test_folders_of_good_and_bad_are_split(tmp_path, caplog, good, bad):
+    caplog.set_level("INFO")
+    put(tmp_path, *(f"{good}/{i}.png" for i in range(8)))
+    put(tmp_path, f"{bad}/1.png", f"{bad}/cut/deep/2.png", f"{bad}/anomaly/3.png", "notes/4.png")
+    dataset = load_dataset(DataConfig(str(tmp_path)))
+    assert (len(dataset.train_normals), len(dataset.test_normals)) == (6, 2)
+    assert len({*dataset.train_normals, *dataset.test_normals}) == 8
+    assert {k: names(v, tmp_path / bad) for k, v in dataset.anomalies.items()} == {
+        "anomaly": ["1.png", "anomaly/3.png"],
+        "cut": ["cut/deep/2.png"],
+    }
+    assert f"the 8 images of {good} are normals" in caplog.text
+    assert "nothing of notes is used" in caplog.text
+    with pytest.raises(UserError, match="leave out `category="):
+        load_dataset(DataConfig(str(tmp_path), category="cup"))
+    # A split that there is goes before.
+    layout(tmp_path)
+    assert len(load_dataset(DataConfig(str(tmp_path))).train_normals) == 2
+
+
 def test_which_files_are_images(tmp_path):
     put(
         tmp_path, "train/good/a.PNG", "train/good/b.JpEg", "train/good/c.bmp", "train/good/d.TIF",
@@ -127,7 +160,7 @@ def test_a_single_data_set_has_no_category(tmp_path):
 
 
 def test_other_layouts_are_explained(tmp_path):
-    put(tmp_path, "good/1.png", "bad/2.png")
+    put(tmp_path, "good/1.png", "scratch/2.png")
     with pytest.raises(UserError, match="train/good"):
         load_dataset(DataConfig(str(tmp_path)))
     put(tmp_path, "file.png")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.masks import find_masks
 from ahl_jax.data.open import load_dataset
 
 HEADER = "path,label,class,split\n"
@@ -48,18 +49,45 @@ def test_a_list_of_images(tmp_path):
     }
 
 
-def test_the_list_of_a_spreadsheet(tmp_path):
-    config = listed(
-        tmp_path, "\ufeff" + HEADER.replace("\n", "\r\n") + "a.png,0,,train\r\n", "a.png"
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_list_of_a_spreadsheet(tmp_path, delimiter):
+    text = "\ufeff" + HEADER.title() + 'a.png,0,,train\n"b, c.png",NG,hole,Train\n,,,\n'
+    quoted = text.replace("b, c", "b# c").replace(",", delimiter).replace("#", ",")
+    config = listed(tmp_path, quoted.replace("\n", "\r\n"), "a.png", "b, c.png")
+    dataset = load_dataset(config)
+    assert len(dataset.train_normals) == 1
+    assert {k: names(v, tmp_path) for k, v in dataset.labelled.items()} == {"hole": ["b, c.png"]}
+
+
+def test_a_list_without_splits_is_split(tmp_path):
+    labels = ["good", "OK", "normal", "0"] * 5 + ["bad", "ng", "anomaly", "1", "Anomalous"]
+    files = [f"{i:02}.png" for i in range(len(labels))]
+    text = "label,path\n" + "".join(
+        f"{label},{file}\n" for label, file in zip(labels, files, strict=True)
     )
-    assert len(load_dataset(config).train_normals) == 1
+    dataset = load_dataset(listed(tmp_path, text, *files))
+    assert (len(dataset.train_normals), len(dataset.test_normals)) == (15, 5)
+    both = names([*dataset.train_normals, *dataset.test_normals], tmp_path)
+    assert sorted(both) == files[:20]
+    assert {k: names(v, tmp_path) for k, v in dataset.anomalies.items()} == {"anomaly": files[20:]}
+    assert not dataset.labelled
+
+
+def test_a_list_may_name_masks(tmp_path):
+    text = "path,label,mask\na.png,good,\nb.png,good,\nc.png,bad,m/c.bmp\n"
+    config = listed(tmp_path, text, "a.png", "b.png", "c.png", "m/c.bmp")
+    (image,) = load_dataset(config).anomalies["anomaly"]
+    assert find_masks([image], tmp_path / "images.csv") == {0: tmp_path / "m/c.bmp"}
+    (tmp_path / "m/c.bmp").unlink()
+    with pytest.raises(UserError, match=r"line 4 .*'m/c.bmp', which is not in"):
+        load_dataset(config)
 
 
 BAD = {
     "label": ("a.png,odd,,train", "line 2 of .* has the label 'odd'; write normal or anomaly"),
     "split": ("a.png,normal,,validation", "the split 'validation'; write train or test"),
-    "no split": ("a.png,normal,,", "the split ''"),
-    "seen": ("a.png,anomaly,x,train", "an anomaly in the split 'train'.*`shots`"),
+    "no split": ("a.png,normal,,", "leaves the split of normals empty, and there are fewer than"),
+    "seen": ("a.png,anomaly,x,held-out", "the split 'held-out'; write train or test"),
     "class": ("a.png,normal,scratch,train", "a normal of class 'scratch'"),
     "good": ("a.png,anomaly,good,test", "an anomaly of class 'good'"),
     "twice": ("a.png,normal,,train\na.png,normal,,test", "line 3 of .* 'a.png' once more"),
@@ -95,7 +123,7 @@ def test_a_bad_line_is_named(tmp_path, case):
     ("content", "message"),
     [
         (b"", "no column 'path'"),
-        (b"path,label,split\n", "no column 'class'.*path,label,class,split"),
+        (b"path,class,split\n", "no column 'label'.*path,label,class,split,mask"),
         (b"\xff\xfe\x00", "cannot be read as a CSV file"),
         (b"path,label,class,split\n\x00\n", "images.csv"),
     ],

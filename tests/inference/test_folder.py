@@ -385,7 +385,7 @@ def test_evaluate_asks_where_data_is_that_moved(
         raise UserError("'weave' is no folder")
 
     # The package has the function under the module's name.
-    monkeypatch.setattr("ahl_jax.run.evaluate.load_split", gone)
+    monkeypatch.setattr("ahl_jax.run.again.load_dataset", gone)
     with pytest.raises(UserError, match="say where with `data`"):
         evaluate(finished.workdir)
     with pytest.raises(UserError, match=r"^'weave' is no folder$"):

@@ -16,10 +16,13 @@ from ahl_jax.config.settings import FeatureConfig, PseudoConfig
 from ahl_jax.features import Store
 from ahl_jax.features.images import trunk_maps
 from ahl_jax.features.pseudo import extract_pseudo, pseudo_images
+from ahl_jax.storage.workdir import Workdir
 from tests.reports.page import Page
 from tests.runs import FinishedRun
 
-SECTIONS = ("result", "settings", "curves", "threshold", "images", "training", "subsets")
+SECTIONS = (
+    "result", "labelled", "settings", "curves", "threshold", "images", "training", "subsets",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,15 @@ def test_its_figures_are_the_metrics(written: Page, finished: FinishedRun) -> No
     normals = metrics["n_test"] - sum(v["n"] for v in metrics["per_class"].values())
     alarms = round(at["fpr"] * normals)
     assert f"normal {normals - alarms} {alarms} " in written.text
+
+
+def test_it_names_the_images_that_training_has_seen(written: Page, finished: FinishedRun) -> None:
+    rows = Workdir(finished.workdir).images() or []
+    seen = [row for row in rows if row.part == "train" and row.anomaly_class]
+    assert len(seen) == 4
+    for row in seen:
+        assert f"{row.anomaly_class}, {Path(row.path).name}" in written.text
+    assert "Held out 2 normals" in written.text
 
 
 def test_its_images_are_ranked(written: Page) -> None:
@@ -144,8 +156,7 @@ def test_copies_that_are_left_out_of_the_test_are_counted(
     other = {"held_out": 0.0, "detector": "patchcore", "method": "fit", "data": str(data)}
     with pytest.warns(UserWarning, match="left 2 image"):
         metrics = train(with_settings(finished.config, other), tmp_path / "run", progress=False)
-    with pytest.warns(UserWarning, match="left 2 image"):
-        page = Page(report(tmp_path / "run", progress=False))
+    page = Page(report(tmp_path / "run", progress=False))
     assert metrics == json.loads((tmp_path / "run/metrics.json").read_text())
     # The copies change nothing else.
     same = json.loads((plain / "metrics.json").read_text())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -92,18 +93,62 @@ def test_a_folder_of_normals_alone_is_enough(weave: Path, capsys: Capture, tmp_p
         main(["train", data, "--workdir", run, "--preset", "debug"])
     assert "--shots 0 --method fit" in capsys.readouterr().err
     main(["train", data, "--workdir", run, *options, "--shots", "0", "--method", "fit"])
-    assert "it is not tested, as the data has no anomalies" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert said.out.endswith("it has no metrics, as they take normals and anomalies to test on.\n")
+    assert "there will be no metrics" in said.err
     images = sorted((weave / "test/spot").iterdir())
     assert load(run).predict(images, fpr=0.3).all()
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", run])
-    assert stopped.value.code == 2
-    assert "no anomalies to test on" in capsys.readouterr().err
+    main(["evaluate", run])
+    said = capsys.readouterr().out
+    assert "There are no AUC-ROC and AUC-PR" in said
+    assert "0 test images" in said
+    assert "set by 2 held-out normals for at most 33.3% false positives" in said
+    text = report(run).read_text(encoding="utf-8")
+    assert "There are no test images." in text
+    # What comes later can be tested on.
+    shutil.copytree(weave / "test/good", tmp_path / "weave/test/good")
+    assert evaluate(run)["at_threshold"]["tpr"] is None
+    shutil.copytree(weave / "test/spot", tmp_path / "weave/test/spot")
+    metrics = evaluate(run)
+    assert (metrics["n_test"], metrics["at_threshold"]["tpr"]) == (16, 1)
+    assert "16 images added, of which the test has 16" in capsys.readouterr().err
 
 
 def test_a_report_has_what_there_is(memory: FinishedRun) -> None:
     text = report(memory.workdir).read_text(encoding="utf-8")
     assert "PatchCore" in text
+
+
+def test_an_update_has_the_images_so_far_and_new_ones(
+    weave: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    data = tmp_path / "weave"
+    shutil.copytree(weave, data)
+    (data / "train/spot").mkdir()
+    (data / "test/spot/00.png").rename(data / "train/spot/00.png")
+    kind = {"detector": "patchcore", "method": "fit"}
+    old, new = tmp_path / "old", tmp_path / "new"
+    before = train(preset("debug", str(data), **kind), old, progress=False)
+    assert (before["n_seen"], before["n_test"]) == (1, 22)
+    (tmp_path / "more/spot").mkdir(parents=True)
+    (data / "test/spot/01.png").rename(tmp_path / "more/spot/a.png")
+    shutil.copy(data / "test/scratch/00.png", tmp_path / "more/b.png")
+    kept = (old / "images.csv").read_bytes()
+    with warnings.catch_warnings(action="ignore"):
+        main(["update", str(old), "--defects", str(tmp_path / "more"), "--workdir", str(new)])
+    assert f"everything is in {new}" in capsys.readouterr().out
+    assert (old / "images.csv").read_bytes() == kept
+    after = Workdir(new).metrics()
+    assert after is not None
+    assert (after["n_train_normal"], after["n_seen"]) == (before["n_train_normal"], 3)
+    assert (after["n_test"], after["n_left_out_copies"]) == (20, 1)
+    assert evaluate(new, progress=False) == after
+    seen = [row for row in Workdir(new).images() or () if row.part == "train" and row.anomaly_class]
+    assert [(row.anomaly_class, row.path) for row in seen] == [
+        ("spot", "train/spot/00.png"),
+        ("anomaly", str(tmp_path / "more/b.png")),
+        ("spot", str(tmp_path / "more/spot/a.png")),
+    ]
 
 
 def test_fine_tuning_fits_it_to_the_target(memory: FinishedRun, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_finished_run_is_not_run_again(
     # One pass over the bytes of the images, one reading of the checkpoint.
     hashed, loaded = Mock(wraps=split_digest), Mock(wraps=load)
     monkeypatch.setattr("ahl_jax.run.claim.split_digest", hashed)
-    monkeypatch.setattr("ahl_jax.run.evaluate.split_digest", hashed)
+    monkeypatch.setattr("ahl_jax.run.again.split_digest", hashed)
     monkeypatch.setattr("ahl_jax.run.evaluate.load", loaded)
     assert train(finished.config, finished.workdir, progress=False) == finished.metrics
     assert (hashed.call_count, loaded.call_count) == (1, 1)

@@ -10,6 +10,7 @@ import pytest
 from ahl_jax import Config, UserError, preset
 from ahl_jax.common.files import replace_file
 from ahl_jax.config.presets import with_settings
+from ahl_jax.data.remembered import Row
 from ahl_jax.inference.threshold import read_calibration
 from ahl_jax.storage.workdir import Workdir, located
 
@@ -85,6 +86,7 @@ def written(tmp_path: Path) -> Workdir:
     folder = Workdir(tmp_path)
     folder.claim(ONE, overwrite=False)
     (tmp_path / "checkpoint").mkdir()
+    folder.write_images([Row("a\n1, é.png", "cut 2", "train", "03f"), Row("b", "", "unused", "")])
     folder.write_history([{"epoch": "1", "seconds": "2.5"}])
     folder.write_metrics({"auc_roc": 0.9, "epochs": 1})
     folder.write_calibration('{"scores": [13.4, 90.6], "locations": [0.5, 1.5]}\n')
@@ -93,10 +95,25 @@ def written(tmp_path: Path) -> Workdir:
 
 READERS = {
     "run.json": lambda folder: folder.config(),
+    "images.csv": lambda folder: folder.images(),
     "history.csv": lambda folder: folder.read_history(1),
     "metrics.json": lambda folder: folder.metrics(),
     "checkpoint/calibration.json": lambda folder: read_calibration(folder.path / "checkpoint"),
 }
+
+
+def test_a_list_of_images_is_read_back(written: Workdir) -> None:
+    rows = [Row("a\n1, é.png", "cut 2", "train", "03f"), Row("b", "", "unused", "")]
+    assert written.images() == rows
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_list_that_a_run_trains_on_is_not_its_own(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "images.csv").write_text("path,label\n")
+    config = preset("debug", str(tmp_path / "images.csv"))
+    with pytest.raises(UserError, match="where the run would list its images; give another"):
+        Workdir(tmp_path).claim(config, overwrite=overwrite)
+    assert (tmp_path / "images.csv").is_file()
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -1,0 +1,189 @@
+"""The images of a run as a list, and the split that they make when they are found again."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.text import counted
+from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.images import image_digest
+from ahl_jax.data.records import ImageSource
+from ahl_jax.data.types import Dataset, Sample, Split
+
+Part = Literal["train", "held-out", "test", "copy", "unused"]
+
+_DIGITS = 16
+
+
+class Row(NamedTuple):
+    """An image of a run."""
+
+    path: str
+    """Below the data's folder; absolute where it is elsewhere; a name where it is no file."""
+
+    anomaly_class: str
+    """Empty for normals."""
+
+    part: Part
+    """copy: not in the test because training has the same file; unused: in neither."""
+
+    sha256: str
+    """The first 16 digits, of images that training or the test has and that can be read."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The split of a run in the data as it is now.
+
+    Attributes:
+        split: The images of the run that are there.
+        added: Images that the run's data did not have.
+        to_test: Those of them that a test may have, in the order of a split's.
+        gone: How many images of training and test are not there.
+        same: Whether the images of training and test are those of the run.
+        listed: Whether the run has a list of its images; those of earlier versions have none.
+    """
+
+    split: Split
+    added: tuple[Sample, ...] = ()
+    to_test: tuple[Sample, ...] = ()
+    gone: int = 0
+    same: bool = True
+    listed: bool = True
+
+    def in_words(self) -> str:
+        """How the images differ from those of the run; empty where they do not."""
+        if not self.listed:
+            return "" if self.same else "the test may hold images that training has seen"
+        some = counted(len(self.added), "image")
+        said = [f"{some} added, of which the test has {len(self.to_test)}"] if self.added else []
+        said += [f"{counted(self.gone, 'image')} gone or changed"] if self.gone else []
+        return " and ".join(said) or ("" if self.same else "some are of another class")
+
+
+def listed(split: Split, data: str) -> list[Row]:
+    """The images of a run, those of training first, each part in the split's order.
+
+    Args:
+        split: the run's.
+        data: what ``DataConfig.data`` names.
+    """
+    parts: list[tuple[Part, Sequence[Sample]]] = [
+        ("train", [*_normals(split.train_normals), *split.seen]),
+        ("held-out", _normals(split.held_out)),
+        ("test", split.test),
+        ("copy", split.copies),
+        ("unused", split.unused),
+    ]
+    return [
+        Row(
+            _name(sample.path, data),
+            sample.anomaly_class or "",
+            part,
+            "" if part in ("copy", "unused") else _content(sample.path),
+        )
+        for part, samples in parts
+        for sample in samples
+    ]
+
+
+def find(rows: Sequence[Row], dataset: Dataset, config: DataConfig, *, by_name: bool) -> Found:
+    """The images of a run in a data set that may have changed since.
+
+    An image is told by its content, so that none that training has seen gets into the test under
+    another name.
+
+    Args:
+        rows: the run's images.
+        dataset: the images as they are now.
+        config: the run's settings, with the data where it is now.
+        by_name: take files that have the names of the run's images to be those.
+    """
+    known = {row.path: row.sha256 for row in rows}
+
+    def content(sample: Sample) -> str:
+        name = _name(sample.path, config.data)
+        # Nothing is known of images that the run leaves out but their names.
+        if name in known and (by_name or not known[name]):
+            return known[name] or name
+        return _content(sample.path) or name
+
+    contents = {sample: content(sample) for sample in dataset.samples()}
+    here: dict[str, Sample] = {}
+    exact: dict[tuple[str, str], Sample] = {}
+    for sample, what in contents.items():
+        here.setdefault(what, sample)
+        exact[_name(sample.path, config.data), what] = sample
+    parts: dict[Part, list[Sample]] = {
+        "train": [], "held-out": [], "test": [], "copy": [], "unused": [],
+    }  # fmt: skip
+    gone = 0
+    for row in rows:
+        what = row.sha256 or row.path
+        found = exact.get((row.path, what)) or here.get(what) or _elsewhere(row, config.data)
+        if found is None:
+            gone += row.part not in ("copy", "unused")
+        elif row.part == "test":
+            parts[row.part].append(found)
+        else:
+            # Whatever it counts as now, training took it for this.
+            parts[row.part].append(Sample(found.path, row.anomaly_class or None))
+    old = {row.sha256 or row.path for row in rows}
+    added = tuple(sample for sample, what in contents.items() if what not in old)
+    tested = {*dataset.test_normals, *(p for paths in dataset.anomalies.values() for p in paths)}
+    wanted = [s for s in added if s.path in tested]
+    if config.seen_class is not None:
+        seen = unicodedata.normalize("NFC", config.seen_class)
+        wanted = [s for s in wanted if s.anomaly_class != seen]
+    split = Split(
+        train_normals=tuple(s.path for s in parts["train"] if s.anomaly_class is None),
+        seen=tuple(s for s in parts["train"] if s.anomaly_class is not None),
+        test=_ordered(parts["test"]),
+        held_out=tuple(s.path for s in parts["held-out"]),
+        copies=tuple(parts["copy"]),
+        unused=tuple(parts["unused"]),
+    )
+    return Found(split, added, _ordered(wanted), gone)
+
+
+def with_added(found: Found) -> Split:
+    """The split, with the added images in its test."""
+    return replace(found.split, test=_ordered([*found.split.test, *found.to_test]))
+
+
+def _ordered(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Normals, then class by class."""
+    return tuple(sorted(samples, key=lambda sample: sample.anomaly_class or ""))
+
+
+def _normals(paths: Sequence[ImageSource]) -> list[Sample]:
+    return [Sample(path, None) for path in paths]
+
+
+def _name(path: ImageSource, data: str) -> str:
+    if not isinstance(path, Path):
+        return path.name
+    folder = _folder(data)
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path.absolute()).as_posix()
+
+
+def _folder(data: str) -> Path:
+    return Path(data).parent if Path(data).is_file() else Path(data)
+
+
+def _content(path: ImageSource) -> str:
+    try:
+        return image_digest(path)[:_DIGITS]
+    except BadImageError:
+        return ""
+
+
+def _elsewhere(row: Row, data: str) -> Sample | None:
+    """The image of a row that the data set does not have, such as one that was added by hand."""
+    path = _folder(data) / row.path
+    if not path.is_file() or _content(path) != row.sha256:
+        return None
+    return Sample(path, row.anomaly_class or None)

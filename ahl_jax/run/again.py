@@ -1,0 +1,39 @@
+"""The images of a run, found again in its data as that is now."""
+
+from dataclasses import replace
+
+from ahl_jax.config.presets import with_settings
+from ahl_jax.config.settings import Config
+from ahl_jax.data.open import load_dataset
+from ahl_jax.data.remembered import Found, find
+from ahl_jax.data.types import Split
+from ahl_jax.features.split import load_split, split_digest
+from ahl_jax.storage.workdir import Workdir
+
+
+def moved(config: Config, data: str | None) -> Config:
+    """The settings with the data elsewhere, if it is."""
+    return config if data is None else with_settings(config, {"data": data})
+
+
+def find_split(run: Workdir, config: Config, split: Split | None = None) -> Found:
+    """The split of a run, as its data is now.
+
+    Args:
+        run: its folder; where an earlier version made it, the split is that of the data now.
+        config: its settings, with the data where it is now.
+        split: the images that it was given, if it was.
+
+    Raises:
+        UserError: if the data or the list of the run's images cannot be read.
+    """
+
+    def compared(found: Found) -> Found:
+        return replace(found, same=run.data_digest() == split_digest(found.split))
+
+    rows = None if split else run.images()
+    if rows is None:
+        return compared(Found(split or load_split(config), listed=False))
+    dataset = load_dataset(config.data)
+    found = compared(find(rows, dataset, config.data, by_name=True))
+    return found if found.same else compared(find(rows, dataset, config.data, by_name=False))
