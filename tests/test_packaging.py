@@ -21,7 +21,8 @@ def requirements(text):
 
 INSTALLED = requirements(SETUP["options"]["install_requires"])
 DEVELOPMENT = requirements(SETUP["options.extras_require"]["dev"])
-OPTIONAL = requirements(SETUP["options.extras_require"]["tensorboard"])
+EXTRAS = SETUP["options.extras_require"]
+OPTIONAL = requirements(EXTRAS["tensorboard"]) + requirements(EXTRAS["serve"])
 
 
 def pins():

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from ahl_jax.cli import data, doctor, report, runs, threshold, weights
+from ahl_jax.cli import data, doctor, report, runs, serve, threshold, weights
 from ahl_jax.cli.help import explained, overview
 from ahl_jax.cli.options import Command, check_words, names_of, nearest, options_of
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command(report.Report, report.run),
     "compare": Command(report.Compare, report.run),
     "export": Command(export.Export, export.run),
+    "serve": Command(serve.Serve, serve.run),
     "data list": Command(data.List, data.run_list),
     "data prepare": Command(data.Prepare, data.run_prepare),
     "data show": Command(data.Show, data.run_show),

@@ -1,4 +1,4 @@
-"""Images that are no files: records of prepared data sets, and arrays in memory."""
+"""Images that are no files: records of prepared data sets, and arrays and bytes in memory."""
 
 import functools
 import threading
@@ -92,8 +92,33 @@ class InMemory:
         return f"{self.array.dtype.str}{self.array.shape}".encode() + self.array.tobytes()
 
 
-ImageSource = Path | Record | InMemory
-"""A file, a record or an array."""
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One image as the bytes of a file.
+
+    Attributes:
+        name: What messages call it.
+        content: The encoded image.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoded image."""
+        return len(self.content)
+
+    def read(self) -> bytes:
+        """The encoded image."""
+        return self.content
+
+
+ImageSource = Path | Record | InMemory | Encoded
+"""A file, a record, an array or the bytes of a file."""
 
 
 def data_folder() -> Path:

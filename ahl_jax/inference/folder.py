@@ -20,7 +20,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.features.tiles import frame_of, warn_of_shrinking
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.results import NamedImage, Results
-from ahl_jax.inference.threshold import FPR, check_cut, cut_of
+from ahl_jax.inference.threshold import check_cut
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +95,7 @@ def run(command: Predict) -> None:
         )
     predictor = load(command.workdir)
     warn_of_shrinking(found_images(command.images, command.out), predictor.config.features)
-    if command.threshold is None:
-        try:
-            predictor.calibrated().warn_of(command.fpr or FPR)
-        except UserError as error:
-            log.warning("scores alone, no decisions: %s", error)
+    cut = predictor.cut(command.fpr, command.threshold)
     with (
         writing(command.out, "give `out` another folder, or make room"),
         alone(command.out, lambda: _in_use(command.out)),
@@ -107,7 +103,7 @@ def run(command: Predict) -> None:
         results = Results(
             command.out,
             predictor,
-            cut_of(predictor.calibration, command.fpr, command.threshold),
+            cut,
             heat_maps=command.heat_maps,
             lines=command.json,
             tell=command.watch,

@@ -29,6 +29,7 @@ from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
     FPR,
     Calibration,
+    Cut,
     cut_of,
     read_calibration,
     why_no_threshold,
@@ -184,6 +185,23 @@ class Predictor:
             program, arrays = self._program, self.arrays
         found = program(arrays, padded(images, bucket))
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
+
+    def cut(self, fpr: float | None = None, threshold: float | None = None) -> Cut | None:
+        """Where decisions are made; says so where that is nowhere, or not as asked for.
+
+        Args:
+            fpr: as for ``cut_of``.
+            threshold: as for ``cut_of``.
+
+        Raises:
+            UserError: as by ``cut_of``.
+        """
+        cut = cut_of(self.calibration, fpr, threshold)
+        if cut is None:
+            log.warning("scores alone, no decisions: %s", why_no_threshold(self.config))
+        elif self.calibration and threshold is None:
+            self.calibration.warn_of(fpr or FPR)
+        return cut
 
     def calibrated(self) -> Calibration:
         """The calibration.

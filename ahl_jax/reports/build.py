@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
@@ -16,6 +16,9 @@ from ahl_jax.reports.pictures import labelled, sheet
 from ahl_jax.reports.scored import Scored, score
 from ahl_jax.reports.subsets import PICTURED, subset_views, why_none
 from ahl_jax.reports.training import history_charts
+
+if TYPE_CHECKING:
+    import jinja2
 
 _COMPARED = 4
 """Images of each kind and run in a comparison."""
@@ -186,19 +189,29 @@ def _parts(run: Scored) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _write(out: Path, template: str, **values: Any) -> Path:
-    # Imported late: nothing but reports needs it.
+def environment(room: str = "ahl_jax.reports") -> "jinja2.Environment":
+    """The templates of a room, and what they may extend.
+
+    Args:
+        room: the package whose ``templates`` come before those of the reports.
+    """
+    # Imported late: nothing but pages needs it.
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ahl_jax.reports"),
+    loaders = [jinja2.PackageLoader(each) for each in dict.fromkeys((room, "ahl_jax.reports"))]
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"setting": _setting}
-    text = environment.get_template(template).render(**values)
+
+
+def _write(out: Path, template: str, **values: Any) -> Path:
+    templates = environment()
+    templates.filters |= {"setting": _setting}
+    text = templates.get_template(template).render(**values)
     with writing(out, "name another file with `out`"):
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, text)

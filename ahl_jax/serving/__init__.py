@@ -1,0 +1,1 @@
+"""Trained detectors behind HTTP."""

@@ -1,0 +1,101 @@
+"""The process that serves: from trained detectors to an address, and an orderly end."""
+
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import uvicorn
+
+from ahl_jax.common import stop
+from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import reason
+from ahl_jax.inference.predictor import Predictor
+from ahl_jax.serving.app import App
+from ahl_jax.serving.limits import Limits
+
+log = logging.getLogger(__name__)
+
+_CONNECTIONS = 256
+"""Connections beside those of the photographs on their way; more are refused."""
+
+_LAST = 3
+"""Seconds that requests under way have once the server is to stop."""
+
+
+def serve(
+    predictors: Mapping[str, Predictor],
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    fpr: float | None = None,
+    threshold: float | None = None,
+) -> None:
+    """Answer requests until asked to stop; then those that are under way.
+
+    Args:
+        predictors: detectors by their names.
+        limits: how much is taken on at once.
+        host: the address to listen at.
+        port: 0 for any that is free.
+        fpr: as for ``cut_of``.
+        threshold: as for ``cut_of``.
+
+    Raises:
+        UserError: if the address cannot be had, or as by ``cut_of``.
+        KeyboardInterrupt: once it has stopped, see ``ahl_jax.common.stop``.
+    """
+    app = App(predictors, limits, fpr=fpr, threshold=threshold)
+    with _listening(host, port) as listener, running(app, listener) as ended:
+        for each in app.served.values():
+            for _ in each.batches.warm_up():
+                stop.check()
+        app.ready = True
+        log.info("serving %s at %s", ", ".join(app.served), address_of(listener))
+        while not ended.done():
+            stop.check()
+            with contextlib.suppress(TimeoutError):
+                ended.result(timeout=0.1)
+
+
+@contextlib.contextmanager
+def running(app: App, listener: socket.socket) -> Iterator[Future[None]]:
+    """Answer requests in a thread; at the end of the block, those that are under way."""
+    config = uvicorn.Config(
+        app.asgi,
+        ws="none",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=app.limits.max_waiting + _CONNECTIONS,
+        timeout_graceful_shutdown=_LAST,
+    )
+    server = uvicorn.Server(config)
+    # Its signals are those of ``ahl_jax.common.stop`` in any other thread than the main one.
+    with ThreadPoolExecutor(1, "server") as thread:
+        ended = thread.submit(server.run, [listener])
+        try:
+            yield ended
+        finally:
+            server.should_exit = True
+    ended.result()
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address to give to a browser."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"cannot listen at {host}, port {port} ({why}); give another `host` or `port`"
+        ) from error

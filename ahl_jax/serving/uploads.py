@@ -1,0 +1,116 @@
+"""Requests -> images: reads what clients send, and refuses it by a status and a sentence."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.text import printable
+from ahl_jax.data.images import read_display, read_image, seen_size, without_skipping
+from ahl_jax.data.records import Encoded
+from ahl_jax.features.tiles import frame_of
+from ahl_jax.inference.heatmaps import heat_scale, overlay
+from ahl_jax.inference.predictor import Predictor
+from ahl_jax.serving.limits import Limits
+from ahl_jax.serving.room import Room
+
+
+@asynccontextmanager
+async def uploads(request: Request, limits: Limits, held: Room) -> AsyncIterator[list[Encoded]]:
+    """The files of a request, which is one, or a form with one or several.
+
+    Args:
+        request: the request, of which nothing is read yet.
+        limits: how large and how slow it may be.
+        held: room for the bytes of all requests, of which this takes its own within the block.
+
+    Raises:
+        HTTPException: if it is empty, too large or too slow, or too much has arrived at once.
+    """
+    taken = 0
+    too_large = HTTPException(413, f"the request has more than {limits.max_bytes} bytes")
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > limits.max_bytes:
+        raise too_large
+
+    async def receive() -> Message:
+        nonlocal taken
+        message = await request.receive()
+        size = len(message.get("body", b""))
+        if taken + size > limits.max_bytes:
+            raise too_large
+        held.take(size)
+        taken += size
+        return message
+
+    try:
+        try:
+            async with asyncio.timeout(limits.read_timeout):
+                files = await _files(Request(request.scope, receive), limits)
+        except TimeoutError:
+            raise HTTPException(
+                408,
+                f"the request has not arrived within {limits.read_timeout:g} seconds",
+                # Or the rest would be awaited.
+                {"Connection": "close"},
+            ) from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the request broke off") from None
+        yield files
+    finally:
+        held.free(taken)
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is a form with files, and not a file."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+async def _files(request: Request, limits: Limits) -> list[Encoded]:
+    if not is_form(request):
+        files = [Encoded("the file sent", await request.body())]
+    else:
+        async with request.form(max_files=limits.max_waiting, max_fields=16) as form:
+            sent = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+            files = [Encoded(printable(each.filename or ""), await each.read()) for each in sent]
+    if not any(each.content for each in files):
+        raise HTTPException(400, "the request is empty; send an image file")
+    return files
+
+
+def decoded(file: Encoded, predictor: Predictor, max_pixels: int) -> np.ndarray:
+    """An image as the detector takes it, uint8 [h, w, 3].
+
+    Raises:
+        HTTPException: 413 if it has more than ``max_pixels``, 415 if it is no image, 422 if it is
+            damaged or does not suit the detector.
+    """
+    try:
+        (width, height), _ = seen_size(file)
+        if width * height > max_pixels:
+            raise HTTPException(413, f"{file} has more than {max_pixels} pixels")
+        return read_image(file, frame_of(predictor.config.features))
+    except BadImageError as error:
+        statuses: dict[type | None, int]
+        statuses = {UnidentifiedImageError: 415, Image.DecompressionBombError: 413}
+        status = statuses.get(type(error.__cause__), 422)
+        raise HTTPException(status, without_skipping(str(error))) from None
+
+
+def drawn(file: Encoded, heat: Float[np.ndarray, "h w"], predictor: Predictor) -> bytes:
+    """An image with its heat map over it, as a PNG."""
+    calibration = predictor.calibration
+    scale = heat_scale(calibration.locations if calibration else None, heat)
+    content = io.BytesIO()
+    picture = overlay(read_display(file), heat, scale, predictor.seen(file))
+    Image.fromarray(picture).save(content, "PNG")
+    return content.getvalue()
