@@ -20,7 +20,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build"]
 # Links to files outside of this folder, and to the notebook; the tests check that they are there.
 suppress_warnings = ["myst.xref_missing"]
 html_theme = "furo"

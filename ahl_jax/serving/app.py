@@ -26,7 +26,7 @@ from ahl_jax.serving.batches import Batches
 from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.metrics import Metrics
 from ahl_jax.serving.room import Room
-from ahl_jax.serving.uploads import decoded, drawn, is_form, uploads
+from ahl_jax.serving.uploads import Body, decoded, drawn, is_form, uploads
 
 T = TypeVar("T")
 
@@ -110,11 +110,12 @@ class App:
             )
             for name, each in predictors.items()
         }
+        self._only = next(iter(self.served)) if len(self.served) == 1 else ""
         self._waiting = Room(limits.max_waiting, "photographs")
         self._held = Room(_HELD * limits.max_bytes, "bytes")
         self._decoding = asyncio.Semaphore(_DECODED)
         self._metrics = Metrics(lambda: self._waiting.taken)
-        page, policy = _page(list(predictors))
+        page, policy = page_of(list(predictors))
         headers = {"Content-Security-Policy": policy}
         self.asgi = Starlette(
             routes=[
@@ -146,20 +147,25 @@ class App:
 
     async def _score(self, request: Request) -> Response:
         """Answer ``POST /v1/NAME/score``, and count it."""
-        name = request.path_params.get("name", next(iter(self.served)))
-        if name not in self.served or ("name" not in request.path_params and len(self.served) > 1):
-            names = ", ".join(self.served)
-            raise HTTPException(404, f"there is no such detector; post to /v1/NAME/score: {names}")
-        start, status, images = time.perf_counter(), 500, 0
+        start, status, images, body = time.perf_counter(), 500, 0, Body(request)
+        # Figures have the names of detectors alone, not whatever clients ask for.
+        name = request.path_params.get("name", self._only)
+        served = self.served.get(name)
         try:
-            response, images = await self._answer(request, self.served[name])
+            if served is None:
+                names = ", ".join(self.served)
+                raise HTTPException(404, f"no such detector; post to /v1/NAME/score: {names}")
+            request = Request(request.scope, body.receive)
+            response, images = await self._answer(request, served)
             status = response.status_code
             return response
         except HTTPException as error:
             status = error.status_code
+            if status != 408:
+                await body.pass_over(self.limits.read_timeout)
             raise
         finally:
-            self._metrics.add(name, status, time.perf_counter() - start, images)
+            self._metrics.add(name if served else "", status, time.perf_counter() - start, images)
 
     async def _answer(self, request: Request, served: Served) -> tuple[Response, int]:
         """The response to a request, and how many images it has scores of."""
@@ -218,7 +224,7 @@ def _asked(request: Request, served: Served) -> _Asked:
     return _Asked(cut, "heat_map" in query, picture)
 
 
-def _page(names: Sequence[str]) -> tuple[str, str]:
+def page_of(names: Sequence[str]) -> tuple[str, str]:
     """The page to drop photographs on, and the policy by which it runs nothing else."""
     page = environment("ahl_jax.serving").get_template("page.html.j2").render(names=names)
     script = page.partition("<script>")[2].partition("</script>")[0]

@@ -245,3 +245,12 @@ def test_a_file_that_cannot_be_written_is_known_before_the_work(
             common.parse(Options, None)
     monkeypatch.setattr("sys.argv", ["benchmark", "--json", str(tmp_path / "rows.json")])
     assert common.parse(Options, None).json == tmp_path / "rows.json"
+
+
+@pytest.mark.slow
+def test_serve(tmp_path, finished):
+    measured = rows(tmp_path, "serve", str(finished.workdir), "--clients", "1", "8")
+    assert [(row["clients"], row["requests"], row["refused"]) for row in measured] == [
+        (1, 40, 0), (8, 40, 0),
+    ]  # fmt: skip
+    assert all(row["p50_ms"] <= row["p99_ms"] for row in measured)

@@ -1,0 +1,278 @@
+"""Detectors behind HTTP, at a port of this machine."""
+
+import base64
+import contextlib
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from ahl_jax import Predictor, heat_scale, load, overlay
+from ahl_jax.serving.app import App
+from ahl_jax.serving.limits import Limits
+from ahl_jax.serving.room import Room
+from ahl_jax.serving.server import address_of, running
+from tests.runs import FinishedRun
+
+Answer = tuple[int, Any]
+
+
+@pytest.fixture(scope="module")
+def predictor(finished: FinishedRun) -> Predictor:
+    return load(finished.workdir)
+
+
+@pytest.fixture(scope="module")
+def url(predictor: Predictor) -> Iterator[str]:
+    limits = Limits(200_000, 250_000, batch=2, max_wait=0.2, read_timeout=0.5)
+    app = App({"one": predictor, "<two>": predictor}, limits)
+    with socket.create_server(("127.0.0.1", 0)) as listener, running(app, listener):
+        address = address_of(listener)
+        assert ask(f"{address}/healthz") == (200, {"status": "alive"})
+        assert ask(f"{address}/readyz")[0] == 503
+        assert ask(f"{address}/v1/one/score", b"x")[0] == 503
+        for _ in app.served["one"].batches.warm_up():
+            pass
+        app.ready = True
+        assert ask(f"{address}/readyz")[0] == 200
+        yield address
+
+
+def ask(url: str, body: bytes | None = None, **headers: str) -> Answer:
+    request = urllib.request.Request(url, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            kind, content = answer.headers["content-type"], answer.read()
+            return answer.status, json.loads(content) if "json" in kind else content
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
+    """The body and the type of a form."""
+    parts = (
+        f'--limit\r\nContent-Disposition: form-data; name="f"; filename="{name}"\r\n\r\n'.encode()
+        + content
+        + b"\r\n"
+        for name, content in files
+    )
+    return b"".join(parts) + b"--limit--\r\n", "multipart/form-data; boundary=limit"
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of few bytes that claims to have so many pixels in a line."""
+    whole = png(np.zeros((8, 8), np.uint8))
+    head = b"IHDR" + side.to_bytes(4, "big") * 2 + whole[24:29]
+    return whole[:12] + head + zlib.crc32(head).to_bytes(4, "big") + whole[33:]
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_images_sent_at_once_get_the_scores_of_the_detector(
+    url: str, predictor: Predictor, weave: Path
+) -> None:
+    paths = [weave / "test" / name / f"{i:02}.png" for name in ("good", "spot") for i in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda path: ask(f"{url}/v1/one/score", path.read_bytes()), paths))
+    assert {status for status, _ in answers} == {200}
+    found = {name: [answer[name] for _, answer in answers] for name in answers[0][1]}
+    # In twos, whose program is there.
+    scores = np.concatenate([predictor.score(paths[i : i + 2]) for i in range(0, 8, 2)])
+    np.testing.assert_allclose(found["score"], scores, atol=1e-4)
+    probability = predictor.calibrated().probability(scores)
+    np.testing.assert_allclose(found["probability"], probability, atol=1e-4)
+    threshold = predictor.calibrated().threshold()
+    assert found["threshold"] == [pytest.approx(threshold)] * len(paths)
+    above = ["anomaly" if score > threshold else "normal" for score in found["score"]]
+    assert found["decision"] == above
+    figures = ask(f"{url}/metrics")[1].decode()
+    assert 'ahl_requests_total{detector="one",status="200"} 8.0' in figures
+    assert 'ahl_images_total{detector="one"} 8.0' in figures
+    assert "ahl_waiting 0.0" in figures
+
+
+def test_a_request_names_a_threshold_and_gets_the_heat_map(
+    url: str, predictor: Predictor, weave: Path
+) -> None:
+    path = weave / "test/spot/00.png"
+    address, content = f"{url}/v1/%3Ctwo%3E/score", path.read_bytes()
+    _, answer = ask(f"{address}?heat_map=png&threshold=1e6", content)
+    assert (answer["threshold"], answer["decision"]) == (1e6, "normal")
+    rate = ask(f"{address}?fpr=0.5", content)[1]["threshold"]
+    assert rate == predictor.calibrated().threshold(0.5)
+    scale = heat_scale(predictor.calibrated().locations, np.zeros((1, 1)))
+    expected = overlay(pixels(content), predictor.outcome([path]).heat[0], scale)
+    assert np.abs(pixels(base64.b64decode(answer["heat_map"])).astype(int) - expected).max() <= 1
+    status, picture = ask(address, content, Accept="image/png")
+    assert status == 200
+    np.testing.assert_array_equal(pixels(picture), pixels(base64.b64decode(answer["heat_map"])))
+
+
+def test_a_form_has_several_files(url: str, weave: Path) -> None:
+    address = f"{url}/v1/one/score"
+    contents = [(weave / "test/spot" / f"{i:02}.png").read_bytes() for i in range(2)]
+    body, kind = form(("a.png", contents[0]), ("b/../c.png", contents[1]))
+    status, answer = ask(address, body, **{"Content-Type": kind})
+    assert status == 200
+    assert [each.pop("file") for each in answer["images"]] == ["a.png", "b/../c.png"]
+    for each, content in zip(answer["images"], contents, strict=True):
+        assert each["score"] == pytest.approx(ask(address, content)[1]["score"], abs=1e-4)
+    body, kind = form(("a.png", contents[0]), ("/etc/passwd", b"text"))
+    status, answer = ask(address, body, **{"Content-Type": kind})
+    assert (status, "/etc/passwd cannot be read" in answer["error"]) == (415, True)
+    status, _ = ask(address, body[:50], **{"Content-Type": kind})
+    assert status == 400
+    both = {"Content-Type": kind, "Accept": "image/png"}
+    assert ask(address, body, **both)[0] == 406
+
+
+def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -> None:
+    whole = (weave / "test/spot/00.png").read_bytes()
+    garbage = b"\0\0\0\7eXIfgarbage" + zlib.crc32(b"eXIfgarbage").to_bytes(4, "big")
+    text = b"tEXtComment\0" + bytes(65_000)
+    content = (len(text) - 4).to_bytes(4, "big") + text + b"crc?"
+    answers = [
+        ask(f"{url}/v1/one/score", whole[:33] + chunks + whole[33:])
+        for chunks in (b"", garbage + content)
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "message"),
+    [
+        ("one/score", b"", 400, "empty"),
+        ("one/score", b"no image", 415, "PNG"),
+        (
+            "one/score",
+            png(np.zeros((96, 96), np.uint8))[:60],
+            422,
+            "the file sent cannot be read as an image (image file is truncated); replace the file",
+        ),
+        ("one/score", png(np.zeros((600, 600), np.uint8)), 413, "pixels"),
+        ("one/score", bomb(10_000), 413, "pixels"),
+        ("one/score", bomb(60_000), 413, "decompression bomb"),
+        ("one/score", b"x" * 200001, 413, "bytes"),
+        ("one/score", b"x" * 20_000_000, 413, "bytes"),
+        ("three/score", b"x" * 20_000_000, 404, "no such detector"),
+        ("three/score", b"x", 404, "post to /v1/NAME/score: one, <two>"),
+        ("../score", b"x", 404, "no such detector"),
+        ("one/score?fpr=2", b"x", 400, "it must be between 0 and 1"),
+        ("one/score?threshold=nan", b"x", 400, "a finite number"),
+        ("one/score?fpr=0.1&threshold=1", b"x", 400, "give one of them"),
+        ("one/score?heat_map=/etc/passwd", b"x", 400, "it may be png"),
+    ],
+)
+def test_a_refusal_has_a_reason(
+    url: str, query: str, body: bytes, status: int, message: str
+) -> None:
+    found, answer = ask(f"{url}/v1/{query}", body)
+    assert found == status
+    assert message in answer["error"]
+
+
+def test_a_slow_client_is_cut_off(url: str, weave: Path) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    began = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=10) as slow:
+        slow.sendall(b"POST /v1/one/score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        answer = b"".join(iter(lambda: slow.recv(1000), b""))
+    assert time.monotonic() - began < 5
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"has not arrived within 0.5 seconds" in answer
+
+
+def test_there_is_room_for_so_many() -> None:
+    room = Room(3, "photographs")
+    with room.of(2), room.of(1), pytest.raises(HTTPException, match=r"503.*too many photographs"):
+        room.take(1)
+    assert room.taken == 0
+
+
+def _memory(process: subprocess.Popen) -> float:
+    """The most MiB that a process has had."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_crowd_is_answered_or_refused_and_the_last_requests_too(
+    finished: FinishedRun, weave: Path
+) -> None:
+    command = [sys.executable, "-m", "ahl_jax", "serve", str(finished.workdir), "--port", "0"]
+    command += ["--max-waiting", "16", "--read-timeout", "2"]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(server.kill)
+        assert server.stderr
+        said = next(line for line in server.stderr if " at http://" in line)
+        url = said.split(" at ")[1].strip()
+        large = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), np.uint8)
+        bodies = [
+            (weave / "test/spot/00.png").read_bytes(), bomb(10_000), bomb(60_000), b"x",
+            b"x" * 30_000_000, png(large),
+        ]  # fmt: skip
+        for body in bodies[-2:]:
+            ask(f"{url}/score?heat_map=png", body)
+        before = _memory(server)
+        host, port = url.removeprefix("http://").split(":")
+        slow = [socket.create_connection((host, int(port))) for _ in range(8)]
+        for each in slow:
+            each.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        wanted = [{200, 503}, {413, 503}, {413, 503}, {415, 503}, {413, 503}, {200, 503}]
+        with ThreadPoolExecutor(32) as pool:
+            turns = [0 if turn % 5 else turn // 5 % 6 for turn in range(500)]
+            answers = pool.map(lambda i: ask(f"{url}/score?heat_map=png", bodies[i])[0], turns)
+            statuses = list(answers)
+        assert all(status in wanted[i] for i, status in zip(turns, statuses, strict=True))
+        assert statuses.count(200) > 100
+        for each in slow:
+            assert each.recv(100).startswith(b"HTTP/1.1 408")
+            each.close()
+        # Four large pictures at once, and what the allocator keeps of them.
+        assert _memory(server) - before < 500
+        last: list[Answer] = []
+        threads = [
+            threading.Thread(target=lambda: last.append(ask(f"{url}/score", bodies[-1])))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        while "ahl_waiting 8.0" not in ask(f"{url}/metrics")[1].decode():
+            assert len(last) < 8
+        server.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert server.wait(timeout=10) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 5
+        for thread in threads:
+            thread.join()
+        assert [status for status, _ in last] == [200] * 8
+        assert "Traceback" not in server.stderr.read()
