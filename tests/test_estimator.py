@@ -106,6 +106,7 @@ def test_what_it_says_of_an_image_agrees(
     assert named.threshold_ == fitted.predictor_.calibrated().threshold(0.5)
 
 
+@pytest.mark.slow
 def test_paths_arrays_and_rows_of_the_same_images_give_the_same_detector(
     fitted: AHLDetector, paths: list[Path], arrays: np.ndarray, y: np.ndarray
 ) -> None:
@@ -209,6 +210,7 @@ def test_several_classes_of_anomalies_may_be_named(
         clone(fitted).fit(paths, np.repeat(["fine", "scratch", "spot"], [20, 7, 7]))
 
 
+@pytest.mark.slow
 def test_a_label_for_normal_can_be_named(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray
 ) -> None:

@@ -145,7 +145,7 @@ def test_a_trunk_is_rebuilt_from_its_parameters(name: str, request: pytest.Fixtu
     np.testing.assert_array_equal(rebuilt(images), trunk(images))
 
 
-@pytest.mark.parametrize("name", ["lite0", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("lite0", marks=pytest.mark.slow), "resnet"])
 def test_levels_are_the_stages_averaged_over_the_pixels_of_a_location(
     name: str, request: pytest.FixtureRequest
 ) -> None:

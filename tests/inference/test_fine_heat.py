@@ -73,6 +73,7 @@ def test_the_scale_of_their_colours_is_that_of_held_out_normals(run: FinishedRun
     assert np.quantile(normal, 0.9) < hottest
 
 
+@pytest.mark.slow
 def test_the_exported_file_has_them(
     run: FinishedRun, predictor: Predictor, images: list[Path], tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def batches_of(problem, subset: int = 0):
     return jax.tree.map(lambda x: x[0, subset], drawn)
 
 
+@pytest.mark.slow
 def test_a_fresh_residual_head_is_not_constant_and_all_of_it_learns(problem):
     functional, model = problem.learner.functional, problem.model
     np.testing.assert_array_equal(model.params["norm"]["scale"], 1)

@@ -190,6 +190,7 @@ def test_stopped_and_resumed_it_ends_at_the_same_bits(
     assert run_stage_one(config, tmp_path / "stopped", nothing).digest == whole.digest
 
 
+@pytest.mark.slow
 def test_train_takes_its_features_from_the_trained_trunk(config: Config, tmp_path: Path) -> None:
     config = with_settings(config, {"method": "base", "detector": "devnet", "epochs": 1})
     metrics = train(config, tmp_path / "run", progress=False)
