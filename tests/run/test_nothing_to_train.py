@@ -102,7 +102,7 @@ def test_a_folder_of_normals_alone_is_enough(weave: Path, capsys: Capture, tmp_p
     said = capsys.readouterr().out
     assert "There are no AUC-ROC and AUC-PR" in said
     assert "0 test images" in said
-    assert "set by 2 held-out normals for at most 33.3% false positives" in said
+    assert "set by 20 normals held out in 10 parts for about 4.8% false positives" in said
     text = report(run).read_text(encoding="utf-8")
     assert "There are no test images." in text
     # What comes later can be tested on.
