@@ -48,7 +48,7 @@ def run(command: Serve) -> None:
     """Run ``ahl serve``.
 
     Raises:
-        UserError: if a library is missing, a name is no good, or as ``ahl_jax.serving.serve`` does.
+        UserError: if a library is missing, a name is no good, or as ``ahl_jax.serving.server.serve`` does.
         KeyboardInterrupt: when it is stopped.
     """
     check_cut(command.fpr, command.threshold)
@@ -78,10 +78,8 @@ def named(words: Sequence[str]) -> dict[str, Path]:
         words: ``RUN`` or ``NAME=RUN`` each.
 
     Raises:
-        UserError: if there is none, or a name is no part of an address or is given twice.
+        UserError: if a name is no part of an address or is given twice.
     """
-    if not words:
-        raise UserError("RUN is missing; `ahl serve --help` explains it")
     found: dict[str, Path] = {}
     for word in words:
         name, equals, folder = word.partition("=")

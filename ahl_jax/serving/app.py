@@ -5,7 +5,7 @@ import base64
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -177,9 +177,7 @@ class App:
                 if asked.picture and len(files) > 1:
                     raise HTTPException(406, "image/png is for one file; ask for ?heat_map=png")
                 with self._waiting.of(len(files) - 1):
-                    found = await asyncio.gather(
-                        *(self._found(file, served, asked) for file in files)
-                    )
+                    found = await _all(self._found(file, served, asked) for file in files)
         if asked.picture:
             return Response(found[0].picture, media_type="image/png"), 1
         answers = [each.answer(served.predictor, asked.cut) for each in found]
@@ -198,6 +196,21 @@ class App:
     async def _in_turn(self, function: Callable[..., T], *args: Any) -> T:
         async with self._decoding:
             return await asyncio.to_thread(function, *args)
+
+
+async def _all(works: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all, once the last one has ended: until then each takes its room.
+
+    Raises:
+        BaseException: the first that one of them ended with.
+    """
+    ended = await asyncio.gather(*works, return_exceptions=True)
+    results: list[T] = []
+    for each in ended:
+        if isinstance(each, BaseException):
+            raise each
+        results.append(each)
+    return results
 
 
 def _asked(request: Request, served: Served) -> _Asked:
@@ -225,7 +238,7 @@ def _asked(request: Request, served: Served) -> _Asked:
 
 
 def page_of(names: Sequence[str]) -> tuple[str, str]:
-    """The page to drop photographs on, and the policy by which it runs nothing else."""
+    """The page to drop photographs on, and the Content-Security-Policy that bars all else."""
     page = environment("ahl_jax.serving").get_template("page.html.j2").render(names=names)
     script = page.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -27,7 +27,6 @@ def test_detectors_are_called_as_their_folders_or_otherwise(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "RUN is missing"),
         (["x/a", "y/a"], "two detectors are called a; name one of them with NAME=RUN"),
         (["/"], "'/' gives no name to its detector"),
         (["a/b=c"], "'a/b=c' gives no name to its detector; write it as NAME=RUN"),
