@@ -48,7 +48,8 @@ def run(command: Serve) -> None:
     """Run ``ahl serve``.
 
     Raises:
-        UserError: if a library is missing, a name is no good, or as ``ahl_jax.serving.server.serve`` does.
+        UserError: if a library is missing, as by ``named``, or as by
+            ``ahl_jax.serving.server.serve``.
         KeyboardInterrupt: when it is stopped.
     """
     check_cut(command.fpr, command.threshold)
