@@ -315,6 +315,11 @@ class Config:
         """The share of the training normals that no fit sees."""
         return 0.0 if self.in_turn else self.data.held_out
 
+    @property
+    def split_data(self) -> DataConfig:
+        """``data`` as it is split: nothing is held out where that is done in turn."""
+        return dataclasses.replace(self.data, held_out=self.held_out_once)
+
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON types (tuples become lists, paths strings)."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))

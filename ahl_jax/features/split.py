@@ -76,8 +76,7 @@ def load_split(config: Config) -> Split:
 
 def split_of(dataset: Dataset, config: Config) -> Split:
     """The split of a data set by a config; nothing is held out of it where that is done in turn."""
-    data = dataclasses.replace(config.data, held_out=config.held_out_once)
-    return make_split(dataset, data, config.seed)
+    return make_split(dataset, config.split_data, config.seed)
 
 
 def split_digest(split: Split) -> str:

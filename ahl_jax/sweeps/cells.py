@@ -50,7 +50,7 @@ class Cell:
     @property
     def data(self) -> DataConfig:
         """Which images it trains on."""
-        return self.config.data
+        return self.config.split_data
 
     def run(self, seed: int) -> Workdir:
         """The run of a seed."""
@@ -79,7 +79,7 @@ def check(cells: Sequence[Cell], seeds: Sequence[int], options: RunOptions = DEF
             check_settings(cell.config)
             for seed in seeds:
                 config, run = dataclasses.replace(cell.config, seed=seed), cell.run(seed)
-                normals = split_of(config.data, seed).train_normals
+                normals = split_of(config.split_data, seed).train_normals
                 check_clusters(config.subsets.clusters, len(normals))
                 if options.overwrite:
                     continue
