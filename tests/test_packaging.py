@@ -21,8 +21,11 @@ def requirements(text):
 
 INSTALLED = requirements(SETUP["options"]["install_requires"])
 DEVELOPMENT = requirements(SETUP["options.extras_require"]["dev"])
-EXTRAS = SETUP["options.extras_require"]
-OPTIONAL = requirements(EXTRAS["tensorboard"]) + requirements(EXTRAS["serve"])
+OPTIONAL = [
+    requirement
+    for extra in ("tensorboard", "formats", "serve")
+    for requirement in requirements(SETUP["options.extras_require"][extra])
+]
 
 
 def pins():
@@ -79,7 +82,7 @@ def test_every_import_is_declared():
             for top in {module.split(".")[0] for module in modules}:
                 if top in sys.stdlib_module_names or top == "ahl_jax":
                     continue
-                owners = {canonicalize_name(owner) for owner in providers[top]}
+                owners = {canonicalize_name(owner) for owner in providers.get(top, [top])}
                 assert owners & declared, f"{path} imports {top}, which setup.cfg does not name"
 
 

@@ -1,9 +1,9 @@
 """A data set in MVTec layout: ``ROOT[/CATEGORY]/{train, test}/{good, <class>}``.
 
 The classes in ``train`` are the labelled anomalies, those in ``test`` are not. ``ground_truth`` and
-everything else beside ``train`` and ``test`` is ignored, and so are hidden files and files with
-other extensions. Folders inside a class belong to that class. Names may be in any script; the two
-Unicode spellings of an accented letter count as the same name.
+everything else beside ``train`` and ``test`` is ignored, and so are hidden files; files that no
+reader is for are named. Folders inside a class belong to that class. Names may be in any script;
+the two Unicode spellings of an accented letter count as the same name.
 
 Without ``train/good``, a folder of normals beside one of anomalies is a data set too, such as
 ``ROOT/{good, bad}``; see ``NORMAL_WORDS`` for their names.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
-from ahl_jax.data.images import SUFFIXES
+from ahl_jax.data.formats import SUFFIXES, is_unread, warn_of_unread
 from ahl_jax.data.splits import split_normals
 from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
 
@@ -57,20 +57,27 @@ def anomalies_below(folder: Path) -> dict[str, tuple[Path, ...]]:
     Raises:
         UserError: if it may not be listed.
     """
+    skipped: list[Path] = []
     try:
-        return _anomalies([folder], folder, [])
+        found = _anomalies([folder], folder, skipped)
     except OSError as error:
         raise _unlistable(error) from error
+    warn_of_unread(skipped, folder)
+    return found
 
 
-def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders in it, sorted; links out of it are left out.
+def images_below(folder: Path, skipped: list[Path] | None = None) -> list[Path]:
+    """All images in a folder and the folders in it, sorted.
+
+    Args:
+        folder: the folder.
+        skipped: to which links out of it are added, and files that ``is_unread``.
 
     Raises:
         UserError: if it may not be listed.
     """
     try:
-        return list(_images(folder, folder, []))
+        return list(_images(folder, folder, [] if skipped is None else skipped))
     except OSError as error:
         raise _unlistable(error) from error
 
@@ -105,10 +112,11 @@ def _load(root: Path, category: str | None) -> Dataset:
         )
         normals = train.pop("good", ()), test.pop("good", ())
         dataset = Dataset(_nfc(home.resolve().name), *normals, test, train)
-    if skipped:
+    warn_of_unread(skipped, root)
+    if links := [path for path in skipped if not is_unread(path)]:
         warnings.warn(
-            f"left out {len(skipped)} link(s) that lead to a folder or out of {root}, such as "
-            f"{skipped[0]}",
+            f"left out {len(links)} link(s) that lead to a folder or out of {root}, such as "
+            f"{links[0]}",
             stacklevel=4,
         )
     return dataset
@@ -216,7 +224,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
-    """The images below ``folder``, sorted; links out of ``root`` are added to ``skipped``."""
+    """The images below ``folder``, sorted; what is left out is added to ``skipped``.
+
+    That is links out of ``root``, and files that ``is_unread``.
+    """
     if folder.is_dir() and not _inside(folder, root):
         raise UserError(
             f"{folder} is a link that leads out of {root}; name the folder that it leads to, or "
@@ -232,9 +243,10 @@ def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
         folders[:] = [name for name in folders if name[0] != "." and name not in ours]
         for name in files:
             path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
-                continue
-            (found if _inside(path, root) else skipped).append(path)
+            if is_unread(path):
+                skipped.append(path)
+            elif name[0] != "." and path.suffix.lower() in SUFFIXES and path.is_file():
+                (found if _inside(path, root) else skipped).append(path)
     return tuple(_ordered(found, folder))
 
 

@@ -23,16 +23,12 @@ from ahl_jax.data.arrays import (
     placed,
     resized,
 )
+from ahl_jax.data.formats import ENCODED, open_encoded, remedy
 from ahl_jax.data.frame import Frame, square
 from ahl_jax.data.records import ImageSource, InMemory
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"})
-"""The extensions of images, in lower case."""
-
 Picture = Path | str | Image.Image | np.ndarray
 """An image: a file, or what has been read from one."""
-
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -70,8 +66,8 @@ def read_image(path: ImageSource, frame: Frame | int) -> UInt8[np.ndarray, "h w 
     the first three channels are read; pickled objects in it are never loaded.
 
     Args:
-        path: A PNG, JPEG, BMP, TIFF or ``.npy`` file, such a record, or an array; what decides
-            between the image formats is the content, not the name.
+        path: A file in one of ``ahl_jax.data.formats.FORMATS``, such a record, or an array; what
+            decides between all formats but ``.npy`` is the content, not the name.
         frame: The part of the image that is wanted and its size; a number is the side in pixels
             that all of it is brought to.
 
@@ -203,7 +199,7 @@ def check_image(path: Path) -> None:
 def opened(
     source: Path | io.BytesIO,
     prepare: Callable[[Image.Image], object] | None = None,
-    formats: tuple[str, ...] = _FORMATS,
+    formats: Sequence[str] = ENCODED,
 ) -> Iterator[Image.Image]:
     """An encoded image, as Pillow opens it.
 
@@ -224,7 +220,7 @@ def opened(
         stack.enter_context(file)
 
         def image_of(encoded: IO[bytes]) -> Image.Image:
-            image = stack.enter_context(Image.open(encoded, formats=formats))
+            image = stack.enter_context(open_encoded(encoded, formats))
             if prepare:
                 prepare(image)
             return image
@@ -403,11 +399,15 @@ def _no_image(name: str, error: Exception) -> BadImageError:
 
 
 def _bad(path: ImageSource, error: Exception) -> BadImageError:
-    reason = str(error) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror.lower()
     elif isinstance(error, UnidentifiedImageError):
-        reason = "not a PNG, JPEG, BMP or TIFF file" if image_size(path) else "empty file"
+        reason = f"not a {', '.join(ENCODED[:-1])} or {ENCODED[-1]} file"
+        if not image_size(path):
+            reason = "empty file"
+        elif how := remedy(path.name):
+            reason = f"to read such files, run {how}"
     return BadImageError(
         f"{path} cannot be read as an image ({reason}); replace the file{_SKIPPING}"
     )
@@ -455,7 +455,8 @@ def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
         # the size wanted.
         sideways = _sideways(image)
         place = fit(*reversed(image.size)) if sideways else fit(*image.size)
-        if place.box is None:
+        # Of a HEIF it would take a small picture beside the image, which may show another.
+        if place.box is None and image.format != "HEIF":
             width, height = reversed(place.size) if sideways else place.size
             image.draft(None, (2 * width, 2 * height))
         image.load()

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
-from ahl_jax.data.images import SUFFIXES
+from ahl_jax.data.formats import SUFFIXES, remedy
 from ahl_jax.data.splits import split_normals
 from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
 
@@ -142,7 +142,8 @@ def file_in(folder: Path, name: str, where: str) -> Path:
     if not name or parts.is_absolute() or ".." in parts.parts:
         raise UserError(f"{where} has the path {name!r}; write one inside of {folder}")
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{where} names {name!r}, which is not an image; leave the line out")
+        how = remedy(name) or "leave the line out"
+        raise UserError(f"{where} names {name!r}, which is not an image that can be read; {how}")
     if not path.is_file():
         raise UserError(f"{where} names {name!r}, which is not in {folder}; mend the path")
     if not path.resolve().is_relative_to(folder.resolve()):

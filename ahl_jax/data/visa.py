@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
-from ahl_jax.data.images import SUFFIXES
+from ahl_jax.data.formats import SUFFIXES, warn_of_unread
 from ahl_jax.data.splits import split_normals
 from ahl_jax.data.table import file_in, rows
 from ahl_jax.data.types import Dataset
@@ -46,6 +46,7 @@ def load(config: DataConfig) -> Dataset:
         return _by_csv(root, config.category)
     homes = _homes(root)
     home = homes[_chosen(list(homes), config.category, root)]
+    warn_of_unread((home / _IMAGES).glob("*/*"), home)
     normals = _images(home, "Normal")
     try:
         train, test = split_normals(normals)

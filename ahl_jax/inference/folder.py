@@ -15,7 +15,8 @@ from ahl_jax.common.files import alone, holder, reason, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.data.folder import HEAT_MAPS, images_below
-from ahl_jax.data.images import SUFFIXES, image_digest, iter_batches, without_skipping
+from ahl_jax.data.formats import SUFFIXES, unread_in_words
+from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.features.tiles import frame_of, warn_of_shrinking
 from ahl_jax.inference.predictor import Predictor, load
@@ -88,11 +89,16 @@ def run(command: Predict) -> None:
             raise UserError(f"{path} cannot be read ({reason(error)}); check the path") from error
         if command.watch and not path.is_dir():
             raise UserError(f"{path} is a file; `watch` takes folders")
-    if not command.watch and not found_images(command.images, command.out):
+    skipped: list[Path] = []
+    found = found_images(command.images, command.out, skipped)
+    said = unread_in_words(skipped)
+    if not command.watch and not found:
         raise UserError(
-            f"there is no image in {', '.join(map(str, command.images))}; images end in "
-            f"{', '.join(sorted(SUFFIXES))}"
+            f"there is no image in {', '.join(map(str, command.images))}{said and f' ({said})'}; "
+            f"images end in {', '.join(sorted(SUFFIXES))}"
         )
+    if said and not command.watch:
+        log.warning("%s", said)
     predictor = load(command.workdir)
     warn_of_shrinking(found_images(command.images, command.out), predictor.config.features)
     cut = predictor.cut(command.fpr, command.threshold)
@@ -129,8 +135,15 @@ def _run(command: Predict, predictor: Predictor, results: Results) -> None:
         raise IncompleteError(f"{counted(len(bad), 'image')} could not be read, as listed above")
 
 
-def found_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """The images that the inputs name, each once by whatever paths; what ``out`` holds is none.
+def found_images(
+    inputs: Sequence[Path], out: Path | None = None, skipped: list[Path] | None = None
+) -> list[Path]:
+    """The images that the inputs name, each once by whatever paths.
+
+    Args:
+        inputs: image files, and folders of them.
+        out: where results are; what it holds is no image.
+        skipped: to which what ``images_below`` leaves out is added.
 
     Raises:
         UserError: if a folder cannot be listed.
@@ -138,7 +151,7 @@ def found_images(inputs: Sequence[Path], out: Path | None = None) -> list[Path]:
     found: dict[Path, Path] = {}
     for given in inputs:
         try:
-            below = images_below(given) if given.is_dir() else [given]
+            below = images_below(given, skipped) if given.is_dir() else [given]
             left_out = _output_in(given, out) if out else None
         except OSError as error:
             raise UserError(f"{given} cannot be read ({reason(error)}); check the path") from error
@@ -220,7 +233,11 @@ def _watch(command: Predict, predictor: Predictor, results: Results) -> NoReturn
 
     while True:
         try:
-            before = {path: _stamp(path) for path in found_images(command.images, command.out)}
+            skipped: list[Path] = []
+            found = found_images(command.images, command.out, skipped)
+            if unread := unread_in_words(skipped):
+                say(unread_in_words, unread)
+            before = {path: _stamp(path) for path in found}
             time.sleep(_POLL)
             stop.check()
             now = {path: _stamp(path) for path in before}

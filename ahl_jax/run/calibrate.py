@@ -14,6 +14,7 @@ from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
 from ahl_jax.detectors import Functional, Model
@@ -96,7 +97,10 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
         predictor = load(workdir)
         if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
             raise UserError(f"{workdir} is not finished; give the training's command again first")
-        found = found_images([Path(each) for each in good])
+        skipped: list[Path] = []
+        found = found_images([Path(each) for each in good], skipped=skipped)
+        if said := unread_in_words(skipped):
+            log.warning("%s", said)
         if not found:
             raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
         try:

@@ -40,14 +40,16 @@ def encoded(array, form, **options):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", ["a.png", "b.bmp", "c.tif", "d.TIFF", "e.npy"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "b.bmp", "c.tif", "d.TIFF", "e.npy", "f.webp", "g.jp2", "h.J2K"]
+)
 def test_lossless_formats_give_the_same_pixels(tmp_path, name):
     array = gradient()
     path = tmp_path / name
     if name.endswith("npy"):
         np.save(path, array)
     else:
-        save(path, array)
+        save(path, array, **({"lossless": True, "exact": True} if name == "f.webp" else {}))
     image = read_image(path, 32)
     assert image.shape == (32, 32, 3)
     assert image.dtype == np.uint8
@@ -97,7 +99,7 @@ def test_tiffs_are_turned_whatever_is_in_them(tmp_path, dtype, orientation, turn
     assert seen_size(path)[0] == (48, 48)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "npy"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp", "avif", "npy"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_the_size_is_the_one_that_is_seen(tmp_path, suffix, orientation):
     exif = Image.Exif()
@@ -257,7 +259,11 @@ BAD = {
     "cut.jpg": (encoded(NOISE, "JPEG")[:1500], "truncated"),
     "cut.bmp": (encoded(NOISE, "BMP")[:5000], ""),
     "cut.tif": (encoded(NOISE, "TIFF", compression="tiff_lzw")[:5000], ""),
-    "webp.png": (encoded(NOISE, "WEBP"), "not a PNG"),
+    "eps.png": (encoded(NOISE, "EPS"), "not a PNG"),
+    "cut.webp": (encoded(NOISE, "WEBP")[:1500], ""),
+    "cut.avif": (encoded(NOISE, "AVIF")[:1500], ""),
+    "cut.gif": (encoded(NOISE, "GIF")[:1500], ""),
+    "cut.jp2": (encoded(NOISE, "JPEG2000")[:1500], ""),
     "cut.npy": (npy_bytes(NOISE)[:5000], ""),
     "huge.npy": (HUGE, ""),
     "pickle.npy": (npy_bytes(np.array([[Boom()]]), allow_pickle=True), "objects"),

@@ -1,8 +1,9 @@
 """Reading sources as they were downloaded: folders, images and parts of images."""
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from jaxtyping import Bool
 from PIL import Image
 
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.data.images import SUFFIXES, check_image
+from ahl_jax.data.formats import SUFFIXES
+from ahl_jax.data.images import check_image, opened
 from ahl_jax.data.masks import marked
 
 Box = tuple[int, int, int, int]
@@ -165,10 +167,6 @@ def _png(image: Image.Image) -> bytes:
 @functools.lru_cache(maxsize=4)  # the parts of an image follow one another, mostly
 def _decoded(path: Path) -> Image.Image:
     with _opened(path) as image:
-        try:
-            image.load()
-        except Exception as error:  # decoders raise nearly anything on damaged files
-            raise _unreadable(path, error) from error
         return image.copy()
 
 
@@ -182,12 +180,14 @@ def _union(paths: tuple[Path, ...], expected: tuple[int, int]) -> Bool[np.ndarra
     return found
 
 
-def _opened(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        return Image.open(regular_file(path), formats=("PNG", "JPEG", "BMP", "TIFF"))
+        with opened(regular_file(path)) as image:
+            yield image
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # decoders raise nearly anything on damaged files
         raise _unreadable(path, error) from error
 
 
