@@ -24,7 +24,7 @@ from sklearn.utils.validation import (
 from ahl_jax.common.errors import InputError, UserError
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import Config, DataConfig
-from ahl_jax.data.images import array_of, image_list
+from ahl_jax.data.images import image_list, path_or_array
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
 from ahl_jax.data.types import ANOMALY, NORMAL_WORDS
@@ -235,7 +235,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
                     raise InputError(
                         f"X has {other} values among {kind}; give paths alone, or images alone"
                     )
-                return [_path_or_array(item, f"image {i} of X") for i, item in enumerate(X)]
+                return [path_or_array(item, f"image {i} of X") for i, item in enumerate(X)]
         rows = validate_data(self, X, reset=reset)
         check_non_negative(rows, type(self).__name__)
         whole = rows.dtype.kind in "iu" and rows.dtype not in (np.uint8, np.uint16)
@@ -342,12 +342,6 @@ def _is_rows(X: Any) -> bool:
         return False
     of_objects = isinstance(values, np.ndarray) and values.dtype.kind in "OUT"
     return not (of_objects and any(isinstance(value, str | Path) for value in values.ravel()))
-
-
-def _path_or_array(item: Any, name: str) -> Path | np.ndarray:
-    if isinstance(item, str | Path):
-        return Path(item)
-    return array_of(item, name) if isinstance(item, Image.Image) else np.asarray(item)
 
 
 def _is_missing(label: Any) -> bool:

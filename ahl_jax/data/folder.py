@@ -24,8 +24,13 @@ from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
 
 log = logging.getLogger(__name__)
 
-PREDICTION, HEAT_MAPS = "predict.json", "heat_maps"
-"""What ``ahl predict`` writes into its folder: what it is about, and a folder of pictures."""
+PREDICTION = "predict.json"
+"""What a folder of results is about, in a file that ``ahl predict`` writes into it."""
+
+OUTPUTS = {
+    "overlay": "heat_maps", "mask": "defect_masks", "boxes": "defect_boxes", "raw": "heat_values",
+}  # fmt: skip
+"""What ``ahl predict`` can write for each image -> the folder of them, within that of results."""
 
 
 def load(config: DataConfig) -> Dataset:
@@ -238,8 +243,8 @@ def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
         # os.walk does not enter linked folders: a link inside a class could lead anywhere, or in
         # a circle.
         skipped += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
-        # Heat maps of an earlier prediction are no photographs.
-        ours = {HEAT_MAPS} if PREDICTION in files else set()
+        # What an earlier prediction drew is no photograph.
+        ours = {*OUTPUTS.values()} if PREDICTION in files else set()
         folders[:] = [name for name in folders if name[0] != "." and name not in ours]
         for name in files:
             path = Path(parent, name)

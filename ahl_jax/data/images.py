@@ -170,16 +170,20 @@ def image_list(images: Any) -> list[Any]:
     )
 
 
-def array_of(picture: Image.Image, name: str) -> Shaped[np.ndarray, "h w *c"]:
-    """The pixels of a PIL image the right way up, as an array that ``as_image`` takes.
+def path_or_array(picture: Any, name: str) -> Path | Shaped[np.ndarray, "..."]:
+    """A file, or else the pixels of an image the right way up, as ``as_image`` takes them.
 
     Args:
-        picture: the image.
+        picture: a ``Picture``, or what NumPy makes an array of.
         name: What messages call it.
 
     Raises:
         BadImageError: as by ``read_image``.
     """
+    if isinstance(picture, str | Path):
+        return Path(picture)
+    if not isinstance(picture, Image.Image):
+        return np.asarray(picture)
     try:
         return _values(_upright(picture))
     except Exception as error:  # decoders raise nearly anything on damaged files

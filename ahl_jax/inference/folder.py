@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
@@ -14,7 +14,7 @@ from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
 from ahl_jax.common.files import alone, holder, reason, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
-from ahl_jax.data.folder import HEAT_MAPS, images_below
+from ahl_jax.data.folder import OUTPUTS, images_below
 from ahl_jax.data.formats import SUFFIXES, unread_in_words
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
@@ -47,7 +47,7 @@ class Predict:
     """Image files, and folders with images at any depth."""
 
     out: Path
-    """The folder for scores.csv and heat_maps/."""
+    """The folder for scores.csv and what `save` names."""
 
     fpr: float | None = None
     """The rate of false positives among normal images that the threshold is set for; 0.01 by
@@ -56,8 +56,13 @@ class Predict:
     threshold: float | None = None
     """The score above which an image is an anomaly, in the place of `fpr`."""
 
+    save: tuple[Literal["overlay", "mask", "boxes", "raw"], ...] = ("overlay",)
+    """What to write for each image that is scored: heat_maps/ with the heat map drawn over it,
+    defect_masks/ with white where it is outlined there, defect_boxes/ with a rectangle around each
+    outline as JSON, heat_values/ with the score of each pixel as TIFF of 32 bits."""
+
     heat_maps: bool = True
-    """Whether to draw where the anomaly is, beside each image."""
+    """Whether to write what `save` names."""
 
     json: bool = False
     """Print each result as a line of JSON on stdout, too."""
@@ -100,7 +105,10 @@ def run(command: Predict) -> None:
     if said and not command.watch:
         log.warning("%s", said)
     predictor = load(command.workdir)
-    warn_of_shrinking(found_images(command.images, command.out), predictor.config.features)
+    warn_of_shrinking(found, predictor.config.features)
+    save = command.save if command.heat_maps else ()
+    if {"mask", "boxes"} & {*save}:
+        predictor.calibrated()
     cut = predictor.cut(command.fpr, command.threshold)
     with (
         writing(command.out, "give `out` another folder, or make room"),
@@ -110,7 +118,7 @@ def run(command: Predict) -> None:
             command.out,
             predictor,
             cut,
-            heat_maps=command.heat_maps,
+            save=save,
             lines=command.json,
             tell=command.watch,
             overwrite=command.overwrite,
@@ -152,22 +160,23 @@ def found_images(
     for given in inputs:
         try:
             below = images_below(given, skipped) if given.is_dir() else [given]
-            left_out = _output_in(given, out) if out else None
+            left_out = _outputs_in(given, out) if out else []
         except OSError as error:
             raise UserError(f"{given} cannot be read ({reason(error)}); check the path") from error
         for path in below:
-            if not (left_out and path.is_relative_to(left_out)):
+            if not any(path.is_relative_to(output) for output in left_out):
                 found.setdefault(path.resolve(), path)
     return list(found.values())
 
 
-def _output_in(given: Path, out: Path) -> Path | None:
-    """The part of an input that is output: all of ``out``, or its heat maps where both are one."""
+def _outputs_in(given: Path, out: Path) -> list[Path]:
+    """The parts of an input that are output: all of ``out``, or its pictures where both are one."""
     home, ours = given.resolve(), out.resolve()
-    for part in (ours, ours / HEAT_MAPS):
-        if part != home and part.is_relative_to(home):
-            return given / part.relative_to(home)
-    return given if home.is_relative_to(ours / HEAT_MAPS) else None
+    written = [ours / name for name in OUTPUTS.values()]
+    if any(home.is_relative_to(each) for each in written):
+        return [given]
+    parts = written if home == ours else [ours]
+    return [given / part.relative_to(home) for part in parts if part.is_relative_to(home)]
 
 
 def _all_of(

@@ -1,15 +1,42 @@
 """Heat maps as pictures: where in an image a detector sees what is not normal."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from ahl_jax.data.frame import WHOLE, Seen, pixels
 
 _STRONGEST = 0.75
 """The share of the colour where the heat is greatest; the rest is the image."""
+
+_FINEST = 1024
+"""Pixels of an image's longer side at which regions are told apart; a location is larger."""
+
+_TOUCHING = np.ones((3, 3))
+
+_GREY, _BLACK, _WHITE = 128, 0, 255
+_BAR, _BAR_HEIGHT, _TEXT, _LINE = 320, 12, 13, 17
+"""Pixels of the legend: the bar, the letters, and from one line to the next."""
+
+
+class Region(NamedTuple):
+    """A connected part of an image whose locations are above some score."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    """Of the rectangle around it, in pixels of the image."""
+
+    area: float
+    """Its share of the image's pixels."""
+
+    peak: float
+    """The score of its hottest location."""
 
 
 def upsampled(
@@ -70,7 +97,78 @@ def overlay(
     height, width, _ = image.shape
     warmth = np.maximum(upsampled(heat, height, width, seen) - low, 0)
     times = warmth / max(high - low, 1e-12)
-    level = 1 - 1 / (1 + times**2)
+    return _tinted(image, 1 - 1 / (1 + times**2))
+
+
+def regions(
+    heat: Float[np.ndarray, "h w"], level: float, height: int, width: int, seen: Seen = WHOLE
+) -> list[Region]:
+    """The regions of an image that are hotter than a level, the hottest first.
+
+    Args:
+        heat: its heat map.
+        level: a location's score.
+        height: the image's, in pixels.
+        width: the image's.
+        seen: the part of the image that the map is of.
+    """
+    share = min(1, _FINEST / max(height, width))
+    values = upsampled(heat, max(1, round(height * share)), max(1, round(width * share)), seen)
+    labels, count = ndimage.label(values > level, structure=_TOUCHING)
+    numbers = np.arange(1, count + 1)
+    peaks = ndimage.maximum(values, labels, numbers)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:] / labels.size
+    down, across = height / values.shape[0], width / values.shape[1]
+    found = []
+    for (rows, columns), area, peak in zip(ndimage.find_objects(labels), areas, peaks, strict=True):
+        left, right = int(columns.start * across), int(np.ceil(columns.stop * across))
+        top, bottom = int(rows.start * down), int(np.ceil(rows.stop * down))
+        found.append(Region(left, top, right - left, bottom - top, float(area), float(peak)))
+    return sorted(found, key=lambda region: -region.peak)
+
+
+def outlined(
+    image: UInt8[np.ndarray, "h w 3"], marks: Bool[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with a line around what is marked, white and, on its outer side, black."""
+    line = marks & ~ndimage.binary_erosion(marks, _TOUCHING, border_value=1)
+    rim = ndimage.binary_dilation(marks, _TOUCHING) & ~marks
+    drawn = image.copy()
+    drawn[line], drawn[rim] = _WHITE, _BLACK
+    return drawn
+
+
+@functools.cache
+def legend(*, outline: bool) -> UInt8[np.ndarray, "h w 3"]:
+    """The colours of ``overlay`` in a row, with what they mean in words.
+
+    Args:
+        outline: whether the scale is that of good parts, and what is hotter than 99.9 % of their
+            locations has a line around it; else the scale is the image's own.
+    """
+    bar = np.full((_BAR_HEIGHT, _BAR, 3), _GREY, np.uint8)
+    bar = _tinted(bar, np.broadcast_to(np.linspace(0, 1, _BAR), bar.shape[:2]))
+    ends = ("as in good parts", "far hotter") if outline else ("coolest here", "hottest here")
+    lines = 2 if outline else 1
+    canvas = np.full((_BAR_HEIGHT + 4 + lines * _LINE, _BAR, 3), _WHITE, np.uint8)
+    canvas[2 : 2 + _BAR_HEIGHT] = bar
+    picture = Image.fromarray(canvas)
+    draw, font, below = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT), _BAR_HEIGHT + 3
+    for at, anchor, words in ((0, "la", ends[0]), (_BAR, "ra", ends[1])):
+        draw.text((at, below), words, "black", font, anchor)
+    if outline:
+        middle = _BAR // 2
+        draw.line([(middle - 1, 2), (middle - 1, _BAR_HEIGHT + 1)], "black")
+        draw.line([(middle, 2), (middle, _BAR_HEIGHT + 1)], "white")
+        words = "outlined: hotter than 99.9 % of good parts' surface"
+        draw.text((middle, below + _LINE), words, "black", font, "ma")
+    return np.asarray(picture)
+
+
+def _tinted(
+    image: UInt8[np.ndarray, "h w 3"], level: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with the colours of levels from 0 to 1 over it."""
     colours = _colours()[np.rint(level * 255).astype(int)]
     share = (_STRONGEST * level)[..., None]
     return np.rint((1 - share) * image + share * colours).astype(np.uint8)

@@ -18,13 +18,21 @@ from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.frame import Seen
-from ahl_jax.data.images import Picture, as_image, image_list, iter_batches, seen_size
-from ahl_jax.data.records import ImageSource
+from ahl_jax.data.images import (
+    Picture,
+    as_image,
+    image_list,
+    iter_batches,
+    path_or_array,
+    seen_size,
+)
+from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
 from ahl_jax.features.images import padded, tiled_maps, trunk_dtype
 from ahl_jax.features.tiles import frame_of
+from ahl_jax.inference.heatmaps import upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
     FPR,
@@ -133,6 +141,20 @@ class Predictor:
             none = self.of_arrays(np.zeros((1, frame.height, frame.width, 3), np.uint8))
             return Outcome(*(x[:0] for x in none))
         return Outcome(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def heat_map(self, image: Picture) -> Float[np.ndarray, "h w"]:
+        """How anomalous each pixel of an image is, float32, at the size that it is seen.
+
+        Compare with ``Calibration.contour``, which 0.1 % of the surface of good parts are above.
+
+        Raises:
+            BadImageError: if it cannot be read.
+        """
+        heat = self.outcome([image]).heat[0]
+        source = path_or_array(image, "the image")
+        photograph = source if isinstance(source, Path) else InMemory("the image", source)
+        width, height = seen_size(photograph)[0]
+        return upsampled(heat, height, width, self.seen(photograph))
 
     def outcome_of(self, maps: FeatureMaps, images: Sequence[ImageSource]) -> Outcome:
         """``outcome`` of n images of a data set whose feature maps are at hand, at least one.

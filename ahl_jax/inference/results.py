@@ -16,17 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.files import reason, replace_file
 from ahl_jax.common.text import counted, printable
-from ahl_jax.data.folder import HEAT_MAPS, PREDICTION
+from ahl_jax.data.folder import OUTPUTS, PREDICTION
 from ahl_jax.data.frame import Seen
-from ahl_jax.data.images import read_display, without_skipping
+from ahl_jax.data.images import read_display, seen_size, without_skipping
 from ahl_jax.distributed.host_arrays import digest
-from ahl_jax.inference.heatmaps import heat_scale, overlay
+from ahl_jax.inference.heatmaps import (
+    Region,
+    heat_scale,
+    legend,
+    outlined,
+    overlay,
+    regions,
+    upsampled,
+)
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import Cut
@@ -36,8 +44,11 @@ log = logging.getLogger(__name__)
 _DIGITS = 6
 """Of the numbers in the table, after the point."""
 
-_LONGEST = 255
-"""Bytes of a file's name on most file systems."""
+_DEFECT = ("defect_area", "defect_left", "defect_top", "defect_width", "defect_height")
+"""The columns of what is outlined: its share of the image, and a rectangle around the hottest."""
+
+_LONGEST = 230
+"""Bytes of a file's name, without digest and suffix; most file systems take 255 in all."""
 
 _NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 """Errors of a file system that does not take a name."""
@@ -58,13 +69,13 @@ class NamedImage:
 
 
 class Results:
-    """The files that a prediction writes: ``predict.json``, ``scores.csv``, ``heat_maps/``.
+    """The files that a prediction writes: ``predict.json``, ``scores.csv``, and ``OUTPUTS``.
 
     Args:
         folder: where they are; it is there already.
         predictor: the detector.
         cut: where decisions are made; None for none.
-        heat_maps: whether to draw them.
+        save: which of ``OUTPUTS`` to write; masks and boxes take a calibration.
         lines: whether to print each result as a line of JSON.
         tell: whether to log each result.
         overwrite: replace what another detector gave.
@@ -81,15 +92,17 @@ class Results:
         predictor: Predictor,
         cut: Cut | None,
         *,
-        heat_maps: bool,
+        save: Sequence[str],
         lines: bool,
         tell: bool,
         overwrite: bool,
     ) -> None:
         self.folder, self.csv = folder, folder / "scores.csv"
         self._predictor, self.cut = predictor, cut
-        self._heat_maps, self._lines, self._tell = heat_maps, lines, tell
-        self.columns = ["path", "score", "probability", "decision", *predictor.heads, "sha256"]
+        self._save, self._lines, self._tell = save, lines, tell
+        self.columns = [
+            "path", "score", "probability", "decision", *predictor.heads, *_DEFECT, "sha256",
+        ]  # fmt: skip
         self.done: set[tuple[str, str]] = set()
         self._drawn: dict[Path, NamedImage] = {}
         self.anomalies = 0
@@ -131,15 +144,16 @@ class Results:
         for row in rows:
             image = NamedImage(Path(row[0]), row[-1])
             self.done.add(image.key)
-            self._heat_map(image)
+            self._name(image)
         self.anomalies = sum(row[3] == "anomaly" for row in rows)
 
     def write(self, images: Sequence[NamedImage], found: Outcome) -> None:
         """Add the results of some images; the table last, so that it names nothing unfinished."""
-        rows = list(self._rows(images, found))
-        if self._heat_maps:
-            for image, heat in zip(images, found.heat, strict=True):
-                self._draw(image, heat)
+        hot = list(map(self._regions, images, found.heat))
+        rows = list(self._rows(images, found, hot))
+        for image, heat, where in zip(images, found.heat, hot, strict=True):
+            for kind in self._save:
+                self._write(kind, image, heat, where)
         # Never made anew, as where the folder's disk is gone for a while.
         with self.csv.open("r+b") as file:
             end = file.seek(0, os.SEEK_END)
@@ -159,16 +173,21 @@ class Results:
         self.done.update(image.key for image in images)
         self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
 
-    def _rows(self, images: Sequence[NamedImage], found: Outcome) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, images: Sequence[NamedImage], found: Outcome, hot: Sequence[Sequence[Region] | None]
+    ) -> Iterator[dict[str, Any]]:
         scores = [round(float(score), _DIGITS) for score in found.scores]
         decided = self._decided(scores)
-        for image, score, each, heads in zip(images, scores, decided, found.heads, strict=True):
+        for image, score, each, heads, where in zip(
+            images, scores, decided, found.heads, hot, strict=True
+        ):
             row = {"path": printable(image.path.as_posix()), "score": score}
             row |= dict(zip(("probability", "decision"), each, strict=True))
             rounded = (round(float(value), _DIGITS) for value in heads)
             yield (
                 row
                 | dict(zip(self._predictor.heads, rounded, strict=True))
+                | _defect(where)
                 | {"sha256": image.digest}
             )
 
@@ -183,42 +202,80 @@ class Results:
                 ("anomaly" if above else "normal") if cut else "",
             )
 
-    def _heat_map(self, image: NamedImage) -> Path:
-        """The file of an image's heat map."""
-        target = self.folder / HEAT_MAPS / heat_map_name(image.path)
-        # Another image may have that one: /a.png that of a.png, or an older one under its name.
-        if self._drawn.setdefault(target, image) != image:
-            target = target.with_name(f"{target.stem}.{image.digest}.png")
-        return target
+    def _name(self, image: NamedImage) -> Path:
+        """The path of what is drawn of an image, within a folder of ``OUTPUTS``."""
+        name = output_name(image.path)
+        # Another image may have that one: a.jpg or /a.png that of a.png, or an older one of it.
+        if self._drawn.setdefault(name, image) != image:
+            name = name.with_name(f"{name.name}.{image.digest}")
+        return name
 
-    def _draw(self, image: NamedImage, heat: Float[np.ndarray, "h w"]) -> None:
+    def _regions(self, image: NamedImage, heat: Float[np.ndarray, "h w"]) -> list[Region] | None:
+        """The regions that are outlined; None where that is not known."""
         calibration = self._predictor.calibration
-        scale = heat_scale(calibration.locations if calibration else None, heat)
-        content = io.BytesIO()
+        if calibration is None:
+            return None
         try:
-            picture = beside(
-                read_display(image.path), heat, scale, self._predictor.seen(image.path)
-            )
-            Image.fromarray(picture).save(content, "PNG")
-            target = self._heat_map(image)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, content.getvalue())
-        except BadImageError as error:
+            width, height = seen_size(image.path)[0]
+            seen = self._predictor.seen(image.path)
+        except BadImageError:
             # Gone since it was scored, as in a camera's ring buffer.
-            log.warning("no heat map: %s", without_skipping(str(error)))
+            return None
+        return regions(heat, calibration.contour, height, width, seen)
+
+    def _write(
+        self,
+        kind: str,
+        image: NamedImage,
+        heat: Float[np.ndarray, "h w"],
+        where: Sequence[Region] | None,
+    ) -> None:
+        try:
+            suffix, content = self._content(kind, image, heat, where)
+            name = self._name(image)
+            target = self.folder / OUTPUTS[kind] / name.with_name(name.name + suffix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, content)
+        except BadImageError as error:
+            log.warning("no %s: %s", kind, without_skipping(str(error)))
         except OSError as error:
             if error.errno not in _NAMES:
                 raise
-            log.warning("no heat map of %s (%s)", printable(image.path), reason(error))
+            log.warning("no %s of %s (%s)", kind, printable(image.path), reason(error))
+
+    def _content(
+        self,
+        kind: str,
+        image: NamedImage,
+        heat: Float[np.ndarray, "h w"],
+        where: Sequence[Region] | None,
+    ) -> tuple[str, bytes]:
+        """The suffix and the bytes of what is written of an image."""
+        if kind == "boxes":
+            return ".json", f"{json.dumps([each._asdict() for each in where or ()])}\n".encode()
+        calibration, seen = self._predictor.calibration, self._predictor.seen(image.path)
+        if kind == "overlay":
+            scale = heat_scale(calibration.locations if calibration else None, heat)
+            level = calibration.contour if calibration else None
+            return ".png", _encoded(
+                beside(read_display(image.path), heat, scale, seen, level), "PNG"
+            )
+        width, height = seen_size(image.path)[0]
+        values = upsampled(heat, height, width, seen)
+        if kind == "raw":
+            return ".tif", _encoded(values, "TIFF")
+        assert calibration is not None
+        return ".png", _encoded(np.uint8(255) * (values > calibration.contour), "PNG")
 
 
-def heat_map_name(path: Path) -> Path:
-    """The path of an image's heat map, within the folder of them wherever the image is."""
-    *folders, name = ["__" if part == ".." else part for part in path.parts if part != path.anchor]
-    if len(os.fsencode(f"{name}.png")) > _LONGEST:
-        start = os.fsencode(name)[: _LONGEST - 24].decode(errors="ignore")
+def output_name(path: Path) -> Path:
+    """The path of what is drawn of an image, without a suffix, wherever the image is."""
+    folders = ["__" if part == ".." else part for part in path.parts[:-1] if part != path.anchor]
+    name = path.stem
+    if len(os.fsencode(name)) > _LONGEST:
+        start = os.fsencode(name)[: _LONGEST - 17].decode(errors="ignore")
         name = f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
-    return Path(*folders, f"{name}.png")
+    return Path(*folders, name)
 
 
 def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
@@ -243,12 +300,13 @@ def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
     mark = next((m for m in ",;\t" if lines and m in lines[0]), ",")
     found = list(csv.DictReader(io.StringIO(text), delimiter=mark))
     header = list(found[0]) if found else next(csv.reader(lines[:1], delimiter=mark), [*columns])
-    if set(header) - {None} != set(columns):
+    # Earlier versions had no columns of defects.
+    if set(header) - {None} | {*_DEFECT} != set(columns):
         raise UserError(
             f"{file} is damaged (its columns are no longer {','.join(columns)}); restore it, give "
             "another `out`, or `overwrite=True` to replace it"
         )
-    rows = [[row[name] for name in columns] for row in found if None not in row.values()]
+    rows = [[row.get(name, "") for name in columns] for row in found if None not in row.values()]
     if mark == ";":
         # Where numbers have commas.
         rows = [[r[0], *(value.replace(",", ".") for value in r[1:])] for r in rows]
@@ -298,10 +356,43 @@ def beside(
     heat: Float[np.ndarray, "h2 w2"],
     scale: tuple[float, float],
     seen: Seen,
-) -> UInt8[np.ndarray, "h w2 3"]:
-    """An image, and the same with its heat map over it, side by side."""
-    gap = np.full((len(image), max(2, image.shape[1] // 64), 3), 255, np.uint8)
-    return np.concatenate([image, gap, overlay(image, heat, scale, seen)], axis=1)
+    level: float | None,
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """An image, the same with its heat map over it, side by side, and a legend below.
+
+    Args:
+        image: RGB.
+        heat: as for ``overlay``.
+        scale: as for ``overlay``.
+        seen: as for ``overlay``.
+        level: the score of locations around which a line is drawn; None for no line.
+    """
+    height, width, _ = image.shape
+    drawn = overlay(image, heat, scale, seen)
+    if level is not None:
+        drawn = outlined(drawn, upsampled(heat, height, width, seen) > level)
+    words = legend(outline=level is not None)
+    gap = max(2, width // 64)
+    shape = (height + gap + len(words), max(2 * width + gap, words.shape[1]), 3)
+    canvas = np.full(shape, 255, np.uint8)
+    canvas[:height, :width], canvas[:height, width + gap : 2 * width + gap] = image, drawn
+    canvas[height + gap :, -words.shape[1] :] = words
+    return canvas
+
+
+def _defect(where: Sequence[Region] | None) -> dict[str, float | str]:
+    """The columns of what is outlined; empty where that is not known or there is none."""
+    if not where:
+        return dict.fromkeys(_DEFECT, "") | ({} if where is None else {_DEFECT[0]: 0.0})
+    box = where[0][:4]
+    area = round(sum(each.area for each in where), _DIGITS)
+    return dict(zip(_DEFECT, (area, *box), strict=True))
+
+
+def _encoded(pixels: Shaped[np.ndarray, "h w *c"], form: str) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, form)
+    return content.getvalue()
 
 
 def _line(values: Sequence[Any]) -> str:

@@ -89,6 +89,11 @@ class Calibration:
     folds: int = 0
     """In how many parts they were held out in turn, each scored without its own; 0 for once."""
 
+    @property
+    def contour(self) -> float:
+        """The score of a location above which it is outlined: 99.9 % of good locations are not."""
+        return self.locations[1]
+
     def threshold(self, fpr: float = FPR) -> float:
         """The score above which an image is called an anomaly.
 

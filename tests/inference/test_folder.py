@@ -35,7 +35,12 @@ def _rows(out: Path) -> list[dict[str, str]]:
 
 
 def heat_map(out: Path, image: Path | str) -> Path:
-    return out / "heat_maps" / f"{str(image).lstrip('/')}.png"
+    return out / "heat_maps" / f"{os.path.splitext(str(image))[0].lstrip('/')}.png"
+
+
+def _hot(pixels: np.ndarray) -> np.ndarray:
+    """The part of a picture where the heat is."""
+    return pixels[:96, 98:194]
 
 
 def _predict(finished: FinishedRun, *words: object) -> None:
@@ -82,14 +87,12 @@ def test_a_folder_gives_a_table_and_heat_maps(
     assert np.allclose(heads, predictor.outcome(paths).heads, atol=1e-5)
     for row in rows:
         with Image.open(heat_map(out, row["path"])) as picture:
-            assert picture.height == 96
-            assert picture.width > 2 * 96
             pixels = np.asarray(picture, int)
-        # The original is on the left, and the heat is over the right.
+        # The original is on the left, the heat is over the right, and a legend below both.
+        assert len(pixels) > 96 + 12
         with Image.open(row["path"]) as original:
-            assert (pixels[:, :96] == np.asarray(original)).all()
-        changed = np.abs(pixels[:, -96:] - pixels[:, :96]).mean()
-        assert changed > 0
+            assert (pixels[:96, :96] == np.asarray(original)).all()
+        assert np.abs(_hot(pixels) - pixels[:96, :96]).mean() > 0
 
 
 def test_anomalies_are_hotter(finished: FinishedRun, some: Path, tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_anomalies_are_hotter(finished: FinishedRun, some: Path, tmp_path: Path)
     def colour(name: str) -> float:
         with Image.open(heat_map(tmp_path / "out", some / name)) as picture:
             pixels = np.asarray(picture, float)
-        return np.ptp(pixels[:, -96:], axis=2).mean()
+        return np.ptp(_hot(pixels), axis=2).mean()
 
     assert colour("spot/00.png") > 2 * colour("good/01.png")
 
@@ -107,12 +110,14 @@ def test_unreadable_images_are_listed_and_the_others_done(
     finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (some / "broken.png").write_text("no image")
+    (some / "raw.cr2").write_text("a raw image")
     with pytest.raises(SystemExit) as stop:
         _predict(finished, some, "--out", tmp_path / "out", "--no-heat-maps")
     assert stop.value.code == 3
     assert len(_rows(tmp_path / "out")) == 4
     assert not (tmp_path / "out/heat_maps").exists()
     lines = capsys.readouterr().err.splitlines()
+    assert "skipped 1 .cr2" in lines
     assert lines[-2].startswith(f"left out: {some / 'broken.png'} cannot be read as an image")
     assert lines[-1] == "ahl: 1 image could not be read, as listed above"
 
@@ -238,6 +243,10 @@ def test_without_a_threshold_there_are_scores_alone(
     main(["predict", str(run), str(some), "--out", str(tmp_path / "out")])
     assert {row["decision"] + row["probability"] for row in _rows(tmp_path / "out")} == {""}
     assert "scores alone, no decisions" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", str(run), str(some), "--out", str(tmp_path / "masks"), "--save", "mask"])
+    assert "this run has no threshold" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
 
 
 def test_images_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
@@ -288,11 +297,71 @@ def test_every_row_has_a_heat_map_of_its_own(
     maps = {path: np.asarray(Image.open(path)) for path in out.rglob("*.png")}
     assert len(maps) == 5
     for image, digest in ((inner, rows[1]["sha256"]), (outer, rows[4]["sha256"])):
-        drawn = heat_map(out, outer).with_name(f"00.png.{digest}.png")
-        assert (maps[drawn][:, :96] == np.asarray(Image.open(image))).all()
+        drawn = heat_map(out, outer).with_name(f"00.{digest}.png")
+        assert (maps[drawn][:96, :96] == np.asarray(Image.open(image))).all()
     before = (out / "scores.csv").read_bytes()
     _predict(finished, outer, inner.relative_to(tmp_path), "__/00.png", "--out", out)
     assert (out / "scores.csv").read_bytes() == before
+
+
+def test_what_is_saved_of_an_image_fits_together(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, predictor = tmp_path / "out", load(finished.workdir)
+    wide = some / "spot/00.jpg"
+    with Image.open(some / "spot/00.png") as spot:
+        spot.resize((300, 200)).save(wide)
+    words = ("--save", "mask", "boxes", "raw", "--json")
+    _predict(finished, some, "--out", out, *words)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not (out / "heat_maps").exists()
+    for row in printed:
+        path = Path(row["path"])
+        name = path.relative_to("/").with_suffix("")
+        if path.name == "00.png" and path.parent.name == "spot":
+            name = name.with_name(f"00.{row['sha256']}")
+        raw, mask = (
+            np.asarray(Image.open(out / folder / f"{name}{suffix}"))
+            for folder, suffix in (("heat_values", ".tif"), ("defect_masks", ".png"))
+        )
+        assert raw.shape == mask.shape == ((200, 300) if path == wide else (96, 96))
+        assert raw.dtype == np.float32
+        np.testing.assert_allclose(raw, predictor.heat_map(path), rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(mask == 255, raw > predictor.calibrated().contour)
+        boxes = json.loads((out / "defect_boxes" / f"{name}.json").read_text())
+        assert row["defect_area"] == pytest.approx((mask == 255).mean(), abs=1e-5)
+        inside = np.zeros(mask.shape, bool)
+        for box in boxes:
+            left, top = box["left"], box["top"]
+            inside[top : top + box["height"], left : left + box["width"]] = True
+        assert inside[mask == 255].all()
+        if boxes:
+            assert boxes[0]["peak"] == pytest.approx(raw.max(), abs=1e-3)
+            assert [row[f"defect_{side}"] for side in ("left", "top", "width", "height")] == [
+                boxes[0][side] for side in ("left", "top", "width", "height")
+            ]
+    assert sum(row["defect_area"] > 0 for row in printed if "good" not in row["path"]) == 3
+    # None of it is a photograph.
+    _predict(finished, some, out, "--out", out, *words)
+    assert len(_rows(out)) == 5
+
+
+def test_a_table_from_before_there_were_defects_is_kept(
+    finished: FinishedRun, some: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    rows = _rows(out)
+    old = [{k: v for k, v in row.items() if not k.startswith("defect")} for row in rows]
+    with (out / "scores.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, old[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(old)
+    shutil.copy(some / "spot/00.png", some / "new.png")
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    again = _rows(out)
+    assert [{k: row[k] for k in old[0]} for row in again[:4]] == old
+    assert [row["defect_area"] != "" for row in again] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize(
@@ -445,7 +514,7 @@ def test_a_photograph_may_go_while_it_is_scored(
     _watch(finished, some, tmp_path / "out", {3: lambda: None})
     assert len(_rows(tmp_path / "out")) == 4
     said = capsys.readouterr().err
-    assert said.count(f"no heat map: {gone} cannot be read") == 1
+    assert said.count(f"no overlay: {gone} cannot be read") == 1
     assert "--skip-bad-images" not in said
     assert not heat_map(tmp_path / "out", gone).exists()
     assert heat_map(tmp_path / "out", some / "good/01.png").exists()
