@@ -8,13 +8,14 @@ import numpy as np
 import pydicom
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageFile
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import (
     apply_color_lut,
     apply_modality_lut,
     apply_voi,
     apply_windowing,
 )
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 _DECODERS = ("pydicom", "pillow")
@@ -93,7 +94,7 @@ def _shown(
             if data.get(groups) and data[groups][0].get(name):
                 data.update(data[groups][0][name][0])
     values = apply_modality_lut(stored, data)
-    ends = values.min(), values.max()
+    ends: Any = values.min(), values.max()
     if tables := data.get("VOILUTSequence"):
         values = apply_voi(values, data)
         ends = 0, 2 ** tables[0].LUTDescriptor[2] - 1
