@@ -124,7 +124,7 @@ def export_model(
     cut = cut_of(calibration, fpr, threshold)
     stored = cut.threshold if cut else np.nan
     # The weights become constants of the program.
-    arrays = jax.tree.map(np.asarray, predictor.arrays)
+    arrays = jax.tree.map(_uneven, predictor.arrays)
 
     def model(
         images: UInt8[Array, "n height width 3"], threshold: Float[Array, ""]
@@ -146,3 +146,17 @@ def export_model(
     with writing(file, "name another file"):
         replace_file(file, bytes(exported.serialize()))
     return exported
+
+
+def _uneven(array: Array) -> np.ndarray:
+    """The array; of a matrix whose values are all equal the first is the next float above.
+
+    XLA folds a constant of one value to a scalar, and on CPUs its products with such matrices read
+    past that one (jaxlib 0.10.2): any score may come out. A metric that is not trained is zeros.
+    """
+    values = np.asarray(array)
+    products = values.ndim > 1 and jnp.issubdtype(values.dtype, jnp.floating)
+    if products and values.size and (values == values.flat[0]).all():
+        values = values.copy()
+        values.flat[0] = np.nextafter(values.flat[0], np.inf, dtype=values.dtype)
+    return values
