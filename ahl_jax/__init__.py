@@ -26,7 +26,7 @@ from ahl_jax.config.settings import (
 from ahl_jax.data.types import Sample, Split
 from ahl_jax.estimator import AHLDetector
 from ahl_jax.features.split import load_split
-from ahl_jax.inference.export import export_model
+from ahl_jax.inference.export import export_model, export_onnx
 from ahl_jax.inference.heatmaps import heat_scale, overlay
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.scorer import Outcome
@@ -63,6 +63,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export_model",
+    "export_onnx",
     "finetune",
     "heat_scale",
     "load",

@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from ahl_jax.backbones.batch_norm import WeightedBatchNorm
@@ -151,7 +152,9 @@ class Pointwise(Layer):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Takes every stride-th pixel to the output channels; dtypes as for ``Conv``."""
         kernel = self.kernel[...]
-        x = x[:, :: self.stride, :: self.stride].astype(kernel.dtype)
+        if self.stride > 1:
+            x = lax.slice(x, (0,) * 4, x.shape, (1, self.stride, self.stride, 1))
+        x = x.astype(kernel.dtype)
         return self.finished(
             jnp.matmul(x, kernel, precision=PRECISION, preferred_element_type=jnp.float32)
         )
@@ -179,7 +182,7 @@ class Depthwise(Layer):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Convolves each channel."""
-        _, height, width, _ = x.shape
+        images, height, width, c = x.shape
         edges = same_padding(self.size, self.stride)
         x = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
         kernel = self.kernel[...]
@@ -187,11 +190,13 @@ class Depthwise(Layer):
         total: Array | float = self.bias[...] if self.norm is None else 0.0
         for row in range(self.size):
             for column in range(self.size):
-                window = x[
-                    :,
-                    row : row + height - self.stride + 1 : self.stride,
-                    column : column + width - self.stride + 1 : self.stride,
-                ]
+                # For a symbolic number of images an index would be a gather.
+                window = lax.slice(
+                    x,
+                    (0, row, column, 0),
+                    (images, row + height - self.stride + 1, column + width - self.stride + 1, c),
+                    (1, self.stride, self.stride, 1),
+                )
                 total = total + window * kernel[row, column]
         assert isinstance(total, jax.Array)
         return total if self.norm is None else self.finished(total)

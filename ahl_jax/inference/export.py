@@ -1,6 +1,8 @@
-"""A trained detector as one file that JAX alone runs: ``export_model`` and ``ahl export``."""
+"""A trained detector as one file: ``export_model``, ``export_onnx`` and ``ahl export``."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
+from ahl_jax.config.presets import with_settings
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import check_cut, cut_of
@@ -23,16 +26,22 @@ Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 """Platforms of a file unless the user names others."""
 
+ONNX = ".onnx"
+"""How the name of an ONNX file ends."""
+
+_LARGEST = 2**31 - 2**20
+"""Bytes of weights that an ONNX file holds: the whole is below 2 GiB."""
+
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's detector, with its trunk and threshold, as one file that JAX alone runs."""
+    """Write a run's detector, trunk and threshold as one file, for JAX alone or as ONNX."""
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """The file to write."""
+    """The file to write: ONNX where it ends in .onnx, else for JAX."""
 
     fpr: float | None = None
     """The rate of false positives among normal images that the threshold is set for; 0.01 by
@@ -42,28 +51,28 @@ class Export:
     """The score above which an image is an anomaly, in the place of `fpr`."""
 
     platforms: tuple[Platform, ...] = PLATFORMS
-    """Where the file is to run."""
+    """Where the file is to run, if it is for JAX."""
 
 
 def run(command: Export) -> None:
     """Run ``ahl export``.
 
     Raises:
-        UserError: as by ``export_model``.
+        UserError: as by ``export_model`` and ``export_onnx``.
     """
-    exported = export_model(
-        command.workdir,
-        command.file,
-        fpr=command.fpr,
-        threshold=command.threshold,
-        platforms=command.platforms,
-    )
-    size = command.file.stat().st_size / 2**20
-    height, width = exported.in_avals[0].shape[1:3]
-    print(
-        f"{command.file} scores RGB images of {width} x {height} pixels on "
-        f"{', '.join(exported.platforms)} ({size:.0f} MiB)."
-    )
+    cut = {"fpr": command.fpr, "threshold": command.threshold}
+    predictor, file = load(command.workdir), command.file
+    if file.suffix != ONNX:
+        export_model(predictor, file, **cut, platforms=command.platforms)
+        where = f"on {', '.join(command.platforms)}"
+    elif command.platforms != PLATFORMS:
+        raise UserError("`platforms` are those of a file for JAX; leave them out for ONNX")
+    else:
+        export_onnx(predictor, file, **cut)
+        where = "with ONNX Runtime and OpenVINO"
+    frame, size = frame_of(predictor.config.features), file.stat().st_size / 2**20
+    pixels = f"{frame.width} x {frame.height} pixels"
+    print(f"{file} scores RGB images of {pixels} {where} ({size:.0f} MiB).")
 
 
 def export_model(
@@ -115,37 +124,110 @@ def export_model(
             f"`platforms` are {', '.join(platforms) or 'none'}; choose from "
             f"{', '.join(get_args(Platform))}"
         )
+    file = _checked(file)
+    if file.suffix == ONNX:
+        raise UserError(f"{file} would be no ONNX; write that with `export_onnx`")
+    predictor = detector if isinstance(detector, Predictor) else load(detector)
+    model, _ = _program(predictor, fpr, threshold)
+    # The weights become constants of the program.
+    arrays = jax.tree.map(_uneven, predictor.arrays)
+    program = functools.partial(model, arrays)
+    inputs = _inputs(predictor).values()
+    exported = jax_export.export(jax.jit(program), platforms=list(platforms))(*inputs)
+    with writing(file, "name another file"):
+        replace_file(file, bytes(exported.serialize()))
+    return exported
+
+
+def export_onnx(
+    detector: Predictor | Path | str,
+    file: Path | str,
+    *,
+    fpr: float | None = None,
+    threshold: float | None = None,
+) -> None:
+    """Write a detector as ONNX with all of its weights inside, for ONNX Runtime and OpenVINO.
+
+    The input ``images`` and the outputs are those of ``export_model``. ``set_threshold`` may be
+    left out; it stands in the place of the threshold that is stored. All products are of float32.
+
+    Args:
+        detector: as for ``export_model``.
+        file: as for ``export_model``; its name ends in .onnx.
+        fpr: as for ``export_model``.
+        threshold: as for ``export_model``.
+
+    Raises:
+        UserError: as by ``export_model``; if the package onnx is missing, the detector is of more
+            than 2 GiB, or it computes what there is no ONNX for here.
+    """
+    try:
+        from ahl_jax.inference.onnx.convert import to_onnx
+    except ImportError as error:
+        raise UserError(
+            "writing ONNX needs the package onnx, which is not installed; run `pip install onnx`"
+        ) from error
+    check_cut(fpr, threshold)
+    file = _checked(file)
+    if file.suffix != ONNX:
+        raise UserError(f"{file} is no name for ONNX; let it end in {ONNX}")
+    predictor = detector if isinstance(detector, Predictor) else load(detector)
+    precise = with_settings(predictor.config, {"precision": "float32"})
+    predictor = dataclasses.replace(predictor, config=precise)
+    arrays = jax.tree.map(functools.partial(np.asarray, dtype=np.float32), predictor.arrays)
+    if (bytes_ := sum(x.nbytes for x in jax.tree.leaves(arrays))) > _LARGEST:
+        raise UserError(
+            f"the detector has {bytes_ / 2**30:.1f} GiB of weights, and an ONNX file holds 2 GiB; "
+            "export it for JAX, to a name without .onnx"
+        )
+    model, stored = _program(predictor, fpr, threshold)
+    written = to_onnx(model, arrays, _inputs(predictor), {"set_threshold": np.array(stored)})
+    with writing(file, "name another file"):
+        replace_file(file, written.SerializeToString())
+
+
+def _checked(file: Path | str) -> Path:
+    """The path of a file that can be written.
+
+    Raises:
+        UserError: if it is a folder, or in none.
+    """
     file = Path(file)
     if file.is_dir() or not file.parent.is_dir():
         what = "is a folder" if file.is_dir() else f"cannot be written, as {file.parent} is none"
         raise UserError(f"{file} {what}; name a file in a folder that there is")
-    predictor = detector if isinstance(detector, Predictor) else load(detector)
+    return file
+
+
+def _program(
+    predictor: Predictor, fpr: float | None, threshold: float | None
+) -> tuple[Callable[..., dict[str, Array]], float]:
+    """The function of arrays, images and a threshold, and the threshold that is stored."""
     calibration = predictor.calibration
     cut = cut_of(calibration, fpr, threshold)
-    stored = cut.threshold if cut else np.nan
-    # The weights become constants of the program.
-    arrays = jax.tree.map(_uneven, predictor.arrays)
+    stored = cut.threshold if cut else float("nan")
 
     def model(
-        images: UInt8[Array, "n height width 3"], threshold: Float[Array, ""]
-    ) -> dict[str, Any]:
+        arrays: dict[str, Any], images: UInt8[Array, "n h w 3"], threshold: Float[Array, ""]
+    ) -> dict[str, Array]:
         scores, heads, heat = predictor.apply(jax.tree.map(jnp.asarray, arrays), images)
         used = jnp.where(jnp.isnan(threshold), jnp.float32(stored), threshold)
         # What nothing can be said of is to be looked at.
-        found: dict[str, Any] = {"score": scores, "heads": heads, "heat": heat}
+        found = {"score": scores, "heads": heads, "heat": heat}
         found |= {"threshold": used, "decision": ~(scores <= used)}
         if calibration is not None:
             found["probability"] = calibration.probability(scores, jnp)
         return found
 
+    return model, stored
+
+
+def _inputs(predictor: Predictor) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of images, in any number, and of a threshold."""
     frame = frame_of(predictor.config.features)
     (n,) = jax_export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, frame.height, frame.width, 3), jnp.uint8)
-    given = images, jax.ShapeDtypeStruct((), jnp.float32)
-    exported = jax_export.export(jax.jit(model), platforms=list(platforms))(*given)
-    with writing(file, "name another file"):
-        replace_file(file, bytes(exported.serialize()))
-    return exported
+    return {"images": images, "set_threshold": jax.ShapeDtypeStruct((), jnp.float32)}
 
 
 def _uneven(array: Array) -> np.ndarray:

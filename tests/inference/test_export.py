@@ -1,5 +1,6 @@
 import dataclasses
 import subprocess
+import sys
 import venv
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ from jax import export as jax_export
 from packaging.requirements import Requirement
 from PIL import Image
 
-from ahl_jax import Predictor, UserError, export_model, load
+from ahl_jax import Predictor, UserError, export_model, export_onnx, load
 from ahl_jax.cli.main import main
 from ahl_jax.config.presets import with_settings
 from ahl_jax.data.images import read_image
@@ -245,3 +246,18 @@ def test_a_folder_without_a_run_cannot_be_exported(tmp_path: Path) -> None:
         export_model(tmp_path, tmp_path / "model.bin")
     with pytest.raises(UserError, match="choose from cpu"):
         export_model(tmp_path, tmp_path / "model.bin", platforms=["gpu"])
+
+
+def test_the_name_tells_the_format(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="write that with `export_onnx`"):
+        export_model(predictor, tmp_path / "model.onnx", platforms=["cpu"])
+    with pytest.raises(UserError, match="is no name for ONNX"):
+        export_onnx(predictor, tmp_path / "model.bin")
+
+
+def test_without_onnx_a_sentence_says_how_to_get_it(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ahl_jax.inference.onnx.convert", None)
+    with pytest.raises(UserError, match="run `pip install onnx`"):
+        export_onnx(predictor, tmp_path / "model.onnx")
