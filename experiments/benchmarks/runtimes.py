@@ -40,6 +40,9 @@ class Runtimes:
     rounds: int = 10
     """Calls of each."""
 
+    quick: bool = False
+    """One call of each, of one image."""
+
     json: Path | None = None
     """Write the rows here as JSON too."""
 
@@ -75,10 +78,10 @@ def main() -> None:
             if find_spec(name):
                 programs[name] = make(file, args.threads)
     size, rows = predictor.config.features.image_size, []
-    for batch in args.batches:
+    for batch in (1,) if args.quick else args.batches:
         images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
         times: dict[str, list[float]] = {name: [] for name in programs}
-        for _ in range(1 + args.rounds):
+        for _ in range(2 if args.quick else 1 + args.rounds):
             for name, program in programs.items():
                 start = time.perf_counter()
                 program(images)

@@ -46,6 +46,15 @@ def test_epoch(tmp_path):
 
 
 @pytest.mark.slow
+def test_runtimes(tmp_path, finished):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    ours, theirs, *_ = rows(tmp_path, "runtimes", str(finished.workdir))
+    assert (ours["runtime"], theirs["runtime"]) == ("jax", "onnxruntime")
+    assert ours["ratio_to_jax"] == 1
+
+
+@pytest.mark.slow
 def test_operations(tmp_path):
     options = ["--detector", "devnet", "--size", "demo", "--subsets", "2", "--normals", "96"]
     run("operations", *options, "--top", "5", "--json", str(tmp_path / "rows.json"))

@@ -22,6 +22,7 @@ from ahl_jax.detectors.inputs import mean_of
 from ahl_jax.detectors.localizer import Localizer, heat_of
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features.images import two_scales
+from ahl_jax.features.tiles import UNCUT
 from ahl_jax.inference.scorer import detect
 from ahl_jax.inference.threshold import Calibration
 from experiments.benchmarks.extract import benchmark_trunk
@@ -155,7 +156,7 @@ def test_each_detector_scores_maps_as_in_jax(name: str) -> None:
     def program(arrays: Any, *maps: jax.Array) -> dict[str, jax.Array]:
         model, reference, whitening = arrays
         inputs = make_inputs(maps, None, whitening)
-        scores, heads, heat = detect(functional, model, reference, inputs)
+        scores, heads, heat = detect(functional, UNCUT, model, reference, inputs)
         chance = calibration.probability(scores, jnp)
         return {"score": scores, "heads": heads, "heat": heat, "probability": chance}
 
@@ -249,11 +250,10 @@ def test_the_example_says_the_same_without_jax(file: Path, weave: Path, runtime:
         assert decision == ("anomaly" if anomaly else "normal")
 
 
-def test_the_example_reads_images_as_files_are_read(weave: Path) -> None:
-    names: dict[str, Any] = {}
-    exec(compile(EXAMPLE.read_text(encoding="utf-8"), str(EXAMPLE), "exec"), names)
-    path = weave / "test/spot/00.png"
-    np.testing.assert_array_equal(names["read"](path, 192), read_image(path, 192))
+def test_the_example_reads_images_as_the_one_in_the_documentation_does() -> None:
+    page = (EXAMPLE.parents[2] / "serving.md").read_text(encoding="utf-8")
+    read = page[page.index("def read(") : page.index("\n\n\nmodel = ")]
+    assert read in EXAMPLE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ _CALLS = {
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "remat2": "jaxpr",
 }
 """Primitives that call a function, and their parameter that holds it."""
 

@@ -104,7 +104,13 @@ class Graph:
         return Tensor(array.shape, array.dtype, value=array)
 
     def integers(self, values: Sequence[int]) -> Tensor:
-        """A list of axes, sides or indices."""
+        """A list of axes, sides or indices.
+
+        Raises:
+            UnsupportedError: if one is symbolic.
+        """
+        if symbolic := [value for value in values if not isinstance(value, int | np.integer)]:
+            raise UnsupportedError(f"an index that is {symbolic[0]}, with n images")
         return self.constant(values, np.int64)
 
     def node(
@@ -417,7 +423,8 @@ def _computed(
     names = ["" if t is None else f"x{i}" for i, t in enumerate(inputs)]
     node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], **attributes)
     given = {name: t.value for name, t in zip(names, inputs, strict=True) if t is not None}
-    return ReferenceEvaluator(node, opsets={"": _OPSET}).run(None, given)
+    found: Any = ReferenceEvaluator(node, opsets={"": _OPSET}).run(None, given)
+    return found
 
 
 def _info(name: str, shape: Shape, dtype: np.dtype) -> onnx.ValueInfoProto:

@@ -113,7 +113,7 @@ def _convert(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     return graph.cast(x, eqn.params["new_dtype"])
 
 
-@_rule("copy", "copy_p", "stop_gradient", "optimization_barrier")
+@_rule("copy")
 def _identity(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     return x
 
@@ -122,14 +122,14 @@ def _identity(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
 
 
 @_rule("broadcast_in_dim")
-def _broadcast(graph: Graph, eqn: Any, x: Tensor, *sides: Tensor) -> Tensor:
+def _broadcast(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     rank = len(eqn.params["shape"])
     kept = eqn.params["broadcast_dimensions"]
     return graph.unsqueeze(x, [axis for axis in range(rank) if axis not in kept])
 
 
 @_rule("reshape")
-def _reshape(graph: Graph, eqn: Any, x: Tensor, *sides: Tensor) -> Tensor:
+def _reshape(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     return graph.reshape(_full(graph, eqn, x), eqn.outvars[0].aval.shape)
 
 
@@ -210,9 +210,9 @@ def _reduced(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
 
 @_rule("argmax", "argmin")
 def _extreme(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
+    _need(len(eqn.params["axes"]) == 1, eqn, "of several axes")
+    (axis,), shape = eqn.params["axes"], eqn.outvars[0].aval.shape
     op = {"argmax": "ArgMax", "argmin": "ArgMin"}[eqn.primitive.name]
-    (axis,) = eqn.params["axes"]
-    shape = eqn.outvars[0].aval.shape
     x = _full(graph, eqn, x)
     index = graph.node(op, x, shape=shape, dtype=np.int64, axis=axis, keepdims=0)
     return graph.cast(index, eqn.params["index_dtype"])
@@ -345,6 +345,8 @@ def _gather(graph: Graph, eqn: Any, x: Tensor, index: Tensor) -> Tensor:
     numbers: lax.GatherDimensionNumbers = eqn.params["dimension_numbers"]
     sizes = eqn.params["slice_sizes"]
     x, index = (graph.full(t, v.aval.shape) for t, v in zip((x, index), eqn.invars, strict=True))
+    of_images = [i for i in numbers.start_index_map if not isinstance(x.shape[i], int)]
+    _need(not of_images, eqn, "of single images")
     if index.value is not None and index.value.ndim == 1:
         return _window(graph, eqn, x, index.value)
     x_axes, last = range(len(x.shape)), len(index.shape) - 1
