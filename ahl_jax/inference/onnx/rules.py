@@ -113,7 +113,7 @@ def _convert(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     return graph.cast(x, eqn.params["new_dtype"])
 
 
-@_rule("copy")
+@_rule("copy", "stop_gradient")
 def _identity(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
     return x
 
