@@ -169,7 +169,7 @@ def test_levels_are_the_stages_averaged_over_the_pixels_of_a_location(
         trunk_from_params(trunk.name, trunk.params, 5)
 
 
-@pytest.mark.parametrize("name", ["lite0", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("lite0", marks=pytest.mark.slow), "resnet"])
 def test_the_finer_map_is_made_of_strides_8_and_16(
     name: str, request: pytest.FixtureRequest
 ) -> None:

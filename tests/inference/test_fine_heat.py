@@ -50,6 +50,7 @@ def test_they_have_twice_the_resolution_and_scores_are_as_without(
     np.testing.assert_allclose(again.heat, found.heat, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_hottest_place_is_the_defect(
     run: FinishedRun, predictor: Predictor, images: list[Path]
 ) -> None:

@@ -120,6 +120,7 @@ def one_exact_step(detector) -> Setting:
 
 @pytest.mark.parametrize("optimizer", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
 @detectors
+@pytest.mark.slow
 def test_the_exact_gradient_is_that_of_eq_4_by_finite_differences(detector, optimizer):
     case = setting(
         detector,

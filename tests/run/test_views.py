@@ -44,6 +44,7 @@ def upright(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
     upright: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
