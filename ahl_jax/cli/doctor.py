@@ -86,7 +86,7 @@ def _memory() -> Iterator[tuple[str, str]]:
 def _cache(given: Path | None) -> Iterator[tuple[str, str]]:
     folder = default_folder() if given is None else given
     yield "cache", f"{folder}: {_content(folder)}"
-    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "compiled")
+    programs = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     yield "programs", f"{programs}: {_content(Path(programs))}"
     ready = [name for name in sorted(TRUNKS) if _has_weights(name, folder)]
     yield "weights", f"{', '.join(ready) or 'none'} (`ahl weights list` names the others)"

@@ -1,6 +1,5 @@
 """Feature maps of image files, from the store where it has them."""
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +15,10 @@ from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
-from ahl_jax.data.frame import square
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.features.store import Store, entry_key
-from ahl_jax.features.tiles import frame_of, tiles_of
+from ahl_jax.features.tiles import frame_of, framing, tiles_of
 
 FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
 """One float32 array per scale, the larger scale first, whatever the trunk's products were in."""
@@ -147,10 +145,6 @@ def image_key(
     """
     if dtype != np.float32:
         more["dtype"] = str(dtype)
-    if (frame := frame_of(config)) != square(config.image_size):
-        more["frame"] = str(dataclasses.astuple(frame))
-    if (tiles := tiles_of(config)).count > 1:
-        more["tiles"] = str(dataclasses.astuple(tiles))
     return entry_key(
         version=VERSION,
         image=digest,
@@ -158,6 +152,7 @@ def image_key(
         weights=trunk.digest,
         image_size=config.image_size,
         scales=SCALES,
+        **framing(config),
         **({} if config.views == 1 else {"views": config.views}),
         **more,
     )

@@ -153,10 +153,10 @@ def training_features(
     tiles = tiles_of(config.features)
     if shared is None:
         normals = extracted(split.train_normals, "training normal", "training normals")
-        normals = Extracted(
-            tuple(map(tiles.apart, normals.maps)),
-            normals.paths,
-            tuple(tiles.count * n for n in normals.counts),
+        normals = dataclasses.replace(
+            normals,
+            maps=tuple(map(tiles.apart, normals.maps)),
+            counts=tuple(tiles.count * n for n in normals.counts),
         )
         own = global_averages(normals.maps)
         averages = np.concatenate(arrays_of_each(own)) if part.of > 1 else own

@@ -1,6 +1,7 @@
 """Tiles: a photograph with small defects as several images, of which the worst counts."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.config.settings import SCALES, FeatureConfig
-from ahl_jax.data.frame import Frame
+from ahl_jax.data.frame import Frame, square
 from ahl_jax.data.images import seen_size
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors.whitening import fit_whitening
@@ -119,6 +120,14 @@ def frame_of(config: FeatureConfig) -> Frame:
     """How photographs are read: at once in the size that all of their tiles need."""
     width, height = tiles_of(config).extent(config.image_size)
     return Frame(width, height, config.crop, config.keep_aspect)
+
+
+def framing(config: FeatureConfig) -> dict[str, str]:
+    """What tells images in parts from whole ones in the store's keys; empty for whole ones."""
+    frame, tiles = frame_of(config), tiles_of(config)
+    parts: dict[str, Frame | Tiles] = {"frame": frame} if frame != square(config.image_size) else {}
+    parts |= {"tiles": tiles} if tiles.count > 1 else {}
+    return {name: str(dataclasses.astuple(part)) for name, part in parts.items()}
 
 
 def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> None:

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, UInt8
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
 from ahl_jax.config.presets import with_settings
-from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import check_cut, cut_of
 
@@ -70,7 +69,7 @@ def run(command: Export) -> None:
     else:
         export_onnx(predictor, file, **cut)
         where = "with ONNX Runtime and OpenVINO"
-    frame, size = frame_of(predictor.config.features), file.stat().st_size / 2**20
+    frame, size = predictor.frame, file.stat().st_size / 2**20
     pixels = f"{frame.width} x {frame.height} pixels"
     print(f"{file} scores RGB images of {pixels} {where} ({size:.0f} MiB).")
 
@@ -224,7 +223,7 @@ def _program(
 
 def _inputs(predictor: Predictor) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of images, in any number, and of a threshold."""
-    frame = frame_of(predictor.config.features)
+    frame = predictor.frame
     (n,) = jax_export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, frame.height, frame.width, 3), jnp.uint8)
     return {"images": images, "set_threshold": jax.ShapeDtypeStruct((), jnp.float32)}

@@ -18,7 +18,7 @@ from ahl_jax.data.folder import OUTPUTS, images_below
 from ahl_jax.data.formats import SUFFIXES, unread_in_words
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
-from ahl_jax.features.tiles import frame_of, warn_of_shrinking
+from ahl_jax.features.tiles import warn_of_shrinking
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.results import NamedImage, Results
 from ahl_jax.inference.threshold import check_cut
@@ -123,13 +123,12 @@ def run(command: Predict) -> None:
             tell=command.watch,
             overwrite=command.overwrite,
         )
-        _run(command, predictor, results)
+        _run(command, found, predictor, results)
 
 
-def _run(command: Predict, predictor: Predictor, results: Results) -> None:
+def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results: Results) -> None:
     if command.watch:
         _watch(command, predictor, results)
-    paths = found_images(command.images, command.out)
     bad: dict[Path, str] = {}
     for path, why, _ in _all_of(paths, predictor, results, label="images"):
         bad[path] = why
@@ -212,7 +211,7 @@ def _all_of(
     features = predictor.config.features
     batches = iter_batches(
         [image.path for image in left],
-        frame_of(features),
+        predictor.frame,
         features.image_batch,
         skip_bad=True,
         on_bad=note,

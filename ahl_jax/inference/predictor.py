@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
-from ahl_jax.data.frame import Seen
+from ahl_jax.data.frame import Frame, Seen
 from ahl_jax.data.images import (
     Picture,
     as_image,
@@ -32,7 +32,7 @@ from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
 from ahl_jax.features.images import padded, tiled_maps, trunk_dtype
 from ahl_jax.features.tiles import frame_of
-from ahl_jax.inference.heatmaps import upsampled
+from ahl_jax.inference.heatmaps import heat_scale, upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
     FPR,
@@ -72,6 +72,11 @@ class Predictor:
     def heads(self) -> tuple[str, ...]:
         """Names of the detector's heads."""
         return self.scorer.functional.kind.heads
+
+    @property
+    def frame(self) -> Frame:
+        """How photographs are read."""
+        return frame_of(self.config.features)
 
     def score(self, images: Sequence[Picture]) -> Float[np.ndarray, " n"]:
         """Anomaly scores of n images, float32, higher for more anomalous.
@@ -132,7 +137,7 @@ class Predictor:
             UserError: if it is one image instead of several.
         """
         images = image_list(images)
-        frame, batch = frame_of(self.config.features), self.config.features.image_batch
+        frame, batch = self.frame, self.config.features.image_batch
         parts = [
             self.of_arrays(np.stack([as_image(one, frame) for one in images[i : i + batch]]))
             for i in range(0, len(images), batch)
@@ -154,7 +159,7 @@ class Predictor:
         source = path_or_array(image, "the image")
         photograph = source if isinstance(source, Path) else InMemory("the image", source)
         width, height = seen_size(photograph)[0]
-        return upsampled(heat, height, width, self.seen(photograph))
+        return upsampled(heat, height, width, self.frame.seen(width, height))
 
     def outcome_of(self, maps: FeatureMaps, images: Sequence[ImageSource]) -> Outcome:
         """``outcome`` of n images of a data set whose feature maps are at hand, at least one.
@@ -179,10 +184,14 @@ class Predictor:
         Raises:
             BadImageError: if one cannot be read, unless the run leaves them out.
         """
-        frame, batch = frame_of(self.config.features), self.config.features.image_batch
+        frame, batch = self.frame, self.config.features.image_batch
         skip = self.config.data.skip_bad_images
         batches = iter_batches(images, frame, batch, skip_bad=skip, on_bad=lambda *_: None)
         return np.concatenate([self.of_arrays(x, bucket=batch).heat for _, x in batches])
+
+    def heat_scale(self, heat: Float[np.ndarray, "*n h w"]) -> tuple[float, float]:
+        """The scale to draw heat maps on, see ``ahl_jax.inference.heatmaps.heat_scale``."""
+        return heat_scale(self.calibration.locations if self.calibration else None, heat)
 
     def seen(self, image: ImageSource) -> Seen:
         """The part of an image that the heat map is of.
@@ -190,7 +199,7 @@ class Predictor:
         Raises:
             BadImageError: if it cannot be read.
         """
-        return frame_of(self.config.features).seen(*seen_size(image)[0])
+        return self.frame.seen(*seen_size(image)[0])
 
     def of_arrays(
         self, images: UInt8[np.ndarray, "b h w 3"], *, bucket: int | None = None

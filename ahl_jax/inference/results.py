@@ -28,7 +28,6 @@ from ahl_jax.data.images import read_display, seen_size, without_skipping
 from ahl_jax.distributed.host_arrays import digest
 from ahl_jax.inference.heatmaps import (
     Region,
-    heat_scale,
     legend,
     outlined,
     overlay,
@@ -217,10 +216,10 @@ class Results:
             return None
         try:
             width, height = seen_size(image.path)[0]
-            seen = self._predictor.seen(image.path)
         except BadImageError:
             # Gone since it was scored, as in a camera's ring buffer.
             return None
+        seen = self._predictor.frame.seen(width, height)
         return regions(heat, calibration.contour, height, width, seen)
 
     def _write(
@@ -253,14 +252,14 @@ class Results:
         """The suffix and the bytes of what is written of an image."""
         if kind == "boxes":
             return ".json", f"{json.dumps([each._asdict() for each in where or ()])}\n".encode()
-        calibration, seen = self._predictor.calibration, self._predictor.seen(image.path)
+        calibration, (width, height) = self._predictor.calibration, seen_size(image.path)[0]
+        seen = self._predictor.frame.seen(width, height)
         if kind == "overlay":
-            scale = heat_scale(calibration.locations if calibration else None, heat)
+            scale = self._predictor.heat_scale(heat)
             level = calibration.contour if calibration else None
             return ".png", _encoded(
                 beside(read_display(image.path), heat, scale, seen, level), "PNG"
             )
-        width, height = seen_size(image.path)[0]
         values = upsampled(heat, height, width, seen)
         if kind == "raw":
             return ".tif", _encoded(values, "TIFF")

@@ -111,7 +111,7 @@ def inference_references(data: TrainingData, mesh: Mesh) -> Inputs:
     return jax.jit(every_seed, out_shardings=everywhere(mesh))(data)
 
 
-def prepared(learner: Learner, states: Any, data: TrainingData, normals: int, mesh: Mesh) -> Any:
+def prepared(learner: Learner, states: Any, data: TrainingData, mesh: Mesh) -> Any:
     """The states with each seed's detector prepared, see ``Detector.prepare``.
 
     States and data are on the mesh.
@@ -124,7 +124,7 @@ def prepared(learner: Learner, states: Any, data: TrainingData, normals: int, me
             own = dataclasses.replace(seed[1], inputs=data.inputs)
             model = learner.model(seed[0])
             return learner.with_model(
-                seed[0], learning.prepared(learner.functional, model, own, normals)
+                seed[0], learning.prepared(learner.functional, model, own, len(own.groups))
             )
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -12,7 +12,7 @@ from PIL import Image
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.images import read_display
 from ahl_jax.data.records import ImageSource
-from ahl_jax.inference.heatmaps import heat_scale, overlay
+from ahl_jax.inference.heatmaps import overlay
 from ahl_jax.reports.scored import Scored
 
 SMALL = 96
@@ -120,7 +120,7 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
     chosen = sorted({int(number) for _, _, ranked in kinds for number in ranked[:shown]})
     heat = run.predictor.heat_maps([run.samples[number].path for number in chosen])
     heat_of = dict(zip(chosen, heat, strict=True))
-    scale = heat_scale(calibration.locations if calibration else None, heat)
+    scale = run.predictor.heat_scale(heat)
 
     def scene(number: int) -> Scene:
         sample = run.samples[number]

@@ -76,7 +76,7 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
         _announce(data, mesh, epochs, done)
     states, data = seeds.spread(states, data, mesh)
     if not done:
-        states = seeds.prepared(learner, states, data, data.groups.shape[-1], mesh)
+        states = seeds.prepared(learner, states, data, mesh)
     # Constant over the run, and read back by nothing but the checkpoints.
     references = on_this_process(seeds.inference_references(data, mesh), mesh)
     chunks = _chunks(done, epochs, options.checkpoint_every)

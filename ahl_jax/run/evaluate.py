@@ -18,7 +18,6 @@ from ahl_jax.features.split import (
     TestFeatures,
     test_features,
 )
-from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import Cut, check_cut, cut_of
 from ahl_jax.run.again import find_split, moved
@@ -67,8 +66,8 @@ class TestData:
         if cut is not None:
             metrics["at_threshold"] = cut.rates(scores, [name is None for name in self.classes])
         if heat is not None:
-            frame = frame_of(self.config.features)
-            pixels = pixel_metrics(heat, marks(self.test.samples, self.masks), frame)
+            masks = marks(self.test.samples, self.masks)
+            pixels = pixel_metrics(heat, masks, self.predictor.frame)
             metrics |= {"pixel": pixels} if pixels else {}
         metadata = self.predictor.metadata
         return metrics | {

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.predictor import Predictor
 
 Found = tuple[float, Float[np.ndarray, "h w"]]
@@ -32,7 +31,7 @@ class Batches:
 
     def warm_up(self) -> Iterator[None]:
         """Compile the programs for all sizes of a batch, one a step."""
-        frame = frame_of(self.predictor.config.features)
+        frame = self.predictor.frame
         for power in range((self.size - 1).bit_length() + 1):
             images = min(2**power, self.size)
             self.predictor.of_arrays(np.zeros((images, frame.height, frame.width, 3), np.uint8))

@@ -17,8 +17,7 @@ from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.text import printable
 from ahl_jax.data.images import read_display, read_image, seen_size, without_skipping
 from ahl_jax.data.records import Encoded
-from ahl_jax.features.tiles import frame_of
-from ahl_jax.inference.heatmaps import heat_scale, overlay
+from ahl_jax.inference.heatmaps import overlay
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.room import Room
@@ -128,7 +127,7 @@ def decoded(file: Encoded, predictor: Predictor, max_pixels: int) -> np.ndarray:
         (width, height), _ = seen_size(file)
         if width * height > max_pixels:
             raise HTTPException(413, f"{file} has more than {max_pixels} pixels")
-        return read_image(file, frame_of(predictor.config.features))
+        return read_image(file, predictor.frame)
     except BadImageError as error:
         statuses: dict[type | None, int]
         statuses = {UnidentifiedImageError: 415, Image.DecompressionBombError: 413}
@@ -138,9 +137,7 @@ def decoded(file: Encoded, predictor: Predictor, max_pixels: int) -> np.ndarray:
 
 def drawn(file: Encoded, heat: Float[np.ndarray, "h w"], predictor: Predictor) -> bytes:
     """An image with its heat map over it, as a PNG."""
-    calibration = predictor.calibration
-    scale = heat_scale(calibration.locations if calibration else None, heat)
-    content = io.BytesIO()
+    content, scale = io.BytesIO(), predictor.heat_scale(heat)
     picture = overlay(read_display(file), heat, scale, predictor.seen(file))
     Image.fromarray(picture).save(content, "PNG")
     return content.getvalue()

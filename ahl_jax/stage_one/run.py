@@ -26,7 +26,6 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, holder, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
-from ahl_jax.data.frame import square
 from ahl_jax.data.images import iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
@@ -35,7 +34,7 @@ from ahl_jax.distributed.mesh import everywhere, mesh_for, on_this_process, put_
 from ahl_jax.distributed.processes import arrays_of_primary, is_primary, on_primary, together
 from ahl_jax.features.images import VERSION, left_out, trunk_dtype
 from ahl_jax.features.store import entry_key
-from ahl_jax.features.tiles import frame_of
+from ahl_jax.features.tiles import frame_of, framing
 from ahl_jax.stage_one.model import StageOne, State, detector_config, start
 from ahl_jax.storage.checkpoints import Checkpoints
 
@@ -123,8 +122,6 @@ def trained_trunk(
 def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
     """The name of everything that decides what stage one gives; see ``trained_trunk``."""
     learning = config.learning
-    frame = frame_of(config.features)
-    framed = frame != square(config.features.image_size)
     one = dataclasses.asdict(config.stage_one)
     del one["stage_one_heads"]  # decides what becomes of it
     read = {
@@ -136,7 +133,7 @@ def stage_one_key(config: Config, digest: str, trunk: Trunk) -> str:
         "detector": dataclasses.asdict(detector_config(config)) | {"groups": 0, "coreset": 0},
         "generators": config.pseudo.generators,
         "learning": [learning.clip, learning.decay, learning.decay_every],
-        **({"frame": dataclasses.asdict(frame)} if framed else {}),
+        **framing(config.features),
     }
     return entry_key(
         version=_STAGE_ONE_VERSION,
