@@ -16,15 +16,12 @@ from flax import nnx
 from ahl_jax.backbones.dino_v2 import official_names
 from ahl_jax.backbones.folding import fold_batch_norm, parts, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
-from ahl_jax.backbones.weights import read_torch_weights
+from ahl_jax.backbones.weights import MAX_BYTES, read_torch_weights
 from ahl_jax.common.download import download
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, default_folder, replace_file, user_folder, writing
 
 _log = logging.getLogger(__name__)
-
-_MOST = 2_000_000_000
-"""Bytes of a download; the largest network has 1.2 GB."""
 
 _NO_ROOM = "make room there, or name another folder with `cache_dir`"
 
@@ -160,7 +157,7 @@ def download_weights(
         writing(folder, _NO_ROOM, "the download"),
         alone(folder, lambda: _log.info("another process downloads weights; waiting for it")),
     ):
-        download(address, part, _MOST, progress=progress)
+        download(address, part, MAX_BYTES, progress=progress)
         with part.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         try:

@@ -23,6 +23,9 @@ from ahl_jax.common.errors import UserError
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 
+MAX_BYTES = 2_000_000_000
+"""Of a file; the largest network has 1.2 GB."""
+
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -52,6 +55,8 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; check the path")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise FormatError(f"has more than {MAX_BYTES:,} bytes, which no supported network has")
         data = path.read_bytes()
         if path.suffix == ".safetensors":
             return _named(_read_safetensors(data))
@@ -70,17 +75,20 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
 def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     try:
         parts = safetensors.deserialize(data)
-    except (safetensors.SafetensorError, ValueError) as error:
+        # safetensors.numpy knows no bfloat16 and safetensors.flax narrows int64; hence the table.
+        if unknown := {part["dtype"] for _, part in parts} - _SAFETENSORS.keys():
+            raise FormatError(f"has numbers of type {min(unknown)}, which no supported network has")
+        return {
+            name: np.frombuffer(part["data"], _dtype(_SAFETENSORS[part["dtype"]])).reshape(
+                part["shape"]
+            )
+            for name, part in parts
+        }
+    except FormatError:
+        raise
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+        # A shape of no elements may have sides that NumPy has no numbers for.
         raise FormatError("is damaged or is not a safetensors file") from error
-    # safetensors.numpy knows no bfloat16 and safetensors.flax narrows int64; hence the table.
-    if unknown := {part["dtype"] for _, part in parts} - _SAFETENSORS.keys():
-        raise FormatError(f"has numbers of type {min(unknown)}, which no supported network uses")
-    return {
-        name: np.frombuffer(part["data"], _dtype(_SAFETENSORS[part["dtype"]])).reshape(
-            part["shape"]
-        )
-        for name, part in parts
-    }
 
 
 def _read_zip(data: bytes) -> dict[str, Any]:

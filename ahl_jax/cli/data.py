@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
-from ahl_jax.common.text import counted
+from ahl_jax.common.text import counted, printable
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.records import data_folder, is_prepared, prepared_folder
@@ -110,7 +110,9 @@ def run_prepare(command: Prepare) -> None:
     for folder in prepare(command.name, command.manual_dir, command.category):
         counts = {split: part["counts"] for split, part in read_manifest(folder).items()}
         test = ", ".join(f"{number} {name}" for name, number in counts["test"].items())
-        print(f"{folder}: {counts['train']['good']} images to train on; to test on: {test}")
+        print(
+            f"{folder}: {counts['train']['good']} images to train on; to test on: {printable(test)}"
+        )
 
 
 def run_show(command: Show) -> None:
@@ -125,9 +127,9 @@ def run_show(command: Show) -> None:
     several = command.category is None and command.out is None
     for category in (categories(command.data) if several else ()) or (command.category,):
         dataset = load_dataset(DataConfig(command.data, category=category))
-        print(dataset.name)
+        print(printable(dataset.name))
         for title, paths in rows(dataset).items():
-            print(f"  {len(paths):>6}  {title}")
+            print(f"  {len(paths):>6}  {printable(title)}")
         if command.out is not None:
             draw(dataset, command.out)
             print(f"Some images of each are in {command.out}.")
@@ -147,7 +149,7 @@ def run_check(command: Check) -> None:
     for category in several or (command.category,):
         found = check(load_dataset(DataConfig(command.data, category=category)))
         for line in _check_in_words(found, None if command.all else _SHOWN):
-            print(line)
+            print(printable(line))
         clean = clean and found.clean
     if not clean:
         sys.exit(1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from ahl_jax.common.text import counted
+from ahl_jax.common.text import counted, printable
 from ahl_jax.config.settings import Config
 from ahl_jax.data.types import NO_METRICS
 from ahl_jax.detectors import DETECTORS
@@ -129,7 +129,7 @@ def metrics_in_words(
     yield f"{counted(metrics['n_test'], 'test image')}, {metrics['setting']} setting"
     for name, values in metrics.get("per_class", {}).items():
         yield (
-            f"  {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
+            f"  {printable(name)}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
             f"({counted(values['n'], 'anomal', 'y', 'ies')})"
         )
     if pixel := metrics.get("pixel"):

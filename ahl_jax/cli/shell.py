@@ -17,6 +17,7 @@ from ahl_jax.cli.sentences import with_options
 from ahl_jax.common import stop
 from ahl_jax.common.errors import IncompleteError, UserError
 from ahl_jax.common.files import default_folder
+from ahl_jax.common.text import printable
 
 log = logging.getLogger("ahl_jax")
 
@@ -44,10 +45,10 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
             command()
             stop.check()
         except UserError as error:
-            print("ahl:", with_options(str(error), names), file=sys.stderr)
+            print("ahl:", _shown(str(error), names), file=sys.stderr)
             sys.exit(2)
         except IncompleteError as error:
-            print("ahl:", with_options(str(error), names), file=sys.stderr)
+            print("ahl:", _shown(str(error), names), file=sys.stderr)
             sys.exit(3)
         except KeyboardInterrupt as end:
             print(f"\n{stop.STOPPED}", file=sys.stderr)
@@ -77,7 +78,12 @@ class _Formatter(logging.Formatter):
         self._names = names
 
     def format(self, record: logging.LogRecord) -> str:
-        return with_options(super().format(record), self._names)
+        return _shown(super().format(record), self._names)
+
+
+def _shown(text: str, names: Collection[str]) -> str:
+    """A message with options in it, in which names of strangers steer no terminal."""
+    return "\n".join(map(printable, with_options(text, names).split("\n")))
 
 
 def _set_up_logging(names: Collection[str]) -> None:

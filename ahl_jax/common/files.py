@@ -3,19 +3,23 @@
 import atexit
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import hashlib
 import io
+import json
 import logging
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +37,15 @@ _BEAT = 2.0
 
 _PATIENCE = 4 * _BEAT
 """Seconds without renewal after which the holder is gone."""
+
+_LONGEST_LOCK = 1024
+"""Bytes of a lock file."""
+
+LARGEST_TEXT = 2**28
+"""Bytes of a table or a description, at most: a list of a million images has half of them."""
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
 
 
 def user_folder(variable: str, *inside: str) -> Path:
@@ -98,7 +111,7 @@ def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
-    with path.open("a+b", buffering=0) as file:
+    with open(path, "a+b", buffering=0, opener=_plain) as file:
         told = False
         while not _taken(file, path):
             if not told:
@@ -122,7 +135,7 @@ def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
 def holder(folder: Path) -> str:
     """Who keeps others out of a folder, in brackets after a blank; empty if it is not known."""
     try:
-        process, host = (folder / _LOCK).read_text(encoding="utf-8").split()
+        process, host = read_file(folder / _LOCK, _LONGEST_LOCK).decode().split()
     except (OSError, ValueError):
         return ""
     return f" (process {process} on {host})"
@@ -162,7 +175,7 @@ def _taken(file: BinaryIO, path: Path) -> bool:
 def _seen(path: Path) -> tuple[bytes, int]:
     """What a lock file says and when it was renewed, opened anew as NFS looks only then."""
     with path.open("rb", buffering=0) as file:
-        return file.read(), os.fstat(file.fileno()).st_mtime_ns
+        return file.read(_LONGEST_LOCK), os.fstat(file.fileno()).st_mtime_ns
 
 
 def _beat(file: BinaryIO, done: threading.Event) -> None:
@@ -172,22 +185,93 @@ def _beat(file: BinaryIO, done: threading.Event) -> None:
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys as CSV, the keys as the header."""
+    """Rows with the same keys as CSV, the keys as the header; values as by ``csv_line``."""
+    names = list(rows[0])
+    return csv_line(names) + "".join(csv_line(map(row.get, names)) for row in rows)
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    """Values as a line of CSV, in which a spreadsheet finds no formula.
+
+    Text that one would take for a formula gets an apostrophe before it, see ``as_written``.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    # Those letters of a line's end are quoted that this one has.
+    csv.writer(text, lineterminator="\r\n").writerow(map(_cell, values))
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def replace_file(path: Path, content: str | bytes, *, several_writers: bool = False) -> None:
+def as_written(cell: str) -> str:
+    """The text that ``csv_line`` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _cell(value: Any) -> Any:
+    formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if formula else value
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: if it is none, or too deeply nested.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_file(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """The content of a file in a folder that may be a stranger's.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it cannot be read, or is a link or a device, which may lead anywhere.
+        ValueError: if it is larger.
+    """
+    with open(path, "rb", opener=_plain) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"it has more than {most:,} bytes")
+        return file.read()
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder or is the folder, wherever links lead."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # Links in a circle, names that are none.
+        return False
+
+
+def _plain(path: str, flags: int) -> int:
+    """As ``os.open``, of what is no link, pipe or device; it waits for nobody to write to it."""
+    name = Path(path).name
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, f"{name} is a link", path) from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, f"{name} is not a file", path)
+    return file
+
+
+def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one.
+
+    Others may write the same file at the same time. A kill may leave a hidden file beside it.
 
     Args:
         path: the file.
         content: text becomes UTF-8.
-        several_writers: whether others may write the same file at the same time; then what a kill
-            leaves unfinished stays beside it, and a power failure may cost the file.
+        durable: whether the new file outlasts a power failure, too, which takes a moment.
 
     Raises:
         OSError: if it cannot be written; nothing unfinished is left then.
@@ -196,12 +280,12 @@ def replace_file(path: Path, content: str | bytes, *, several_writers: bool = Fa
     name = path.name
     if len(os.fsencode(name)) > _LONGEST:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    unique = f".{uuid.uuid4().hex}" if several_writers else ""
-    temporary = path.with_name(f".{name}{unique}.tmp")
+    # A new file, as one that is there may be a link to another place.
+    temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(utf_8(content) if isinstance(content, str) else content)
-            if not several_writers:
+            if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import is_inside
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.formats import SUFFIXES, is_unread, warn_of_unread
 from ahl_jax.data.splits import split_normals
@@ -233,7 +234,7 @@ def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
 
     That is links out of ``root``, and files that ``is_unread``.
     """
-    if folder.is_dir() and not _inside(folder, root):
+    if folder.is_dir() and not is_inside(folder, root):
         raise UserError(
             f"{folder} is a link that leads out of {root}; name the folder that it leads to, or "
             "copy the images"
@@ -251,7 +252,7 @@ def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
             if is_unread(path):
                 skipped.append(path)
             elif name[0] != "." and path.suffix.lower() in SUFFIXES and path.is_file():
-                (found if _inside(path, root) else skipped).append(path)
+                (found if is_inside(path, root) else skipped).append(path)
     return tuple(_ordered(found, folder))
 
 
@@ -263,10 +264,6 @@ def _raise(error: OSError) -> None:
 
 def _unlistable(error: OSError) -> UserError:
     return UserError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions")
-
-
-def _inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
 
 
 def _ordered(paths: Iterable[Path], folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from jaxtyping import Bool
 from PIL import Image, UnidentifiedImageError
 
 from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.files import is_inside
 from ahl_jax.common.text import counted
 from ahl_jax.data.arrays import check_pixels
 from ahl_jax.data.folder import listed
@@ -66,7 +67,7 @@ def find_masks(images: Sequence[ImageSource], root: Path) -> dict[int, MaskSourc
             files, stem = files_in(folder), _composed(image.stem)
             names = [name + ending for name in (stem, stem.casefold()) for ending in _ENDINGS]
             path = next((files[name] for name in names if name in files), None)
-            if path and path.resolve().is_relative_to(inside):
+            if path and is_inside(path, inside):
                 found[i] = path
     return found
 
@@ -206,7 +207,7 @@ def _folder(root: Path) -> Path:
 def _home(parent: Path, inside: Path) -> tuple[Path, Path] | None:
     """The folder around that holds images by the layout, and the one with their masks."""
     for above in (parent, *parent.parents):
-        if above.name in _FOLDERS and above.resolve().is_relative_to(inside):
+        if above.name in _FOLDERS and is_inside(above, inside):
             home = _inner(above.parent, _FOLDERS[above.name])
             return (above, home) if home else None
     return None

@@ -1,11 +1,11 @@
 """A data set that ``ahl data prepare`` has written, image by image as records."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import read_file, read_json
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.records import Record, data_folder, is_prepared, prepared_folder
 from ahl_jax.data.types import Dataset
@@ -50,8 +50,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         UserError: if it cannot be read.
     """
     try:
-        manifest = json.loads((folder / "metadata.json").read_text("utf-8"))
-        return {split: manifest[split] for split in ("train", "test")}
+        manifest = read_json(read_file(folder / "metadata.json").decode())
+        found = {split: manifest[split] for split in ("train", "test")}
+        for name, kind, size in (image for split in found.values() for image in split["images"]):
+            if not (isinstance(name, str) and isinstance(kind, str) and isinstance(size, int)):
+                raise ValueError(f"its image {name} is none")
+        return found
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"the prepared data set in {folder} is damaged ({error}); delete that folder and run "

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from ahl_jax.common.errors import BadImageError
-from ahl_jax.common.files import user_folder
+from ahl_jax.common.files import read_file, read_json, user_folder
 
 VERSION = "1.0.0"
 """Raised when a builder comes to write something else from the same source."""
+
+_FEATURES = "tensorflow_datasets.core.features"
 
 _opening = threading.Lock()
 
@@ -144,7 +146,28 @@ def _source(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
 
 @functools.cache
 def _open(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
+    _check_features(folder)
     # Imported late: only prepared data sets need it.
     import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(folder).as_data_source(split)
+
+
+def _check_features(folder: Path) -> None:
+    """Refuse features that no builder here writes: TFDS would import whatever module they name.
+
+    Raises:
+        ValueError: saying so.
+    """
+    whole = read_json(read_file(folder / "features.json").decode())
+    parts = whole["featuresDict"]["features"].values()
+    kinds = {whole["pythonClassName"]}, {part["pythonClassName"] for part in parts}
+    names = {name for part in parts for name in part}
+    splits = read_json(read_file(folder / "dataset_info.json").decode())["splits"]
+    if (
+        kinds != ({f"{_FEATURES}.features_dict.FeaturesDict"}, {f"{_FEATURES}.text_feature.Text"})
+        or not {*whole} <= {"pythonClassName", "featuresDict"}
+        or not names <= {"pythonClassName", "text", "description"}
+        or any("/" in split.get("filepathTemplate", "") for split in splits)
+    ):
+        raise ValueError("it has features or files of another kind")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.files import is_inside
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.formats import SUFFIXES
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Dataset, Sample, Split
@@ -88,6 +90,12 @@ def listed(split: Split, data: str) -> list[Row]:
         for part, samples in parts
         for sample in samples
     ]
+
+
+def places(rows: Sequence[Row], data: str) -> list[str]:
+    """What ``DataConfig.data`` names, and the folders of a run's images that are elsewhere."""
+    paths = [Path(row.path) for row in rows]
+    return [data, *sorted({str(path.parent) for path in paths if path.is_absolute()})]
 
 
 def find(rows: Sequence[Row], dataset: Dataset, config: DataConfig, *, by_name: bool) -> Found:
@@ -182,8 +190,16 @@ def _content(path: ImageSource) -> str:
 
 
 def _elsewhere(row: Row, data: str) -> Sample | None:
-    """The image of a row that the data set does not have, such as one that was added by hand."""
-    path = _folder(data) / row.path
-    if not path.is_file() or _content(path) != row.sha256:
+    """The image of a row that the data set does not have, such as one that was added by hand.
+
+    A row may be a stranger's: it names an image, within the data's folder or in full.
+    """
+    folder = _folder(data)
+    path = folder / row.path
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return None
+    if not (Path(row.path).is_absolute() or is_inside(path, folder)):
+        return None
+    if _content(path) != row.sha256:
         return None
     return Sample(path, row.anomaly_class or None)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import as_written, is_inside
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.formats import SUFFIXES, remedy
 from ahl_jax.data.splits import split_normals
@@ -118,7 +119,10 @@ def rows(
                 row = dict(zip(header, values, strict=False))
                 if len(values) > len(header) or not row.keys() >= {*wanted}:
                     raise UserError(f"{where} does not have {len(header)} values; mend it")
-                yield where, {name: row.get(name, "").strip() for name in (*columns, *others)}
+                yield (
+                    where,
+                    {name: as_written(row.get(name, "").strip()) for name in (*columns, *others)},
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read as a CSV file ({reason}); mend it") from error
@@ -146,6 +150,6 @@ def file_in(folder: Path, name: str, where: str) -> Path:
         raise UserError(f"{where} names {name!r}, which is not an image that can be read; {how}")
     if not path.is_file():
         raise UserError(f"{where} names {name!r}, which is not in {folder}; mend the path")
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not is_inside(path, folder):
         raise UserError(f"{where} names {name!r}, a link out of {folder}; put the file there")
     return path

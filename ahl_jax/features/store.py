@@ -88,7 +88,7 @@ class Store:
         )
         with _writing(self.folder):
             path.parent.mkdir(exist_ok=True)
-            replace_file(path, content, several_writers=True)
+            replace_file(path, content, durable=False)
 
 
 def entry_key(**origin: str | int) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
-from ahl_jax.config.settings import Config
+from ahl_jax.common.files import reason
+from ahl_jax.config.settings import Config, FeatureConfig
 from ahl_jax.data.frame import Frame, Seen
 from ahl_jax.data.images import (
     Picture,
@@ -28,9 +30,10 @@ from ahl_jax.data.images import (
 )
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
-from ahl_jax.features.images import padded, tiled_maps, trunk_dtype
+from ahl_jax.features.images import map_shapes, padded, tiled_maps, trunk_dtype
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.heatmaps import heat_scale, upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
@@ -46,6 +49,9 @@ from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir
 
 log = logging.getLogger(__name__)
+
+_PIXELS = 2**31
+"""Of a batch of images, at most."""
 
 _preparing = threading.Lock()
 """So that threads share the arrays on the device and the programs."""
@@ -287,6 +293,19 @@ class Predictor:
     def _program(self) -> Any:
         return jax.jit(self.apply)
 
+    def check(self) -> None:
+        """Find out whether the trunk, the detector and the settings fit, without computing.
+
+        Raises:
+            Exception: nearly any, if they do not.
+        """
+        features, scorer = self.config.features, self.scorer
+        shapes = [(h // scorer.tiles.count, w, c) for h, w, c in map_shapes(self.trunk, features)]
+        if [each.shape for each in to_maps(scorer.reference)] != shapes:
+            raise ValueError("its reference is of images of another size")
+        images = jax.ShapeDtypeStruct((1, self.frame.height, self.frame.width, 3), np.uint8)
+        jax.eval_shape(self.apply, self.arrays, images)
+
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs cannot be pickled, and are made again when they are needed.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -299,16 +318,43 @@ def load(workdir: Path | str) -> Predictor:
         workdir: the folder that ``train`` was given.
 
     Raises:
-        UserError: if the folder holds no checkpoint, or a damaged one.
+        UserError: if the folder holds no checkpoint, or a damaged one, or what is no detector.
     """
     run = Workdir(Path(workdir))
     run.config()  # Says what is wrong with a folder that holds no run.
     with Checkpoints(run.path, read_only=True) as checkpoints:
-        name, params = checkpoints.load_trunk()
-        arrays, metadata = checkpoints.restore_inference()
+        try:
+            name, params = checkpoints.load_trunk()
+            arrays, metadata = checkpoints.restore_inference()
+            config = Config.from_dict(metadata["config"])
+            _check_work(config.features)
+            trunk = trunk_from_params(name, params, config.features.levels)
+            scorer = scorer_from_arrays(config, arrays)
+            _check_figures(metadata)
+            predictor = Predictor(config, trunk, scorer, metadata, None)
+            predictor.check()
+        except UserError:
+            raise
+        except Exception as error:  # the arrays and settings of strangers fail nearly anywhere
+            raise UserError(
+                f"the checkpoint in {checkpoints.folder} is of no detector ({reason(error)}); "
+                "train again, or name the folder of another run"
+            ) from error
         calibration = read_calibration(checkpoints.folder)
-    config = Config.from_dict(metadata["config"])
-    trunk = trunk_from_params(name, params, config.features.levels)
     if metadata["epochs"] < (planned := config.learning.planned_epochs):
         log.warning("%s is not finished: epoch %d of %d", workdir, metadata["epochs"], planned)
-    return Predictor(config, trunk, scorer_from_arrays(config, arrays), metadata, calibration)
+    return dataclasses.replace(predictor, calibration=calibration)
+
+
+def _check_work(features: FeatureConfig) -> None:
+    """Refuse settings, as of a stranger's run, by which a batch takes all memory."""
+    pixels = math.prod(features.tiles) * features.image_size**2 * features.image_batch
+    if pixels > _PIXELS:
+        raise ValueError(f"its batches have {pixels:,} pixels")
+
+
+def _check_figures(metadata: dict[str, Any]) -> None:
+    counts = [metadata[name] for name in ("epochs", "n_train_normal", "n_seen")]
+    whole = all(isinstance(count, int) for count in counts)
+    if not whole or not isinstance(metadata["seconds"], float | int):
+        raise ValueError("its figures are no numbers")

@@ -20,7 +20,15 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.common.files import reason, replace_file
+from ahl_jax.common.files import (
+    as_written,
+    csv_line,
+    is_inside,
+    read_file,
+    read_json,
+    reason,
+    replace_file,
+)
 from ahl_jax.common.text import counted, printable
 from ahl_jax.data.folder import OUTPUTS, PREDICTION
 from ahl_jax.data.frame import Seen
@@ -135,7 +143,7 @@ class Results:
             decided = self._decided([float(row[1]) for row in rows])
             for row, (probability, decision) in zip(rows, decided, strict=True):
                 row[2:4] = str(probability), decision
-        text = "".join(_line(row) for row in ([*self.columns], *rows))
+        text = "".join(map(csv_line, ([*self.columns], *rows)))
         if overwrite or not self.csv.is_file() or self.csv.read_bytes() != text.encode():
             replace_file(self.csv, text)
         if held != about:
@@ -157,7 +165,7 @@ class Results:
         with self.csv.open("r+b") as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                file.write("".join(_line([row[c] for c in self.columns]) for row in rows).encode())
+                file.write("".join(csv_line(row[c] for c in self.columns) for row in rows).encode())
                 file.flush()
             except OSError:
                 with contextlib.suppress(OSError):
@@ -233,6 +241,11 @@ class Results:
             suffix, content = self._content(kind, image, heat, where)
             name = self._name(image)
             target = self.folder / OUTPUTS[kind] / name.with_name(name.name + suffix)
+            if not is_inside(target, self.folder):
+                raise UserError(
+                    f"{target.parent} is a link out of {self.folder}; put a folder there, or give "
+                    "another `out`"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             replace_file(target, content)
         except BadImageError as error:
@@ -291,21 +304,31 @@ def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
         UserError: if it is no such table.
     """
     try:
-        content = file.read_bytes()
+        text = _decoded(read_file(file))
+        lines = text.splitlines()
+        mark = next((m for m in ",;\t" if lines and m in lines[0]), ",")
+        found = list(csv.DictReader(io.StringIO(text), delimiter=mark))
+        header = (
+            list(found[0]) if found else next(csv.reader(lines[:1], delimiter=mark), [*columns])
+        )
     except FileNotFoundError:
         return []
-    text = _decoded(content)
-    lines = text.splitlines()
-    mark = next((m for m in ",;\t" if lines and m in lines[0]), ",")
-    found = list(csv.DictReader(io.StringIO(text), delimiter=mark))
-    header = list(found[0]) if found else next(csv.reader(lines[:1], delimiter=mark), [*columns])
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{file} cannot be read ({reason(error)}); give another `out`, or `overwrite=True` to "
+            "replace it"
+        ) from error
     # Earlier versions had no columns of defects.
     if set(header) - {None} | {*_DEFECT} != set(columns):
         raise UserError(
             f"{file} is damaged (its columns are no longer {','.join(columns)}); restore it, give "
             "another `out`, or `overwrite=True` to replace it"
         )
-    rows = [[row.get(name, "") for name in columns] for row in found if None not in row.values()]
+    rows = [
+        [as_written(row.get(name, "")) for name in columns]
+        for row in found
+        if None not in row.values()
+    ]
     if mark == ";":
         # Where numbers have commas.
         rows = [[r[0], *(value.replace(",", ".") for value in r[1:])] for r in rows]
@@ -322,7 +345,7 @@ def _is_whole(row: Sequence[str]) -> bool:
         [float(value or 0) for value in (row[2], *row[4:-1])]
     except ValueError:
         return False
-    return re.fullmatch("[0-9a-f]{16}", row[-1]) is not None
+    return "\0" not in row[0] and re.fullmatch("[0-9a-f]{16}", row[-1]) is not None
 
 
 def _decoded(content: bytes) -> str:
@@ -337,13 +360,13 @@ def _decoded(content: bytes) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(read_file(path).decode())
         if not isinstance(found, dict):
             raise ValueError("it describes no prediction")
         return found
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged, so it is not known what gave the scores beside it; give another "
             "`out`, or `overwrite=True` to score all images again"
@@ -392,9 +415,3 @@ def _encoded(pixels: Shaped[np.ndarray, "h w *c"], form: str) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, form)
     return content.getvalue()
-
-
-def _line(values: Sequence[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()

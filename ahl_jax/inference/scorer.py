@@ -20,6 +20,9 @@ from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features import FeatureMaps
 from ahl_jax.features.tiles import UNCUT, Tiles, tiles_of
 
+_ABSENT = 2**20
+"""Numbers that a detector of an earlier version may lack."""
+
 BATCH = 64
 """Tiles that are scored at a time."""
 
@@ -124,12 +127,19 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
     reference = make_inputs(maps).take(jnp.array(0))
     # Those of whitened features are not the averages of their maps.
     reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
-    functional, fresh = make_model(config, reference.channels, jax.random.key(0))
+    make = functools.partial(make_model, config, reference.channels)
     saved = Model.from_arrays(arrays["model"])
+    # Settings of strangers may ask for more than there is memory.
+    wanted = jax.eval_shape(lambda key: make(key)[1], jax.random.key(0))
+    absent = {name: wanted.stats[name] for name in wanted.stats.keys() - saved.stats.keys()}
+    known = Model(saved.params, absent | saved.stats)
+    if jax.tree.map(jnp.shape, known) != jax.tree.map(jnp.shape, wanted):
+        raise ValueError("the saved arrays do not fit the detector")
+    if sum(each.size for each in jax.tree.leaves(absent)) > _ABSENT:
+        raise ValueError(f"it lacks {', '.join(sorted(absent))}")
+    functional, fresh = make(jax.random.key(0))
     # A statistic that an earlier version did not have is as it is made.
     model = Model(saved.params, fresh.stats | saved.stats)
-    if jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, fresh):
-        raise ValueError("the saved arrays do not fit the detector")
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
     localizer = Localizer(**arrays["localizer"]) if "localizer" in arrays else None
     model = jax.tree.map(jnp.asarray, model)

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import read_json
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
 from ahl_jax.storage.workdir import CALIBRATION, Workdir
@@ -189,13 +190,13 @@ def read_calibration(folder: Path) -> Calibration | None:
     if text is None:
         return None
     try:
-        values = json.loads(text)
+        values = read_json(text)
         scores, (low, high) = np.asarray(values["scores"], np.float32), values["locations"]
-        if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+        locations = float(low), float(high)
+        if scores.ndim != 1 or not scores.size or not np.isfinite([*scores, *locations]).all():
             raise ValueError("its scores are no numbers")
-        folds = int(values.get("folds", 0))
-        return Calibration(np.sort(scores), (float(low), float(high)), folds)
-    except (ValueError, KeyError, TypeError) as error:
+        return Calibration(np.sort(scores), locations, int(values.get("folds", 0)))
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{folder / CALIBRATION} is damaged ({error}); delete it, and give the training's "
             "command again"

@@ -1,19 +1,30 @@
 """The images of a run, found again in its data as that is now."""
 
+import logging
 from dataclasses import replace
 
+from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config
 from ahl_jax.data.open import load_dataset
-from ahl_jax.data.remembered import Found, find
+from ahl_jax.data.remembered import Found, find, places
 from ahl_jax.data.types import Split
 from ahl_jax.features.split import load_split, split_digest
 from ahl_jax.storage.workdir import Workdir
+
+log = logging.getLogger(__name__)
 
 
 def moved(config: Config, data: str | None) -> Config:
     """The settings with the data elsewhere, if it is."""
     return config if data is None else with_settings(config, {"data": data})
+
+
+def tell_places(run: Workdir, config: Config) -> None:
+    """Say which folders are read, as a run names them that may be a stranger's."""
+    first, *others = places(run.images() or [], config.data.data)
+    more = f" and {counted(len(others), 'other folder')}, such as {others[0]}" if others else ""
+    log.info("reading the images that %s names, in %s%s", run.path, first, more)
 
 
 def find_split(run: Workdir, config: Config, split: Split | None = None) -> Found:

@@ -20,7 +20,7 @@ from ahl_jax.features.split import (
 )
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import Cut, check_cut, cut_of
-from ahl_jax.run.again import find_split, moved
+from ahl_jax.run.again import find_split, moved, tell_places
 from ahl_jax.run.calibrate import calibrated
 from ahl_jax.run.claim import Run
 from ahl_jax.run.metrics import image_metrics
@@ -159,6 +159,8 @@ def load_test(
     """
     predictor = load(workdir)
     config, run = moved(predictor.config, data), Workdir(Path(workdir))
+    if data is None and split is None and progress:
+        tell_places(run, config)
     try:
         found = find_split(run, config, split)
     except UserError as error:

@@ -8,7 +8,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.data.folder import anomalies_below, images_below
 from ahl_jax.data.splits import extended
 from ahl_jax.data.types import Sample
-from ahl_jax.run.again import find_split, moved
+from ahl_jax.run.again import find_split, moved, tell_places
 from ahl_jax.run.options import run_options
 from ahl_jax.run.train import train_runs
 from ahl_jax.storage.workdir import Workdir, located
@@ -53,6 +53,10 @@ def update(
         raise UserError(f"{run} is the run to update; give another folder as `workdir`")
     if config.start:
         raise UserError(f"{run} is fine-tuned; fine-tune its first run anew, with all images")
+    if data is None:
+        tell_places(old, config)
+    if config.features.trunk_weights:
+        log.info("reading the weights that %s names, %s", run, config.features.trunk_weights)
     config = located(moved(config, data))
     found = find_split(old, config)
     if not (found.same or found.listed):

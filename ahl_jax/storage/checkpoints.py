@@ -11,10 +11,12 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +38,9 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 
 _KEPT = 2
 
+_DENSITY, _SPARE = 16, 2**30
+"""Bytes of arrays that a byte of a checkpoint may stand for, and that any checkpoint may have."""
+
 
 class Checkpoints:
     """The checkpoints in one working folder; a context manager, as saves run in the background.
@@ -46,7 +51,7 @@ class Checkpoints:
             killed run left half-written is removed.
 
     Raises:
-        UserError: if the folder cannot be made or written to.
+        UserError: if the folder cannot be made or written to, or has a link in it.
     """
 
     def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
@@ -56,6 +61,7 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / "checkpoint"
         self._trunk = self.folder / "trunk"
         self._manager: ocp.CheckpointManager | None = None
+        _check_plain(self.folder)
         if read_only and not self.folder.is_dir():
             return
         options = ocp.CheckpointManagerOptions(
@@ -296,13 +302,47 @@ def _args(metadata: dict[str, Any], **items: PyTree) -> ocp.args.Composite:
     )
 
 
+def _check_plain(folder: Path) -> None:
+    """Refuse links and devices in a folder that may be a stranger's, as they may lead anywhere.
+
+    Raises:
+        UserError: for the first one.
+    """
+    for path in (folder, *folder.rglob("*")):
+        # Another process may remove what is being looked at.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            kind = path.lstat().st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                raise UserError(
+                    f"{path} is a link or a device, which no checkpoint has; put the file or the "
+                    "folder itself there"
+                )
+
+
 def _structure(checkpointer: ocp.Checkpointer, item: Path) -> PyTree:
-    """What an item's _METADATA lists."""
+    """What an item's _METADATA lists, of the size of its files and in its folder."""
     try:
-        return checkpointer.metadata(item).item_metadata.tree
+        tree = checkpointer.metadata(item).item_metadata.tree
+        leaves = jax.tree.leaves(tree)
+        claimed = sum(
+            np.dtype(leaf.dtype).itemsize * max(map(math.prod, (leaf.shape, *_chunks(leaf))))
+            for leaf in leaves
+        )
+        names = [PurePosixPath(leaf.name) for leaf in leaves]
     except Exception as error:
         # Orbax gives None, or raises nearly anything.
         raise ValueError(f"{item.name}/_METADATA, or what it lists, cannot be read") from error
+    if any(name.is_absolute() or ".." in name.parts for name in names):
+        raise ValueError(f"{item.name}/_METADATA lists arrays of another folder")
+    held = sum(path.stat().st_size for path in item.rglob("*") if path.is_file())
+    if claimed > max(_SPARE, _DENSITY * held):
+        raise ValueError(f"{item.name} says that it has {claimed:,} bytes, in {held:,} of files")
+    return tree
+
+
+def _chunks(leaf: Any) -> list[tuple[int, ...]]:
+    """The shape of what an array is read in."""
+    return [leaf.storage.chunk_shape] if leaf.storage and leaf.storage.chunk_shape else []
 
 
 def _digest_of(metadata: dict[str, Any]) -> str:

@@ -11,10 +11,21 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone, csv_text, holder, reason, replace_file, utf_8, writing
+from ahl_jax.common.files import (
+    alone,
+    as_written,
+    csv_text,
+    holder,
+    read_file,
+    read_json,
+    reason,
+    replace_file,
+    utf_8,
+    writing,
+)
 from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
@@ -199,10 +210,10 @@ class Workdir:
             return None
         try:
             return [
-                Row(row["path"], row["class"], cast(Part, row["split"]), row["sha256"])
+                _row(*(as_written(row[name]) for name in ("path", "class", "split", "sha256")))
                 for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)
             ]
-        except (csv.Error, KeyError) as error:
+        except (csv.Error, KeyError, AttributeError, ValueError) as error:
             raise _damaged(self.path / "images.csv", error) from error
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
@@ -219,7 +230,11 @@ class Workdir:
         """
         advice = "start over with `overwrite=True`"
         text = self.read("history.csv", advice) if epochs else None
-        rows = list(csv.DictReader(io.StringIO(text)))[:epochs] if text else []
+        try:
+            rows = list(csv.DictReader(io.StringIO(text)))[:epochs] if text else []
+            [float(value or 0) for row in rows for value in (row["epoch"], *row.values())]
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise _damaged(self.path / "history.csv", error, advice) from error
         if len(rows) < epochs:
             raise UserError(
                 f"{self.path / 'history.csv'} lacks epochs that the checkpoint has; {advice}"
@@ -245,7 +260,7 @@ class Workdir:
         """
         text = self.read("metrics.json")
         try:
-            found = None if text is None else json.loads(text)
+            found = None if text is None else read_json(text)
             if not isinstance(found, dict | None):
                 raise ValueError("it holds no metrics")
             return found
@@ -264,7 +279,7 @@ class Workdir:
         """
         path = self.path / name
         try:
-            content = path.read_bytes()
+            content = read_file(path)
             known = self._digests().get(name)
             if known and hashlib.sha256(content).hexdigest() not in known:
                 raise ValueError("its checksum is wrong")
@@ -281,7 +296,7 @@ class Workdir:
     def _run(self) -> dict[str, Any]:
         path = self.path / "run.json"
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
+            run = read_json(read_file(path).decode())
         except FileNotFoundError as error:
             (inside, *_) = [*sorted(self.path.glob("*/run.json")), None]
             advice = f", such as {inside.parent}" if inside else ""
@@ -289,9 +304,12 @@ class Workdir:
                 f"{self.path} holds no run (there is no run.json); name the folder of a run{advice}"
             ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); train again") from error
-        if not isinstance(run, dict) or "config" not in run:
+            raise UserError(f"{path} cannot be read ({reason(error)}); train again") from error
+        if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
             raise UserError(f"{path} is not the description of a run; train again")
+        files = run.get(_FILES, {})
+        if not isinstance(files, dict) or not all(isinstance(f, list) for f in files.values()):
+            raise UserError(f"{path} is damaged (its checksums are none); train again")
         if run.pop(_CHECKSUM, _checksum(run)) != _checksum(run):
             raise UserError(
                 f"{path} is damaged (its checksum is wrong); restore it or train again, or delete "
@@ -379,6 +397,12 @@ def located(config: Config) -> Config:
     if (weights := features.trunk_weights) and os.path.exists(weights):
         features = dataclasses.replace(features, trunk_weights=weights.resolve())
     return dataclasses.replace(config, data=data, features=features)
+
+
+def _row(path: str, anomaly_class: str, part: str, sha256: str) -> Row:
+    if part not in get_args(Part):
+        raise ValueError(f"{part!r} is no part of a run")
+    return Row(path, anomaly_class, cast(Part, part), sha256)
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """Files replaced in one step, folders of one process or user, failures to write in one sentence."""
 
 import contextlib
+import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import pwd
@@ -14,8 +16,10 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ahl_jax import UserError
@@ -23,6 +27,9 @@ from ahl_jax.common import stop
 from ahl_jax.common.files import (
     _temporary_folder,
     alone,
+    as_written,
+    csv_line,
+    csv_text,
     default_folder,
     holder,
     replace_file,
@@ -32,19 +39,19 @@ from ahl_jax.data.records import data_folder
 from ahl_jax.features import Store
 
 
-@pytest.mark.parametrize("several_writers", [False, True])
+@pytest.mark.parametrize("durable", [False, True])
 def test_a_failure_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several_writers: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
 ) -> None:
     path = tmp_path / "file.txt"
-    replace_file(path, "old", several_writers=several_writers)
+    replace_file(path, "old", durable=durable)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        replace_file(path, b"new", several_writers=several_writers)
+        replace_file(path, b"new", durable=durable)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
@@ -196,3 +203,33 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path, length:
 def test_text_with_a_name_that_is_no_utf_8_can_be_written(tmp_path: Path) -> None:
     replace_file(tmp_path / "run.json", json.dumps("caf\udce9", ensure_ascii=False))
     assert json.loads((tmp_path / "run.json").read_text("utf-8")) == "caf\udce9"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "'=x", "''=x", "'tis", "-1.5e-3", "+1", "-inf", "-",
+     "", "a\n=1", '"', "-1_0", "'", "1,5", ";=x"],
+)  # fmt: skip
+def test_no_cell_is_a_formula_and_each_is_read_back(text: str) -> None:
+    written = csv_line([text, "next"])
+    (cell, _), *more = csv.reader(io.StringIO(written, newline=""))
+    assert not more
+    assert as_written(cell) == text
+    assert csv_text([{"name": text, "other": "next"}]) == f"name,other\n{written}"
+    try:
+        float(text.replace("_", "x"))
+        assert cell == text
+    except ValueError:
+        assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_numbers_stay_as_they_are_in_cells() -> None:
+    assert csv_line([-1.5, np.float32(-2), -3, None, "-1.5"]) == "-1.5,-2.0,-3,,-1.5\n"
+
+
+def test_of_many_writers_at_once_one_whole_file_is_left(tmp_path: Path) -> None:
+    path, texts = tmp_path / "model.bin", [f"{i}" * 200_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda text: replace_file(path, text), texts * 4))
+    assert path.read_text() in texts
+    assert os.listdir(tmp_path) == ["model.bin"]

@@ -1,7 +1,10 @@
+import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from ahl_jax.config.settings import FeatureConfig, PseudoConfig
 from ahl_jax.features import Store
 from ahl_jax.features.images import trunk_maps
 from ahl_jax.features.pseudo import extract_pseudo, pseudo_images
+from ahl_jax.reports import build
 from ahl_jax.storage.workdir import Workdir
 from tests.reports.page import Page
 from tests.runs import FinishedRun
@@ -23,6 +27,71 @@ from tests.runs import FinishedRun
 SECTIONS = (
     "result", "labelled", "settings", "curves", "threshold", "images", "training", "subsets",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def given() -> Iterator[dict[str, dict[str, Any]]]:
+    """Template -> what the newest page of it was made of."""
+    found: dict[str, dict[str, Any]] = {}
+    write = build._write
+
+    def noted(out: Path, template: str, **values: Any) -> Path:
+        found[template] = values
+        return write(out, template, **values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_write", noted)
+        yield found
+
+
+MARKUP = """</style></title><script>alert("1")</script>' onload='x" <img src=x>&amp;"""
+
+
+class Hostile:
+    """An object all of whose texts are a stranger's."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return hostile(getattr(self._inner, name))
+
+    def __str__(self) -> str:
+        return f"{self._inner}{MARKUP}"
+
+
+class Names(dict[Any, Any]):
+    """A dict whose keys are a stranger's, too, which templates look up as they were."""
+
+    def __missing__(self, name: str) -> Any:
+        if name.endswith(MARKUP):
+            raise KeyError(name)
+        return self[name + MARKUP]
+
+
+def hostile(value: Any) -> Any:
+    if isinstance(value, str):
+        # Pictures are made here.
+        ours = not value or value.startswith("data:image/")
+        return value if ours else value + MARKUP
+    if isinstance(value, dict):
+        return Names({hostile(name): hostile(each) for name, each in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(map(hostile, value)) if type(value) in (list, tuple) else Hostile(value)
+    if dataclasses.is_dataclass(value) or isinstance(value, Path):
+        return Hostile(value)
+    return value
+
+
+def check_inert(template: str, values: dict[str, Any], tmp_path: Path) -> None:
+    """The page shows markup in the place of any text as text."""
+    build._write(tmp_path / "hostile.html", template, **hostile(values))
+    page = Page(tmp_path / "hostile.html")
+    assert page.text.count("<script>alert") > 100
+    assert "script" not in [tag for tag, _ in page.tags]
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        assert attributes.get("src", "data:image/jpeg;base64,")[:16] == "data:image/jpeg;"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +117,13 @@ def test_it_has_all_sections_and_needs_nothing(written: Page) -> None:
     # ROC, PR and scores; w, r (K is 2), support, query and psi.
     assert len([a for a in written.of("svg") if a.get("role") == "img"]) == 8
     assert "data:image/jpeg" in written.source
+
+
+def test_texts_of_strangers_are_no_markup(
+    written: Page, given: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert "<script>" not in written.source
+    check_inert("report.html.j2", given["report.html.j2"], tmp_path)
 
 
 def test_its_figures_are_the_metrics(written: Page, finished: FinishedRun) -> None:
@@ -227,7 +303,11 @@ def test_names_are_only_names(finished: FinishedRun, weave: Path, tmp_path: Path
 
 
 def test_two_runs_side_by_side(
-    finished: FinishedRun, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: FinishedRun,
+    plain: Path,
+    given: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     again = shutil.copytree(finished.workdir, tmp_path / "<i>again")
     out = tmp_path / "side.html"
@@ -260,6 +340,7 @@ def test_two_runs_side_by_side(
     assert len(re.findall(r"· score", page.text)) == 3 * 4 * 4
     assert len([a for a in page.of("img") if str(a["alt"]).startswith("Heat map")]) == 3 * 4 * 4
     assert str(again) in page.text
+    check_inert("compare.html.j2", given["compare.html.j2"], tmp_path)
 
 
 def test_runs_with_other_test_images_have_no_paired_difference(

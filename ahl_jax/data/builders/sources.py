@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from ahl_jax.common.errors import BadImageError, UserError
+from ahl_jax.data.arrays import check_pixels
 from ahl_jax.data.formats import SUFFIXES
 from ahl_jax.data.images import check_image, opened
 from ahl_jax.data.masks import marked
@@ -183,7 +184,7 @@ def _union(paths: tuple[Path, ...], expected: tuple[int, int]) -> Bool[np.ndarra
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with opened(regular_file(path)) as image:
+        with opened(regular_file(path), lambda image: check_pixels(*image.size)) as image:
             yield image
     except UserError:
         raise

@@ -1,6 +1,5 @@
 """HeadCT: 200 slices, half of them with a haemorrhage."""
 
-import csv
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,8 +32,8 @@ class Builder(AnomalyBuilder):
             raise UserError(f"{root} has no labels.csv, or no head_ct/000.png")
         labels = home / "labels.csv"
         kinds: dict[str, str] = {}
-        for number, row in enumerate(csv.reader(text_lines(labels)[1:]), 2):
-            values = [field.strip() for field in row]
+        for number, row in enumerate(text_lines(labels)[1:], 2):
+            values = [field.strip() for field in row.split(",")]
             if len(values) != 2 or not values[0].isdecimal() or values[1] not in ("0", "1"):
                 raise UserError(f"line {number} of {labels} is not ID,0 or ID,1; download it again")
             kinds[f"{int(values[0]):03}"] = "hemorrhage" if values[1] == "1" else NORMAL
