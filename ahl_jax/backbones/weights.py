@@ -75,20 +75,21 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
 def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     try:
         parts = safetensors.deserialize(data)
-        # safetensors.numpy knows no bfloat16 and safetensors.flax narrows int64; hence the table.
-        if unknown := {part["dtype"] for _, part in parts} - _SAFETENSORS.keys():
-            raise FormatError(f"has numbers of type {min(unknown)}, which no supported network has")
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise FormatError("is damaged or is not a safetensors file") from error
+    # safetensors.numpy knows no bfloat16 and safetensors.flax narrows int64; hence the table.
+    if unknown := {part["dtype"] for _, part in parts} - _SAFETENSORS.keys():
+        raise FormatError(f"has numbers of type {min(unknown)}, which no supported network uses")
+    try:
         return {
             name: np.frombuffer(part["data"], _dtype(_SAFETENSORS[part["dtype"]])).reshape(
                 part["shape"]
             )
             for name, part in parts
         }
-    except FormatError:
-        raise
-    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
-        # A shape of no elements may have sides that NumPy has no numbers for.
-        raise FormatError("is damaged or is not a safetensors file") from error
+    except (ValueError, OverflowError) as error:
+        # Where there are no numbers, the other sides may be longer than NumPy's can be.
+        raise FormatError("has a tensor of an impossible shape") from error
 
 
 def _read_zip(data: bytes) -> dict[str, Any]:

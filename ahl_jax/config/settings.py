@@ -340,7 +340,7 @@ class Config:
             }
             start = values.get("start", values.get("source"))
             return cls(seed=values["seed"], start=start, **parts)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the saved settings do not fit this version of ahl_jax ({error}); "
                 "use the version that wrote them"

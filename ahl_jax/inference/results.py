@@ -72,7 +72,8 @@ class NamedImage:
     @property
     def key(self) -> tuple[str, str]:
         """What it has in common with no other image, by whatever path it is named."""
-        return printable(self.path.resolve().as_posix()), self.digest
+        # Unlike ``resolve`` it takes any name, as tables of strangers have.
+        return printable(os.path.realpath(self.path)), self.digest
 
 
 class Results:

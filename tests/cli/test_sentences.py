@@ -1,8 +1,12 @@
 """Settings in messages as options."""
 
+import logging
+
 import pytest
 
 from ahl_jax.cli.sentences import with_options
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,16 @@ from ahl_jax.cli.sentences import with_options
 def test_settings_become_options(message: str, said: str) -> None:
     names = {"held_out", "method", "whiten", "shots", "trunk_weights"}
     assert with_options(message, names) == said
+
+
+def test_a_name_in_a_message_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        logging.getLogger("ahl_jax").warning("left out: %s", "a\x1b[2J\r.png")
+        raise UserError("no class a\x1b]0;mine\x07\nb; give `shots=1`")
+
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    said = capsys.readouterr().err
+    assert "left out: a\\x1b[2J\\r.png\n" in said
+    assert "no class a\\x1b]0;mine\\x07" in said
+    assert "\x1b" not in said

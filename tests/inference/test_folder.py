@@ -680,3 +680,33 @@ def test_damage_is_named(
     assert said in capsys.readouterr().err
     _predict(finished, some, "--out", out, "--no-heat-maps", "--overwrite")
     assert len(_rows(out)) == 4
+
+
+def test_a_name_is_no_formula_in_the_table_and_is_found_again(
+    finished: FinishedRun, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(some / "good/00.png", "=1+1.png")
+    _predict(finished, "=1+1.png", "--out", "out", "--no-heat-maps")
+    (row,) = _rows(tmp_path / "out")
+    assert row["path"] == "'=1+1.png"
+    monkeypatch.setattr(Results, "write", None)
+    _predict(finished, "=1+1.png", "--out", "out", "--no-heat-maps")
+    assert _rows(tmp_path / "out") == [row]
+
+
+def test_nothing_is_drawn_through_a_link_out_of_the_folder(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/heat_maps").symlink_to(tmp_path / "mine")
+    for link, said in (("heat_maps", "is a link out of"), ("scores.csv", "scores.csv is a link")):
+        if link == "scores.csv":
+            (tmp_path / "mine/table").write_text("mine")
+            (tmp_path / "out/scores.csv").unlink()
+            (tmp_path / "out/scores.csv").symlink_to(tmp_path / "mine/table")
+        with pytest.raises(SystemExit, match="2"):
+            _predict(finished, some, "--out", tmp_path / "out")
+        assert said in capsys.readouterr().err
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from ahl_jax.serving.app import page_of
@@ -42,3 +43,13 @@ def test_dropped_photographs_are_shown_with_their_scores(tmp_path: Path, scheme:
         for words in ("Anomaly", "Score 12.50, threshold 3.250", "Above 97.0 % of normal images",
                       "<img src=x>.png, <i>one", "Not scored", "<script>alert(1)"):  # fmt: skip
             assert words in frame["words"]
+
+
+def test_a_detectors_name_is_no_markup() -> None:
+    name = """</style></title><script>alert("1")</script>' onload='x"""
+    page, policy = page_of([name, "two"])
+    plain, same = page_of(["one", "two"])
+    assert policy == same
+    assert page.count("<script") == plain.count("<script") == 1
+    assert page.count("</style>") == plain.count("</style>")
+    assert escape(name) in page

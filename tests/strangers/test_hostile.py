@@ -27,6 +27,7 @@ from ahl_jax.data.remembered import Row, find
 from ahl_jax.data.types import Dataset
 from ahl_jax.inference.predictor import load
 from ahl_jax.inference.threshold import read_calibration
+from ahl_jax.run.again import tell_places
 from ahl_jax.run.calibrate import recalibrate
 from ahl_jax.storage.checkpoints import Checkpoints
 from ahl_jax.storage.workdir import Workdir
@@ -169,6 +170,19 @@ def test_images_are_found_by_what_a_stranger_lists_alone_if_they_are_images(
     assert found.split.unused == ()
 
 
+def test_the_folders_that_a_run_names_are_told(
+    written: Workdir, secret: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = preset("debug", str(secret.parent))
+    written.write_images([Row("a.png", "", "train", "0"), Row("/else/b.png", "", "test", "0")])
+    with caplog.at_level("INFO", "ahl_jax"):
+        tell_places(written, here)
+    assert caplog.messages == [
+        f"reading the images that {written.path} names, in {secret.parent} and 1 other folder, "
+        "such as /else"
+    ]
+
+
 def _tar(members: dict[str, int], pax: dict[str, str] | None = None) -> bytes:
     """Members of zeros, by their sizes."""
     content = io.BytesIO()
@@ -248,12 +262,38 @@ def test_a_prepared_data_set_imports_nothing(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("value", [
+    b")" + b"q\x00h\x00h\x00\x86" * 100,  # Of two of those before, a hundred times.
+    b"]" + b"q\x00h\x00h\x00\x86" * 100,
+    b")" + b"\x85" * 30_000,  # One in the other.
+    b"]q\x00h\x00a",  # In itself.
+    b"(" * 30_000,
+    b"r\xff\xff\xff\xff" * 1000,
+    b"\x8b\xff\xff\xff\x7f" + bytes(100),  # A number of 2 GiB.
+])  # fmt: skip
+def test_a_pickle_is_read_in_no_time(tmp_path: Path, value: bytes) -> None:
+    began = time.monotonic()
+    for payload in (value, b"}X\x01\x00\x00\x00w" + value + b"s"):
+        for content in (b"\x80\x02" + payload + b".", torch_zip(b"\x80\x02" + payload + b".")):
+            (tmp_path / "w.pth").write_bytes(content)
+            with pytest.raises(UserError):
+                read_torch_weights(tmp_path / "w.pth")
+    assert time.monotonic() - began < 20
+
+
+def torch_zip(payload: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("archive/data.pkl", payload)
+    return content.getvalue()
+
+
 def test_weights_of_no_numbers_may_have_no_impossible_shape(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     for shape in ("[0, 9223372036854775807, 9]", "[0, 18446744073709551615]"):
         header = f'{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}'.encode()
         path.write_bytes(len(header).to_bytes(8, "little") + header)
-        with pytest.raises(UserError, match="is damaged or is not a safetensors file"):
+        with pytest.raises(UserError, match=r"impossible shape|is damaged"):
             read_torch_weights(path)
 
 
