@@ -253,10 +253,14 @@ class Predictor:
     @functools.cached_property
     def arrays(self) -> dict[str, Any]:
         """All that ``apply`` computes with, beside the images."""
+        return jax.device_put(self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
         scorer = self.scorer
         parts = {"model": scorer.model, "reference": scorer.reference}
         parts |= {"whitening": scorer.whitening, "localizer": scorer.localizer}
-        return jax.device_put(parts | {"trunk": self.trunk.params})
+        return parts | {"trunk": self.trunk.params}
 
     def apply(
         self, arrays: dict[str, Any], images: UInt8[Array, "b h w 3"]
@@ -304,7 +308,7 @@ class Predictor:
         if [each.shape for each in to_maps(scorer.reference)] != shapes:
             raise ValueError("its reference is of images of another size")
         images = jax.ShapeDtypeStruct((1, self.frame.height, self.frame.width, 3), np.uint8)
-        jax.eval_shape(self.apply, self.arrays, images)
+        jax.eval_shape(self.apply, self._parts, images)
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs cannot be pickled, and are made again when they are needed.

@@ -85,7 +85,8 @@ def hostile(value: Any) -> Any:
 
 def check_inert(template: str, values: dict[str, Any], tmp_path: Path) -> None:
     """The page shows markup in the place of any text as text."""
-    build._write(tmp_path / "hostile.html", template, **hostile(values))
+    texts = {name: hostile(value) for name, value in values.items()}
+    build._write(tmp_path / "hostile.html", template, **texts)
     page = Page(tmp_path / "hostile.html")
     assert page.text.count("<script>alert") > 100
     assert "script" not in [tag for tag, _ in page.tags]
