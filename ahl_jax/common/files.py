@@ -41,8 +41,8 @@ _PATIENCE = 4 * _BEAT
 _LONGEST_LOCK = 1024
 """Bytes of a lock file."""
 
-LARGEST_TEXT = 2**28
-"""Bytes of a table or a description, at most: a list of a million images has half of them."""
+_LARGEST, _LARGEST_JSON = 2**28, 2**25
+"""Bytes of a text, and letters of JSON: a list of a million images, and scores of as many."""
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
@@ -215,15 +215,17 @@ def read_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: if it is none, or too deeply nested.
+        ValueError: if it is none, too long or too deeply nested.
     """
+    if len(text) > _LARGEST_JSON:
+        raise ValueError(f"it has more than {_LARGEST_JSON:,} letters")
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_file(path: Path, most: int = LARGEST_TEXT) -> bytes:
+def read_file(path: Path, most: int = _LARGEST) -> bytes:
     """The content of a file in a folder that may be a stranger's.
 
     Args:

@@ -57,6 +57,9 @@ _DEFECT = ("defect_area", "defect_left", "defect_top", "defect_width", "defect_h
 _LONGEST = 230
 """Bytes of a file's name, without digest and suffix; most file systems take 255 in all."""
 
+_LARGEST = 2**31
+"""Bytes of a table: a row in every second for four months."""
+
 _NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 """Errors of a file system that does not take a name."""
 
@@ -305,7 +308,7 @@ def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
         UserError: if it is no such table.
     """
     try:
-        text = _decoded(read_file(file))
+        text = _decoded(read_file(file, _LARGEST))
         lines = text.splitlines()
         mark = next((m for m in ",;\t" if lines and m in lines[0]), ",")
         found = list(csv.DictReader(io.StringIO(text), delimiter=mark))

@@ -297,20 +297,21 @@ class Workdir:
         path = self.path / "run.json"
         try:
             run = read_json(read_file(path).decode())
+            right = _checksum(run) if isinstance(run, dict) else ""
         except FileNotFoundError as error:
             (inside, *_) = [*sorted(self.path.glob("*/run.json")), None]
             advice = f", such as {inside.parent}" if inside else ""
             raise UserError(
                 f"{self.path} holds no run (there is no run.json); name the folder of a run{advice}"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({reason(error)}); train again") from error
         if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
             raise UserError(f"{path} is not the description of a run; train again")
         files = run.get(_FILES, {})
         if not isinstance(files, dict) or not all(isinstance(f, list) for f in files.values()):
             raise UserError(f"{path} is damaged (its checksums are none); train again")
-        if run.pop(_CHECKSUM, _checksum(run)) != _checksum(run):
+        if run.pop(_CHECKSUM, right) != right:
             raise UserError(
                 f"{path} is damaged (its checksum is wrong); restore it or train again, or delete "
                 f"its {_CHECKSUM} if you changed it yourself"
