@@ -26,7 +26,7 @@ from ahl_jax.serving.batches import Batches
 from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.metrics import Metrics
 from ahl_jax.serving.room import Room
-from ahl_jax.serving.uploads import Body, decoded, drawn, is_form, uploads
+from ahl_jax.serving.uploads import decoded, drawn, is_form, uploads
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ class App:
 
     async def _score(self, request: Request) -> Response:
         """Answer ``POST /v1/NAME/score``, and count it."""
-        start, status, images, body = time.perf_counter(), 500, 0, Body(request)
+        start, status, images = time.perf_counter(), 500, 0
         # Figures have the names of detectors alone, not whatever clients ask for.
         name = request.path_params.get("name", self._only)
         served = self.served.get(name)
@@ -155,15 +155,15 @@ class App:
             if served is None:
                 names = ", ".join(self.served)
                 raise HTTPException(404, f"no such detector; post to /v1/NAME/score: {names}")
-            request = Request(request.scope, body.receive)
             response, images = await self._answer(request, served)
             status = response.status_code
             return response
         except HTTPException as error:
             status = error.status_code
-            if status != 408:
-                await body.pass_over(self.limits.read_timeout)
             raise
+        except asyncio.CancelledError:  # The server has no more time for it.
+            status = 503
+            raise HTTPException(status, "the server is stopping; send it again later") from None
         finally:
             self._metrics.add(name if served else "", status, time.perf_counter() - start, images)
 

@@ -1,10 +1,13 @@
 """The process that serves: from trained detectors to an address, and an orderly end."""
 
+import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import uvicorn
 
@@ -13,15 +16,13 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import reason
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.serving.app import App
+from ahl_jax.serving.connection import Connection
 from ahl_jax.serving.limits import Limits
 
 log = logging.getLogger(__name__)
 
-_CONNECTIONS = 256
-"""Connections beside those of the photographs on their way; more are refused."""
-
 _LAST = 3
-"""Seconds that requests under way have once the server is to stop."""
+"""Seconds that requests under way have once the server is to stop; then they are refused."""
 
 
 def serve(
@@ -70,7 +71,7 @@ def running(app: App, listener: socket.socket) -> Iterator[Future[None]]:
         log_level="error",
         access_log=False,
         server_header=False,
-        limit_concurrency=app.limits.max_waiting + _CONNECTIONS,
+        http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=app.limits)),
         timeout_graceful_shutdown=_LAST,
     )
     server = uvicorn.Server(config)

@@ -23,36 +23,6 @@ from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.room import Room
 
 
-class Body:
-    """What arrives of a request.
-
-    Args:
-        request: the request, of which nothing is read yet.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self._request, self._whole = request, False
-
-    async def receive(self) -> Message:
-        """The next part, as ASGI has it."""
-        message = await self._request.receive()
-        self._whole = not message.get("more_body", False)
-        return message
-
-    async def pass_over(self, seconds: float) -> None:
-        """Read what is left and forget it, as some clients hear of nothing before all is sent.
-
-        Args:
-            seconds: after which it is given up.
-        """
-        if "expect" in self._request.headers:
-            return  # Such a client asks first.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not self._whole:
-                    await self.receive()
-
-
 @contextlib.asynccontextmanager
 async def uploads(request: Request, limits: Limits, held: Room) -> AsyncIterator[list[Encoded]]:
     """The files of a request, which is one, or a form with one or several.

@@ -24,6 +24,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from ahl_jax import Predictor, heat_scale, load, overlay
+from ahl_jax.serving import connection, server
 from ahl_jax.serving.app import App
 from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.room import Room
@@ -196,15 +197,121 @@ def test_a_refusal_has_a_reason(
     assert message in answer["error"]
 
 
-def test_a_slow_client_is_cut_off(url: str, weave: Path) -> None:
+@contextlib.contextmanager
+def _client(url: str, *sent: bytes) -> Iterator[socket.socket]:
+    """A client that has sent this so far."""
     host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        for each in sent:
+            client.sendall(each)
+        yield client
+
+
+def _received(client: socket.socket) -> bytes:
+    """All that arrives until the server closes."""
+    return b"".join(iter(lambda: client.recv(2**16), b""))
+
+
+def _head(path: str, *headers: str, method: str = "POST") -> bytes:
+    return "\r\n".join((f"{method} {path} HTTP/1.1", "Host: x", *headers, "", "")).encode()
+
+
+_SCORE = "/v1/one/score"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "message"),
+    [
+        ((_head(_SCORE, "Content-Length: 1000"), b"x"), 408, "has not arrived within 0.5 seconds"),
+        ((_head(_SCORE)[:20],), 408, "has not arrived within 0.5 seconds"),
+        ((), 408, "has not arrived within 0.5 seconds"),
+        # An answer, and half of the next request.
+        ((_head("/healthz", method="GET") + _head(_SCORE)[:20],), 408, "within 0.5 seconds"),
+        ((_head(_SCORE, "Content-Length: 1000000000000"),), 413, "bytes"),
+        ((_head(_SCORE, "Content-Length: many"), b"x"), 400, "Invalid HTTP request"),
+        ((_head(_SCORE, "Transfer-Encoding: chunked"), b"none\r\n"), 400, "Invalid HTTP request"),
+        ((_head(_SCORE), b"\0\1"), 400, "Invalid HTTP request"),
+        ((b"\x16\x03\x01 TLS",), 400, "Invalid HTTP request"),
+    ],
+)
+def test_no_client_waits_for_ever(
+    url: str, sent: tuple[bytes, ...], status: int, message: str
+) -> None:
     began = time.monotonic()
-    with socket.create_connection((host, int(port)), timeout=10) as slow:
-        slow.sendall(b"POST /v1/one/score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
-        answer = b"".join(iter(lambda: slow.recv(1000), b""))
+    with _client(url, *sent) as client:
+        answer = _received(client)
     assert time.monotonic() - began < 5
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert b"has not arrived within 0.5 seconds" in answer
+    head, _, body = answer[answer.rindex(b"HTTP/1.1") :].partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert message in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [(_SCORE, 413), ("/v1/three/score", 404), ("/", 405), ("/none", 404)]
+)
+def test_who_hears_of_nothing_before_all_is_sent_hears_of_a_refusal(
+    url: str, path: str, status: int
+) -> None:
+    head = _head(path, "Content-Length: 10000000", "Connection: close")
+    with _client(url, head, bytes(1000)) as client:
+        time.sleep(0.7)  # By then the server has answered.
+        for _ in range(10):
+            client.sendall(bytes(999_900))
+        assert _received(client).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ((_head(_SCORE, "Content-Length: 8"), b"no image"), 415),
+        ((_head(_SCORE, "Content-Length: 9"), b"no image"), 400),
+        ((_head(_SCORE)[:20],), 400),
+    ],
+)
+def test_who_sends_no_more_may_still_listen(url: str, sent: tuple[bytes, ...], status: int) -> None:
+    with _client(url, *sent) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert _received(client).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_who_does_not_read_is_given_up(url: str) -> None:
+    with _client(url) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(10**6 * _head("/metrics", method="GET"))
+
+
+def test_a_connection_too_many_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECTIONS", 1 - 64)
+    with _client(url), _client(url) as client:
+        assert _received(client).startswith(b"HTTP/1.1 503 ")
+
+
+def test_who_cannot_be_answered_in_time_is_told_that_the_server_stops(
+    predictor: Predictor, weave: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (weave / "test/spot/00.png").read_bytes()
+    monkeypatch.setattr(server, "_LAST", 1)
+    app = App({"one": predictor}, Limits(batch=1))
+    app.ready = True
+    of_arrays = Predictor.of_arrays
+    with ThreadPoolExecutor(8) as pool, socket.create_server(("127.0.0.1", 0)) as listener:
+        with running(app, listener):
+            ask(f"{address_of(listener)}/score", content)
+
+            def slow(predictor: Predictor, images: np.ndarray) -> Any:
+                time.sleep(0.4)
+                return of_arrays(predictor, images)
+
+            monkeypatch.setattr(Predictor, "of_arrays", slow)
+            asked = [pool.submit(ask, f"{address_of(listener)}/score", content) for _ in range(8)]
+            while "ahl_waiting 8.0" not in ask(f"{address_of(listener)}/metrics")[1].decode():
+                pass
+            began = time.monotonic()
+        assert time.monotonic() - began < 3
+        answers = [each.result() for each in asked]
+    assert {status for status, _ in answers} == {200, 503}
+    assert all("stopping" in answer["error"] for status, answer in answers if status == 503)
 
 
 def test_there_is_room_for_so_many() -> None:
@@ -243,10 +350,10 @@ def test_a_crowd_is_answered_or_refused_and_the_last_requests_too(
         for body in bodies[-2:]:
             ask(f"{url}/score?heat_map=png", body)
         before = _memory(server)
-        host, port = url.removeprefix("http://").split(":")
-        slow = [socket.create_connection((host, int(port))) for _ in range(8)]
-        for each in slow:
-            each.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        head = _head("/score", "Content-Length: 1000")
+        slow = [
+            stack.enter_context(_client(url, sent)) for sent in 8 * [head[:-20], head, head + b"x"]
+        ]
         refused = []
 
         def answered(kind: int) -> int:
@@ -261,8 +368,7 @@ def test_a_crowd_is_answered_or_refused_and_the_last_requests_too(
         assert statuses == [[200, 413, 413, 415, 413, 200][kind] for kind in turns]
         assert refused
         for each in slow:
-            assert each.recv(100).startswith(b"HTTP/1.1 408")
-            each.close()
+            assert _received(each).startswith(b"HTTP/1.1 408")
         # Four large pictures at once, and what the allocator keeps of them.
         assert _memory(server) - before < 500
         last: list[Answer] = []
