@@ -252,7 +252,8 @@ def _images(folder: Path, root: Path, skipped: list[Path]) -> tuple[Path, ...]:
             if is_unread(path):
                 skipped.append(path)
             elif name[0] != "." and path.suffix.lower() in SUFFIXES and path.is_file():
-                (found if is_inside(path, root) else skipped).append(path)
+                inside = not path.is_symlink() or is_inside(path, root)
+                (found if inside else skipped).append(path)
     return tuple(_ordered(found, folder))
 
 

@@ -73,6 +73,7 @@ def listed(split: Split, data: str) -> list[Row]:
         split: the run's.
         data: what ``DataConfig.data`` names.
     """
+    folder = _folder(data)
     parts: list[tuple[Part, Sequence[Sample]]] = [
         ("train", [*_normals(split.train_normals), *split.seen]),
         ("held-out", _normals(split.held_out)),
@@ -82,7 +83,7 @@ def listed(split: Split, data: str) -> list[Row]:
     ]
     return [
         Row(
-            _name(sample.path, data),
+            _name(sample.path, folder),
             sample.anomaly_class or "",
             part,
             "" if part in ("copy", "unused") else _content(sample.path),
@@ -110,10 +111,10 @@ def find(rows: Sequence[Row], dataset: Dataset, config: DataConfig, *, by_name: 
         config: the run's settings, with the data where it is now.
         by_name: take files that have the names of the run's images to be those.
     """
-    known = {row.path: row.sha256 for row in rows}
+    folder, known = _folder(config.data), {row.path: row.sha256 for row in rows}
 
     def content(sample: Sample) -> str:
-        name = _name(sample.path, config.data)
+        name = _name(sample.path, folder)
         # Nothing is known of images that the run leaves out but their names.
         if name in known and (by_name or not known[name]):
             return known[name] or name
@@ -124,14 +125,14 @@ def find(rows: Sequence[Row], dataset: Dataset, config: DataConfig, *, by_name: 
     exact: dict[tuple[str, str], Sample] = {}
     for sample, what in contents.items():
         here.setdefault(what, sample)
-        exact[_name(sample.path, config.data), what] = sample
+        exact[_name(sample.path, folder), what] = sample
     parts: dict[Part, list[Sample]] = {
         "train": [], "held-out": [], "test": [], "copy": [], "unused": [],
     }  # fmt: skip
     gone = 0
     for row in rows:
         what = row.sha256 or row.path
-        found = exact.get((row.path, what)) or here.get(what) or _elsewhere(row, config.data)
+        found = exact.get((row.path, what)) or here.get(what) or _elsewhere(row, folder)
         if found is None:
             gone += row.part not in ("copy", "unused")
         elif row.part == "test":
@@ -171,10 +172,9 @@ def _normals(paths: Sequence[ImageSource]) -> list[Sample]:
     return [Sample(path, None) for path in paths]
 
 
-def _name(path: ImageSource, data: str) -> str:
+def _name(path: ImageSource, folder: Path) -> str:
     if not isinstance(path, Path):
         return path.name
-    folder = _folder(data)
     return (path.relative_to(folder) if path.is_relative_to(folder) else path.absolute()).as_posix()
 
 
@@ -189,12 +189,11 @@ def _content(path: ImageSource) -> str:
         return ""
 
 
-def _elsewhere(row: Row, data: str) -> Sample | None:
+def _elsewhere(row: Row, folder: Path) -> Sample | None:
     """The image of a row that the data set does not have, such as one that was added by hand.
 
     A row may be a stranger's: it names an image, within the data's folder or in full.
     """
-    folder = _folder(data)
     path = folder / row.path
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return None

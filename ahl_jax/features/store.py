@@ -15,6 +15,7 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from ahl_jax.common.files import default_folder, replace_file, writing
+from ahl_jax.distributed.memory import on_host
 
 
 class Store:
@@ -25,15 +26,16 @@ class Store:
 
     Args:
         folder: Where the entries are; made if missing. By default ``default_folder()``.
-        memory: Bytes that the arrays of ``empty`` may take in memory at a time.
+        memory: Bytes that the arrays of ``empty`` may take in memory at a time; by default as
+            ``on_host`` says.
 
     Raises:
         UserError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path | None = None, memory: float = math.inf) -> None:
+    def __init__(self, folder: Path | None = None, memory: float | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
-        self._memory = memory
+        self._memory = on_host(None) if memory is None else memory
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -67,6 +67,30 @@ def resample(
     return Resampled(found[0][0], np.concatenate(found[1:]))
 
 
+def resample_one(
+    normals: Float[np.ndarray, " n"], anomalies: Float[np.ndarray, " m"], draws: int = RESAMPLES
+) -> Resampled:
+    """As ``resample``, at a cost that hardly grows with n; not to be compared draw by draw.
+
+    Which of the normals between two anomalies are drawn makes no difference, only how many are.
+
+    Args:
+        normals: their scores.
+        anomalies: their scores.
+        draws: how many.
+    """
+    steps, found = np.unique(anomalies, return_counts=True)
+    between = np.searchsorted(steps, normals) + np.searchsorted(steps, normals, "right")
+    _, first, passed = np.unique(between, return_index=True, return_counts=True)
+    groups = passed, found
+    scores = np.concatenate([normals[first], steps])
+    normal = np.arange(len(scores)) < len(first)
+    rng = np.random.default_rng(_SEED)
+    drawn = [rng.multinomial(each.sum(), each / each.sum(), draws) for each in groups]
+    whole, *_ = _areas(scores, normal, np.concatenate(groups)[None])
+    return Resampled(whole, _areas(scores, normal, np.concatenate(drawn, axis=1)))
+
+
 def _areas(
     scores: Float[np.ndarray, " n"], normal: Bool[np.ndarray, " n"], counts: Int[np.ndarray, "b n"]
 ) -> Float[np.ndarray, "b 2"]:

@@ -18,6 +18,9 @@ from ahl_jax.reports.scored import Scored
 SMALL = 96
 """The side of a training image."""
 
+LABELLED = 100
+"""Labelled anomalies that are shown, at most."""
+
 _SIDE = 200
 _QUALITY = 80
 
@@ -84,9 +87,10 @@ def file_name(path: ImageSource) -> str:
 
 
 def labelled(run: Scored) -> list[Sample]:
-    """The labelled anomalies of a run that can be read, in its order."""
-    found = []
-    for sample in run.split.seen:
+    """The labelled anomalies of a run that can be read; of many some, evenly spread."""
+    seen, found = run.split.seen, []
+    for i in np.linspace(0, len(seen) - 1, min(len(seen), LABELLED)).astype(int):
+        sample = seen[i]
         with contextlib.suppress(BadImageError):  # Training left it out, and warned.
             image = data_uri(read_display(sample.path), SMALL)
             found.append(Sample(image, f"{sample.anomaly_class}, {file_name(sample.path)}"))

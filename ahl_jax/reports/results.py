@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ahl_jax.reports import charts
-from ahl_jax.reports.bootstrap import Interval, resample
+from ahl_jax.reports.bootstrap import Interval, resample_one
 from ahl_jax.reports.charts import Chart, Points
 from ahl_jax.reports.scored import Scored
 
@@ -41,8 +41,7 @@ def metrics_by_class(run: Scored) -> list[Metrics]:
         return []
     rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
     for name, chosen in _several(run).items():
-        test = run.normal | chosen
-        found = resample(run.scores[test], run.normal[test])
+        found = resample_one(run.scores[run.normal], run.scores[chosen])
         rows.append(Metrics(name, int(chosen.sum()), *found.intervals()))
     return rows
 

@@ -55,6 +55,14 @@ def test_runtimes(tmp_path, finished):
 
 
 @pytest.mark.slow
+def test_scale(tmp_path):
+    found = {row["command"]: row for row in rows(tmp_path, "scale")}
+    assert {*found} == {"make", "data show", "train", "evaluate", "report", "predict 100"}
+    assert {row["images"] for row in found.values()} == {400}
+    assert 0 < found["report"]["mib"] < 20
+
+
+@pytest.mark.slow
 def test_operations(tmp_path):
     options = ["--detector", "devnet", "--size", "demo", "--subsets", "2", "--normals", "96"]
     run("operations", *options, "--top", "5", "--json", str(tmp_path / "rows.json"))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ahl_jax.reports.bootstrap import _areas, resample
+from ahl_jax.reports.bootstrap import _areas, resample, resample_one
 from ahl_jax.run.metrics import image_metrics
 
 # Few distinct values, so that there are ties.
@@ -43,6 +43,22 @@ def test_intervals_hold_the_true_area_in_19_of_20_tests() -> None:
         roc, _ = resample(scores, normal, draws=200).intervals()
         held += roc.low <= 0.75 <= roc.high
     assert 0.9 <= held / 200 <= 0.985
+
+
+@given(SCORES, SCORES)
+def test_one_detector_alone_has_the_same_areas(normals: list[int], anomalies: list[int]) -> None:
+    scores = np.array(normals + anomalies, float)
+    normal = np.arange(len(scores)) < len(normals)
+    found = resample_one(scores[normal], scores[~normal], draws=1).values
+    np.testing.assert_allclose(found, resample(scores, normal, draws=1).values)
+
+
+def test_one_detector_alone_has_intervals_as_wide() -> None:
+    rng = np.random.default_rng(0)
+    normal = np.arange(300) < 200
+    scores = np.round(rng.normal(size=300) + 1.2 * ~normal, 1)
+    deviations = resample_one(scores[normal], scores[~normal]).draws.std(0)
+    np.testing.assert_allclose(deviations, resample(scores, normal).draws.std(0), rtol=0.1)
 
 
 def test_differences_are_paired() -> None:

@@ -16,10 +16,12 @@ from ahl_jax.backbones import load_trunk
 from ahl_jax.cli.main import main
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import FeatureConfig, PseudoConfig
+from ahl_jax.data.types import Sample
 from ahl_jax.features import Store
 from ahl_jax.features.images import trunk_maps
 from ahl_jax.features.pseudo import extract_pseudo, pseudo_images
 from ahl_jax.reports import build
+from ahl_jax.reports.scored import score
 from ahl_jax.storage.workdir import Workdir
 from tests.reports.page import Page
 from tests.runs import FinishedRun
@@ -151,6 +153,24 @@ def test_it_names_the_images_that_training_has_seen(written: Page, finished: Fin
     for row in seen:
         assert f"{row.anomaly_class}, {Path(row.path).name}" in written.text
     assert "Held out 2 normals" in written.text
+
+
+def test_a_large_test_has_a_small_report(
+    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = score(finished.workdir, fpr=None, threshold=None, progress=False)
+    paths = [sample.path for sample in run.samples]
+    kinds = [None] * 19_000 + [f"class {i % 500}" for i in range(1_000)]
+    samples = tuple(Sample(paths[i % len(paths)], kind) for i, kind in enumerate(kinds))
+    scores = np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)
+    split = dataclasses.replace(run.split, seen=samples[19_000:])
+    large = dataclasses.replace(run, samples=samples, scores=scores, split=split)
+    monkeypatch.setattr(build, "score", lambda *_, **__: large)
+    monkeypatch.setattr(build, "why_none", lambda _: "none")
+    page = Page(report(finished.workdir, tmp_path / "large.html", progress=False))
+    assert len(page.source.encode()) < 20 * 2**20
+    assert "100 of 1000 are shown" in page.text
+    assert page.text.count("class 499 2 ") == 2
 
 
 def test_its_images_are_ranked(written: Page) -> None:
