@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import re
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -21,6 +22,12 @@ from ahl_jax.inference.heatmaps import overlay
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.room import Room
+
+_SCANS = 100
+"""Scans of a JPEG at most; each is a pass over all of its pixels, and files have some ten."""
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_START, _SCAN, _END = b"\xd8", b"\xda", b"\xd9"
 
 
 @contextlib.asynccontextmanager
@@ -90,19 +97,32 @@ def decoded(file: Encoded, predictor: Predictor, max_pixels: int) -> np.ndarray:
     """An image as the detector takes it, uint8 [h, w, 3].
 
     Raises:
-        HTTPException: 413 if it has more than ``max_pixels``, 415 if it is no image, 422 if it is
-            damaged or does not suit the detector.
+        HTTPException: 413 if it has more than ``max_pixels`` or too many scans, 415 if it is no
+            image, 422 if it is damaged or does not suit the detector.
     """
     try:
         (width, height), _ = seen_size(file)
         if width * height > max_pixels:
             raise HTTPException(413, f"{file} has more than {max_pixels} pixels")
+        if _has_many_scans(file.content):
+            raise HTTPException(413, f"{file} has more than {_SCANS} scans")
         return read_image(file, predictor.frame)
     except BadImageError as error:
         statuses: dict[type | None, int]
         statuses = {UnidentifiedImageError: 415, Image.DecompressionBombError: 413}
         status = statuses.get(type(error.__cause__), 422)
         raise HTTPException(status, without_skipping(str(error))) from None
+
+
+def _has_many_scans(content: bytes) -> bool:
+    """Whether a JPEG is a small file that takes hours to decode."""
+    scans, place = 0, 0 if content.startswith(b"\xff" + _START) else len(content)
+    while scans <= _SCANS and (found := _MARKER.search(content, place)) and found[1] != _END:
+        place = found.end()
+        if found[1] != _START:
+            scans += found[1] == _SCAN
+            place += int.from_bytes(content[place : place + 2])
+    return scans > _SCANS
 
 
 def drawn(file: Encoded, heat: Float[np.ndarray, "h w"], predictor: Predictor) -> bytes:

@@ -89,6 +89,15 @@ def bomb(side: int) -> bytes:
     return whole[:12] + head + zlib.crc32(head).to_bytes(4, "big") + whole[33:]
 
 
+def passes(scans: int) -> bytes:
+    """A JPEG whose last scan is there so many times more."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + scans * last + whole[-2:]
+
+
 def pixels(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
@@ -151,6 +160,12 @@ def test_a_form_has_several_files(url: str, weave: Path) -> None:
     assert ask(address, body, **both)[0] == 406
 
 
+def test_a_jpeg_may_have_some_scans(url: str) -> None:
+    # Beyond its end are no scans.
+    content = passes(80) + 100 * b"\xff\xda\0\2"
+    assert ask(f"{url}/v1/one/score", content)[0] == 200
+
+
 def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -> None:
     whole = (weave / "test/spot/00.png").read_bytes()
     garbage = b"\0\0\0\7eXIfgarbage" + zlib.crc32(b"eXIfgarbage").to_bytes(4, "big")
@@ -178,6 +193,7 @@ def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -
         ("one/score", png(np.zeros((600, 600), np.uint8)), 413, "pixels"),
         ("one/score", bomb(10_000), 413, "pixels"),
         ("one/score", bomb(60_000), 413, "decompression bomb"),
+        ("one/score", passes(100), 413, "more than 100 scans"),
         ("one/score", b"x" * 200001, 413, "bytes"),
         ("one/score", b"x" * 20_000_000, 413, "bytes"),
         ("three/score", b"x" * 20_000_000, 404, "no such detector"),
