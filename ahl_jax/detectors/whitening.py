@@ -52,7 +52,7 @@ def fit_whitening(
     size = float(np.sqrt(np.square(averages).mean()))
     centred = averages - mean
     sizes = _part_sizes(centred, np.tile(np.asarray(parts, int), scales))
-    centred /= sizes  # Of 100,000 normals each copy takes half a gigabyte or more.
+    centred = centred / sizes  # In its place: of 100,000 normals a copy takes a gigabyte.
 
     def root(of: slice) -> Float[np.ndarray, "k k"]:
         some = np.ascontiguousarray(centred[:, of])
