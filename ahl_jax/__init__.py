@@ -39,11 +39,13 @@ from ahl_jax.run.options import RunOptions
 from ahl_jax.run.train import train, train_seeds
 from ahl_jax.run.update import update
 from ahl_jax.sweeps.ablate import ablate
+from ahl_jax.sweeps.categories import Categories, train_categories
 
 __all__ = [
     "AHLDetector",
     "BadImageError",
     "Calibration",
+    "Categories",
     "Config",
     "DataConfig",
     "DetectorConfig",
@@ -73,6 +75,7 @@ __all__ = [
     "recalibrate",
     "report",
     "train",
+    "train_categories",
     "train_seeds",
     "update",
 ]

@@ -23,8 +23,9 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(
         runs.Train,
         runs.run_train,
-        ("data", "workdir", "preset", "category", "shots", "setting", "seen_class", "detector",
-         "method", "epochs", "trunk", "views", "held_out", "in_turn", "seeds", "overwrite"),
+        ("data", "workdir", "preset", "category", "joint", "shots", "setting", "seen_class",
+         "detector", "method", "epochs", "trunk", "views", "held_out", "in_turn", "seeds",
+         "overwrite"),
     ),
     "ablate": Command(
         runs.Ablate,

@@ -13,6 +13,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted, mean_std
 from ahl_jax.config.checks import AtLeast, Between
 from ahl_jax.config.settings import Config, DataConfig
+from ahl_jax.data.open import names_all
 from ahl_jax.distributed.processes import initialize, is_primary
 from ahl_jax.run.evaluate import evaluate
 from ahl_jax.run.finetune import EPOCHS, finetune
@@ -21,6 +22,7 @@ from ahl_jax.run.train import train, train_seeds
 from ahl_jax.run.update import update
 from ahl_jax.storage.workdir import Workdir
 from ahl_jax.sweeps.ablate import ablate
+from ahl_jax.sweeps.categories import train_categories
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ def run_train(command: Train) -> None:
         raise UserError(
             "`coordinator`, `process_id` and `processes` need `distributed=True`; add it"
         )
+    if names_all(command.config.data):
+        if command.distributed:
+            raise UserError('`category="all"` trains in one process; leave out `distributed`')
+        _train_categories(command)
+        return
     if not command.seeds:
         metrics = train(command.config, command.workdir, **vars(command.how))
         if is_primary():
@@ -207,6 +214,16 @@ def run_train(command: Train) -> None:
         print(f"Seed {metrics['seed']}:", training_in_words(command.config, metrics, folder))
     values = [metrics["auc_roc"] for metrics in results]
     print(f"AUC-ROC over {counted(len(values), 'seed')}: {mean_std(values, 4)}.")
+
+
+def _train_categories(command: Train) -> None:
+    found = train_categories(command.config, command.workdir, command.seeds, **vars(command.how))
+    if found.rows:
+        print("\n".join(found.table()))
+        print(f"The tables are {command.workdir}/categories.csv and .md.")
+    if found.failed:
+        reasons = "; ".join(f"{name}: {error}" for name, error in found.failed.items())
+        raise UserError(f"{counted(len(found.failed), 'training')} failed. {reasons}")
 
 
 def run_ablate(command: Ablate) -> None:

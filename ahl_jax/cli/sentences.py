@@ -132,6 +132,11 @@ def metrics_in_words(
             f"  {printable(name)}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
             f"({counted(values['n'], 'anomal', 'y', 'ies')})"
         )
+    for name, values in metrics.get("per_category", {}).items():
+        yield (
+            f"  all of {name}: AUC-ROC {values['auc_roc']:.4f}  AUC-PR {values['auc_pr']:.4f}  "
+            f"({counted(values['n_test'], 'test image')})"
+        )
     if pixel := metrics.get("pixel"):
         yield (
             f"Pixels of the {pixel['images']} test images that have masks or are normal: AUROC "

@@ -33,7 +33,12 @@ class DataConfig:
     or a CSV file of images."""
 
     category: str | None = None
-    """The category, where the data set has several (in a folder, FOLDER/CATEGORY/train/good)."""
+    """The category, where the data set has several (in a folder, FOLDER/CATEGORY/train/good). all
+    makes a run of each, in a folder of its own (`ahl train`)."""
+
+    joint: bool = False
+    """Train one detector for all categories. Each has the labelled anomalies and the test that it
+    has alone; a class is called CATEGORY/CLASS."""
 
     setting: Literal["general", "hard", "full"] = "general"
     """general: the labelled anomalies come from all classes; hard: from one class only, and the
@@ -427,6 +432,11 @@ def _check_together(config: Config) -> None:
     if not data.shots and data.setting != "general":
         raise UserError(
             f'no anomaly is drawn from normals only; leave out `setting="{data.setting}"`'
+        )
+    if data.setting == "hard" and data.joint:
+        raise UserError(
+            "the hard setting sees a class of one category, and `joint` trains on all of them; "
+            "leave out one of the two"
         )
     if data.setting == "hard" and data.seen_class is None:
         raise UserError("the hard setting needs `seen_class`, the anomaly class seen in training")

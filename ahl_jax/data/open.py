@@ -1,18 +1,21 @@
 """The images of a data set and of a split, and the data sets that have a name."""
 
+import dataclasses
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES
+from ahl_jax.data.records import ImageSource, Record
 from ahl_jax.data.types import Dataset
-
-T = TypeVar("T")
 
 NAMED = dict.fromkeys(NAMES, "ahl_jax.data.prepared") | {"elpv": "ahl_jax.data.elpv"}
 """Name -> module with ``load(config: DataConfig) -> Dataset``; imported when asked for."""
+
+ALL = "all"
+"""The category that stands for each of them."""
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -21,6 +24,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     Raises:
         UserError: if there is no such data set, folder or file, or it is not understood.
     """
+    if config.joint:
+        return _joint(config)
     if config.data in NAMED:
         return importlib.import_module(NAMED[config.data]).load(config)
     path = Path(config.data)
@@ -37,6 +42,65 @@ def load_dataset(config: DataConfig) -> Dataset:
     from ahl_jax.data import folder, visa
 
     return visa.load(config) if visa.is_visa(path) else folder.load(config)
+
+
+def names_all(config: DataConfig) -> bool:
+    """Whether the category is ``ALL``, and none is called so."""
+    return config.category == ALL and ALL not in categories(config.data)
+
+
+def _joint(config: DataConfig) -> Dataset:
+    """All categories as one data set."""
+    if config.category is not None:
+        raise UserError(
+            f"`joint` takes every category; leave out `category={config.category!r}`, or `joint`"
+        )
+    alone = dataclasses.replace(config, joint=False)
+    names = categories(config.data)
+    if not names:
+        raise UserError(f"{load_dataset(alone).name} has no categories; leave out `joint`")
+    return joined(
+        {name: load_dataset(dataclasses.replace(alone, category=name)) for name in names},
+        Path(config.data).name,
+    )
+
+
+def joined(parts: Mapping[str, Dataset], name: str) -> Dataset:
+    """Categories as one data set, whose classes are called CATEGORY/CLASS.
+
+    Args:
+        parts: each category's images.
+        name: what the whole is called.
+    """
+    parts = {category: _of_category(part, category) for category, part in parts.items()}
+    each = parts.values()
+    return Dataset(
+        name,
+        tuple(path for part in each for path in part.train_normals),
+        tuple(path for part in each for path in part.test_normals),
+        {kind: paths for part in each for kind, paths in part.anomalies.items()},
+        {kind: paths for part in each for kind, paths in part.labelled.items()},
+        parts,
+    )
+
+
+def _of_category(part: Dataset, category: str) -> Dataset:
+    """The images of a category with its name before those of their classes, and of records."""
+
+    def named(paths: Sequence[ImageSource]) -> tuple[ImageSource, ...]:
+        return tuple(
+            dataclasses.replace(path, name=f"{category}/{path.name}")
+            if isinstance(path, Record)
+            else path
+            for path in paths
+        )
+
+    anomalies, labelled = (
+        {f"{category}/{kind}": named(paths) for kind, paths in classes.items()}
+        for classes in (part.anomalies, part.labelled)
+    )
+    normals = named(part.train_normals), named(part.test_normals)
+    return Dataset(part.name, *normals, anomalies, labelled)
 
 
 def categories(data: str) -> list[str]:

@@ -13,7 +13,7 @@ from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.formats import SUFFIXES
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.types import Dataset, Sample, Split
+from ahl_jax.data.types import Dataset, Sample, Split, in_order
 
 Part = Literal["train", "held-out", "test", "copy", "unused"]
 
@@ -150,22 +150,28 @@ def find(rows: Sequence[Row], dataset: Dataset, config: DataConfig, *, by_name: 
     split = Split(
         train_normals=tuple(s.path for s in parts["train"] if s.anomaly_class is None),
         seen=tuple(s for s in parts["train"] if s.anomaly_class is not None),
-        test=_ordered(parts["test"]),
+        test=in_order(parts["test"]),
         held_out=tuple(s.path for s in parts["held-out"]),
         copies=tuple(parts["copy"]),
         unused=tuple(parts["unused"]),
     )
-    return Found(split, added, _ordered(wanted), gone)
+    return Found(split, added, in_order(wanted), gone)
 
 
 def with_added(found: Found) -> Split:
     """The split, with the added images in its test."""
-    return replace(found.split, test=_ordered([*found.split.test, *found.to_test]))
+    return replace(found.split, test=in_order([*found.split.test, *found.to_test]))
 
 
-def _ordered(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """Normals, then class by class."""
-    return tuple(sorted(samples, key=lambda sample: sample.anomaly_class or ""))
+def category_of(path: ImageSource, data: str) -> str:
+    """The category of an image of several that are joined; empty for one that is elsewhere.
+
+    Args:
+        path: the image.
+        data: what ``DataConfig.data`` names.
+    """
+    # The first part of its name: that of a folder, or what ``joined`` puts before a record's.
+    return unicodedata.normalize("NFC", _name(path, data).partition("/")[0])
 
 
 def _normals(paths: Sequence[ImageSource]) -> list[Sample]:

@@ -14,7 +14,7 @@ from ahl_jax.common.errors import BadImageError, InputError, UserError
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import image_digest, image_size
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.types import Dataset, Sample, Split
+from ahl_jax.data.types import Dataset, Sample, Split, in_order
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     which anomalies a seed draws. Of the training normals left, the share ``config.held_out``, at
     least one, is held out; the same ones for every seed, so that seeds can share their features.
 
+    Categories that are joined are split one by one, each as it would be alone.
+
     The test may lack normals, anomalies or both. Test images that are byte for byte in the training
     set too are left out with a warning (see ``shared_images`` for the cost).
 
@@ -43,6 +45,14 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     Raises:
         UserError: if the data set cannot give such a split.
     """
+    if dataset.parts:
+        alone = replace(config, joint=False)
+        parts = [
+            make_split(part, replace(alone, category=name), seed)
+            for name, part in dataset.parts.items()
+        ]
+        split = _joined(parts)
+        return split if config.keep_copies else _without_shared(split)
     where = config.data if config.category is None else f"{config.data} ({config.category})"
     if not dataset.train_normals:
         raise UserError(f"{where} has no training normals; put images of good parts in train/good")
@@ -66,6 +76,17 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     used = {*normals, *held_out, *(s.path for s in (*seen, *split.test, *split.copies))}
     unused = tuple(sample for sample in dataset.samples() if sample.path not in used)
     return replace(split, unused=unused)
+
+
+def _joined(splits: Sequence[Split]) -> Split:
+    return Split(
+        train_normals=tuple(path for split in splits for path in split.train_normals),
+        seen=tuple(sample for split in splits for sample in split.seen),
+        test=in_order(sample for split in splits for sample in split.test),
+        held_out=tuple(path for split in splits for path in split.held_out),
+        copies=tuple(sample for split in splits for sample in split.copies),
+        unused=tuple(sample for split in splits for sample in split.unused),
+    )
 
 
 def shared_images(split: Split) -> list[tuple[ImageSource, ImageSource]]:

@@ -1,6 +1,6 @@
 """The images of a data set, and of a split."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ahl_jax.data.records import ImageSource
@@ -26,6 +26,7 @@ class Dataset:
         anomalies: Anomaly class -> its images; the classes are sorted and none is empty.
         labelled: The same of the anomalies that the data set names for training. Where there are
             any, none of ``anomalies`` is drawn for it.
+        parts: Category -> its images, where this is several categories joined.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset:
     test_normals: tuple[ImageSource, ...]
     anomalies: Mapping[str, tuple[ImageSource, ...]]
     labelled: Mapping[str, tuple[ImageSource, ...]] = field(default_factory=dict)
+    parts: Mapping[str, "Dataset"] = field(default_factory=dict)
 
     def samples(self) -> Iterator["Sample"]:
         """Every image once, with its class."""
@@ -49,6 +51,11 @@ class Sample:
 
     path: ImageSource
     anomaly_class: str | None
+
+
+def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Normals, then class by class."""
+    return tuple(sorted(samples, key=lambda sample: sample.anomaly_class or ""))
 
 
 @dataclass(frozen=True)

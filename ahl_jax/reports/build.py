@@ -67,6 +67,7 @@ def report(
         title=f"{method_name(run.config)} on {data_name(run.config)}",
         unfinished=planned if run.metrics["epochs"] < planned else None,
         metrics=results.metrics_by_class(run),
+        of_categories=results.metrics_by_category(run),
         curves=results.curves({"this run": run}) if run.resampled else [],
         no_metrics=NO_METRICS,
         labelled=labelled(run),

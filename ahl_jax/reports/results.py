@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from ahl_jax.reports import charts
 from ahl_jax.reports.bootstrap import Interval, resample_one
@@ -40,10 +40,24 @@ def metrics_by_class(run: Scored) -> list[Metrics]:
     if run.resampled is None:
         return []
     rows = [Metrics("all anomalies", int((~run.normal).sum()), *run.resampled.intervals())]
-    for name, chosen in _several(run).items():
-        found = resample_one(run.scores[run.normal], run.scores[chosen])
-        rows.append(Metrics(name, int(chosen.sum()), *found.intervals()))
+    normals = run.scores[run.normal]
+    return rows + [_row(name, normals, run.scores[k]) for name, k in _several(run).items()]
+
+
+def metrics_by_category(run: Scored) -> list[Metrics]:
+    """AUC-ROC and AUC-PR of each category that has them, against its own normals."""
+    names, rows = np.array(run.categories), []
+    for name in run.metrics.get("per_category", {}):
+        own = names == name
+        rows.append(_row(name, run.scores[own & run.normal], run.scores[own & ~run.normal]))
     return rows
+
+
+def _row(
+    label: str, normals: Float[np.ndarray, " n"], anomalies: Float[np.ndarray, " m"]
+) -> Metrics:
+    """The row of some anomalies, by their scores and those of the normals to compare with."""
+    return Metrics(label, len(anomalies), *resample_one(normals, anomalies).intervals())
 
 
 def curves(runs: dict[str, Scored]) -> list[Chart]:

@@ -1,6 +1,7 @@
 """A run with its test images scored: what reports are about."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ class Scored:
     split: Split
     samples: tuple[Sample, ...]
     """The n test images."""
+
+    categories: Sequence[str]
+    """The category of each, where several are joined; else there are none."""
 
     same_images: bool
     """Whether the images that the run was trained and tested with are as they were."""
@@ -125,6 +129,7 @@ def score(
         config=tested.config,
         split=tested.split,
         samples=tested.test.samples,
+        categories=tested.categories,
         same_images=tested.found.same,
         changes=tested.found.in_words(),
         scores=scores,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.masks import MaskSource, marks, masks_of, warn_of_unused
-from ahl_jax.data.remembered import Found, with_added
+from ahl_jax.data.remembered import Found, category_of, with_added
 from ahl_jax.data.types import Split
 from ahl_jax.features import Store
 from ahl_jax.features.split import (
@@ -23,7 +23,7 @@ from ahl_jax.inference.threshold import Cut, check_cut, cut_of
 from ahl_jax.run.again import find_split, moved, tell_places
 from ahl_jax.run.calibrate import calibrated
 from ahl_jax.run.claim import Run
-from ahl_jax.run.metrics import image_metrics
+from ahl_jax.run.metrics import category_metrics, image_metrics
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.pixel_metrics import pixel_metrics
 from ahl_jax.storage.workdir import Workdir
@@ -52,6 +52,14 @@ class TestData:
         """The anomaly class of each test image, None for normals."""
         return [sample.anomaly_class for sample in self.test.samples]
 
+    @property
+    def categories(self) -> list[str]:
+        """The category of each test image, where several are joined; else there are none."""
+        data = self.config.data
+        if not data.joint:
+            return []
+        return [category_of(sample.path, data.data) for sample in self.test.samples]
+
     def metrics(
         self,
         scores: Float[np.ndarray, " n"],
@@ -63,6 +71,8 @@ class TestData:
         Heat maps are needed where there are masks alone; ``cut`` is where decisions are made.
         """
         metrics = image_metrics(scores, self.classes) if self.split.is_tested else {}
+        if self.split.is_tested and (categories := self.categories):
+            metrics["per_category"] = category_metrics(scores, self.classes, categories)
         if cut is not None:
             metrics["at_threshold"] = cut.rates(scores, [name is None for name in self.classes])
         if heat is not None:
@@ -126,8 +136,9 @@ def evaluate(
         n_left_out_copies (images that are not in the test because training has the same file),
         setting, seed, epochs, and the seconds that the epochs took; where there is a threshold,
         at_threshold, see ``ahl_jax.inference.threshold.Cut.rates``; and where the data has
-        masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``. Where the test lacks
-        normals or anomalies, there are no auc_roc, auc_pr, per_class and pixel.
+        masks of anomalous pixels, pixel, see ``ahl_jax.run.pixel_metrics``; and of ``joint`` runs
+        per_category, see ``ahl_jax.run.metrics.category_metrics``. Where the test lacks normals or
+        anomalies, there are no auc_roc, auc_pr, per_class, per_category and pixel.
 
     Raises:
         UserError: if the folder holds no checkpoint, or the data cannot be read.
@@ -197,7 +208,7 @@ def test_run(run: Run, options: RunOptions) -> dict[str, Any]:
         return {}
     test = _test_data(
         predictor,
-        predictor.config,
+        moved(predictor.config, run.data or None),
         run.split,
         options.cache_dir,
         Found(run.split),

@@ -32,3 +32,27 @@ def image_metrics(scores: Float[np.ndarray, " n"], classes: Sequence[str | None]
         for name in sorted(set(names[kinds].tolist()))
     }
     return pair(np.ones(len(kinds), bool)) | {"per_class": per_class}
+
+
+def category_metrics(
+    scores: Float[np.ndarray, " n"], classes: Sequence[str | None], categories: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """AUC-ROC and AUC-PR of each category's anomalies against its own normals.
+
+    Args:
+        scores: as for ``image_metrics``.
+        classes: as for ``image_metrics``.
+        categories: the category of each image; empty where it has none.
+
+    Returns:
+        Category -> ``auc_roc``, ``auc_pr``, ``n_test``; of those that have normals and anomalies.
+    """
+    kinds, names = np.array([name is not None for name in classes]), np.array(categories)
+    found = {}
+    for name in sorted({*categories} - {""}):
+        chosen = np.flatnonzero(names == name)
+        if len({*kinds[chosen].tolist()}) > 1:
+            metrics = image_metrics(scores[chosen], [classes[i] for i in chosen.tolist()])
+            del metrics["per_class"]
+            found[name] = metrics | {"n_test": len(chosen)}
+    return found

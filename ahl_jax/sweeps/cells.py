@@ -108,21 +108,49 @@ def results(
     Raises:
         UserError: as ``ahl_jax.train`` does, or if there is nothing to test on.
     """
-    digest_of = functools.cache(lambda data, seed: split_digest(_split(data, seed)))
-    # Event files for TensorBoard are written for finished runs as well.
-    again = options.overwrite or options.tensorboard
+    digest_of = functools.cache(_digest)
     done: dict[Path, list[Row]] = {}
     for number, cell in enumerate(cells, 1):
         if cell.folder not in done:
-            found = [] if again else _finished(cell, seeds, digest_of)
-            if not found:
-                if options.progress:
-                    log.info("%s (%d of %d)", cell.name, number, len(cells))
-                found = cell.train(seeds, options)
+            place = f"{number} of {len(cells)}"
+            found = metrics_of(cell, seeds, options, place, digest_of)
             if not found:
                 raise UserError("a sweep compares tests, and the data has no anomalies for one")
             done[cell.folder] = [{name: one[name] for name in FIGURES} for one in found]
         yield cell, done[cell.folder]
+
+
+def _digest(data: DataConfig, seed: int) -> str:
+    return split_digest(_split(data, seed))
+
+
+def metrics_of(
+    cell: Cell,
+    seeds: Sequence[int],
+    options: RunOptions,
+    place: str,
+    digest_of: Callable[[DataConfig, int], str] = _digest,
+) -> list[dict[str, Any]]:
+    """The metrics of each seed of a cell, whose missing runs are trained and tested.
+
+    Args:
+        cell: the cell.
+        seeds: as for ``results``.
+        options: as for ``results``.
+        place: of the cell among all, for the progress.
+        digest_of: that of the images on which a seed of the settings trains.
+
+    Raises:
+        UserError: as ``ahl_jax.train`` does.
+    """
+    # Event files for TensorBoard are written for finished runs as well.
+    again = options.overwrite or options.tensorboard
+    found = [] if again else _finished(cell, seeds, digest_of)
+    if found:
+        return found
+    if options.progress:
+        log.info("%s (%s)", cell.name, place)
+    return cell.train(seeds, options)
 
 
 def _finished(
