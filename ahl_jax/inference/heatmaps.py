@@ -81,6 +81,7 @@ def overlay(
     heat: Float[np.ndarray, "h2 w2"],
     scale: tuple[float, float],
     seen: Seen = WHOLE,
+    level: float | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """An image with its heat map over it: the hotter, the more of the colour.
 
@@ -92,12 +93,36 @@ def overlay(
         heat: the score of each location, of any resolution.
         scale: ``heat_scale``.
         seen: the part of the image that the map is of.
+        level: the score of locations around which a line is drawn; None for no line.
     """
     low, high = scale
     height, width, _ = image.shape
-    warmth = np.maximum(upsampled(heat, height, width, seen) - low, 0)
-    times = warmth / max(high - low, 1e-12)
-    return _tinted(image, 1 - 1 / (1 + times**2))
+    values = upsampled(heat, height, width, seen)
+    times = np.maximum(values - low, 0) / max(high - low, 1e-12)
+    drawn = _tinted(image, 1 - 1 / (1 + times**2))
+    return drawn if level is None else outlined(drawn, values > level)
+
+
+def beside(
+    image: UInt8[np.ndarray, "h w 3"],
+    heat: Float[np.ndarray, "h2 w2"],
+    scale: tuple[float, float],
+    seen: Seen,
+    level: float | None,
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """An image, the same with its heat map over it, side by side, and a legend below.
+
+    The arguments are those of ``overlay``.
+    """
+    height, width, _ = image.shape
+    words = legend(outline=level is not None)
+    gap = max(2, width // 64)
+    shape = (height + gap + len(words), max(2 * width + gap, words.shape[1]), 3)
+    canvas = np.full(shape, 255, np.uint8)
+    canvas[:height, :width] = image
+    canvas[:height, width + gap : 2 * width + gap] = overlay(image, heat, scale, seen, level)
+    canvas[height + gap :, -words.shape[1] :] = words
+    return canvas
 
 
 def regions(

@@ -26,6 +26,7 @@ from ahl_jax.data.images import (
     image_list,
     iter_batches,
     path_or_array,
+    read_display,
     seen_size,
 )
 from ahl_jax.data.records import ImageSource, InMemory
@@ -35,7 +36,7 @@ from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
 from ahl_jax.features.images import map_shapes, padded, tiled_maps, trunk_dtype
 from ahl_jax.features.tiles import frame_of
-from ahl_jax.inference.heatmaps import heat_scale, upsampled
+from ahl_jax.inference.heatmaps import beside, heat_scale, upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
     FPR,
@@ -198,6 +199,22 @@ class Predictor:
     def heat_scale(self, heat: Float[np.ndarray, "*n h w"]) -> tuple[float, float]:
         """The scale to draw heat maps on, see ``ahl_jax.inference.heatmaps.heat_scale``."""
         return heat_scale(self.calibration.locations if self.calibration else None, heat)
+
+    @property
+    def contour(self) -> float | None:
+        """The score of locations that are outlined; None without a calibration."""
+        return self.calibration.contour if self.calibration else None
+
+    def picture(
+        self, image: ImageSource, heat: Float[np.ndarray, "h w"]
+    ) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """An image beside its heat map, and a legend; see ``ahl_jax.inference.heatmaps.beside``.
+
+        Raises:
+            BadImageError: if it cannot be read.
+        """
+        scale, seen = self.heat_scale(heat), self.seen(image)
+        return beside(read_display(image), heat, scale, seen, self.contour)
 
     def seen(self, image: ImageSource) -> Seen:
         """The part of an image that the heat map is of.

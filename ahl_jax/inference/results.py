@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 from PIL import Image
 
 from ahl_jax.common.errors import BadImageError, UserError
@@ -31,17 +31,9 @@ from ahl_jax.common.files import (
 )
 from ahl_jax.common.text import counted, printable
 from ahl_jax.data.folder import OUTPUTS, PREDICTION
-from ahl_jax.data.frame import Seen
-from ahl_jax.data.images import read_display, seen_size, without_skipping
+from ahl_jax.data.images import seen_size, without_skipping
 from ahl_jax.distributed.host_arrays import digest
-from ahl_jax.inference.heatmaps import (
-    Region,
-    legend,
-    outlined,
-    overlay,
-    regions,
-    upsampled,
-)
+from ahl_jax.inference.heatmaps import Region, regions, upsampled
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.scorer import Outcome
 from ahl_jax.inference.threshold import Cut
@@ -269,14 +261,10 @@ class Results:
         """The suffix and the bytes of what is written of an image."""
         if kind == "boxes":
             return ".json", f"{json.dumps([each._asdict() for each in where or ()])}\n".encode()
+        if kind == "overlay":
+            return ".png", _encoded(self._predictor.picture(image.path, heat), "PNG")
         calibration, (width, height) = self._predictor.calibration, seen_size(image.path)[0]
         seen = self._predictor.frame.seen(width, height)
-        if kind == "overlay":
-            scale = self._predictor.heat_scale(heat)
-            level = calibration.contour if calibration else None
-            return ".png", _encoded(
-                beside(read_display(image.path), heat, scale, seen, level), "PNG"
-            )
         values = upsampled(heat, height, width, seen)
         if kind == "raw":
             return ".tif", _encoded(values, "TIFF")
@@ -375,35 +363,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged, so it is not known what gave the scores beside it; give another "
             "`out`, or `overwrite=True` to score all images again"
         ) from error
-
-
-def beside(
-    image: UInt8[np.ndarray, "h w 3"],
-    heat: Float[np.ndarray, "h2 w2"],
-    scale: tuple[float, float],
-    seen: Seen,
-    level: float | None,
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """An image, the same with its heat map over it, side by side, and a legend below.
-
-    Args:
-        image: RGB.
-        heat: as for ``overlay``.
-        scale: as for ``overlay``.
-        seen: as for ``overlay``.
-        level: the score of locations around which a line is drawn; None for no line.
-    """
-    height, width, _ = image.shape
-    drawn = overlay(image, heat, scale, seen)
-    if level is not None:
-        drawn = outlined(drawn, upsampled(heat, height, width, seen) > level)
-    words = legend(outline=level is not None)
-    gap = max(2, width // 64)
-    shape = (height + gap + len(words), max(2 * width + gap, words.shape[1]), 3)
-    canvas = np.full(shape, 255, np.uint8)
-    canvas[:height, :width], canvas[:height, width + gap : 2 * width + gap] = image, drawn
-    canvas[height + gap :, -words.shape[1] :] = words
-    return canvas
 
 
 def _defect(where: Sequence[Region] | None) -> dict[str, float | str]:

@@ -12,7 +12,7 @@ from ahl_jax.data.types import NO_METRICS
 from ahl_jax.detectors.names import method_name
 from ahl_jax.features import Store
 from ahl_jax.reports import results
-from ahl_jax.reports.pictures import labelled, sheet
+from ahl_jax.reports.pictures import key, labelled, sheet
 from ahl_jax.reports.scored import Scored, score
 from ahl_jax.reports.subsets import PICTURED, subset_views, why_none
 from ahl_jax.reports.training import history_charts
@@ -76,6 +76,7 @@ def report(
         at=run.metrics.get("at_threshold"),
         choices=run.choices(),
         strips=sheet(run),
+        key=key(run),
         training=history_charts(run.history),
         no_subsets=no_subsets,
         subsets=[] if no_subsets else subset_views(run, Store(cache_dir), progress=progress),
@@ -158,6 +159,7 @@ def compare(
         confusions=confusions,
         called=_labels(confusions),
         sheets={label: sheet(run, _COMPARED) for label, run in scored.items()},
+        keys={label: key(run) for label, run in scored.items()},
         training={label: history_charts(run.history) for label, run in scored.items()},
         no_subsets=no_subsets,
         subsets={

@@ -12,7 +12,7 @@ from PIL import Image
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.images import read_display
 from ahl_jax.data.records import ImageSource
-from ahl_jax.inference.heatmaps import overlay
+from ahl_jax.inference.heatmaps import legend, overlay
 from ahl_jax.reports.scored import Scored
 
 SMALL = 96
@@ -128,14 +128,15 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
 
     def scene(number: int) -> Scene:
         sample = run.samples[number]
-        image = read_display(sample.path)
+        # In the size that it is shown in, so that lines stay whole.
+        image, seen = read_display(sample.path, _SIDE), run.predictor.seen(sample.path)
         score = float(scores[number])
         alarm = None if run.threshold is None else score > run.threshold
         return Scene(
             name=file_name(sample.path),
             kind="normal" if sample.anomaly_class is None else sample.anomaly_class,
             image=data_uri(image),
-            heat=data_uri(overlay(image, heat_of[number], scale, run.predictor.seen(sample.path))),
+            heat=data_uri(overlay(image, heat_of[number], scale, seen, run.predictor.contour)),
             score=score,
             share=_percent(calibration.probability(scores[[number]])[0]) if calibration else "",
             alarm=alarm,
@@ -147,6 +148,12 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
         for title, remark, ranked in kinds
         if len(ranked)
     ]
+
+
+def key(run: Scored) -> str:
+    """The legend of the heat maps of ``sheet``."""
+    words = legend(outline=run.predictor.contour is not None)
+    return data_uri(words, max(words.shape))
 
 
 def _percent(share: float) -> str:

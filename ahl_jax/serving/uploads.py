@@ -16,9 +16,8 @@ from starlette.types import Message
 
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.text import printable
-from ahl_jax.data.images import read_display, read_image, seen_size, without_skipping
+from ahl_jax.data.images import read_image, seen_size, without_skipping
 from ahl_jax.data.records import Encoded
-from ahl_jax.inference.heatmaps import overlay
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.serving.limits import Limits
 from ahl_jax.serving.room import Room
@@ -126,8 +125,7 @@ def _has_many_scans(content: bytes) -> bool:
 
 
 def drawn(file: Encoded, heat: Float[np.ndarray, "h w"], predictor: Predictor) -> bytes:
-    """An image with its heat map over it, as a PNG."""
-    content, scale = io.BytesIO(), predictor.heat_scale(heat)
-    picture = overlay(read_display(file), heat, scale, predictor.seen(file))
-    Image.fromarray(picture).save(content, "PNG")
+    """An image beside its heat map, as a PNG."""
+    content = io.BytesIO()
+    Image.fromarray(predictor.picture(file, heat)).save(content, "PNG")
     return content.getvalue()

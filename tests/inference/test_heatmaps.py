@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ahl_jax.inference.heatmaps import legend, outlined, regions
+from ahl_jax.inference.heatmaps import legend, outlined, overlay, regions
 
 
 def test_regions_are_those_above_the_level_the_hottest_first() -> None:
@@ -39,6 +39,15 @@ def test_an_outline_leaves_what_it_is_around() -> None:
     assert (drawn[4, 4:13] == 0).all()
     assert (drawn[:4] == 100).all()
     assert (outlined(image, marks & False) == image).all()
+
+
+def test_what_is_hotter_than_the_level_is_outlined() -> None:
+    image, heat = np.full((32, 32, 3), 100, np.uint8), np.zeros((32, 32), np.float32)
+    heat[8:16, 8:16] = 9
+    plain = overlay(image, heat, (0, 5))
+    drawn = overlay(image, heat, (0, 5), level=4.5)
+    np.testing.assert_array_equal(drawn, outlined(plain, heat > 4.5))
+    assert (drawn != plain).any()
 
 
 def test_the_legend_names_the_outline_only_where_there_is_one() -> None:

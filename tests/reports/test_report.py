@@ -20,7 +20,7 @@ from ahl_jax.data.types import Sample
 from ahl_jax.features import Store
 from ahl_jax.features.images import trunk_maps
 from ahl_jax.features.pseudo import extract_pseudo, pseudo_images
-from ahl_jax.reports import build
+from ahl_jax.reports import build, pictures
 from ahl_jax.reports.scored import score
 from ahl_jax.storage.workdir import Workdir
 from tests.reports.page import Page
@@ -182,6 +182,22 @@ def test_its_images_are_ranked(written: Page) -> None:
         scores = [sign * float(score) for _, score in strip]
         assert scores == sorted(scores)
     assert float(found[0][1]) >= float(missed[0][1])
+
+
+def test_its_heat_maps_have_the_outlines_of_a_prediction(
+    written: Page, finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[float] = []
+
+    def drawn(image: np.ndarray, heat: object, scale: object, seen: object, level: float) -> Any:
+        levels.append(level)
+        return image
+
+    monkeypatch.setattr(pictures, "overlay", drawn)
+    run = score(finished.workdir, fpr=None, threshold=None, progress=False)
+    pictures.sheet(run, 1)
+    assert {*levels} == {run.predictor.calibrated().contour}
+    assert [each for each in written.of("img") if str(each["alt"]).startswith("Colours of the")]
 
 
 def test_settings_of_its_own_come_before_all_settings(written: Page) -> None:
