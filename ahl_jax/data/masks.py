@@ -53,7 +53,9 @@ def find_masks(images: Sequence[ImageSource], root: Path) -> dict[int, MaskSourc
             takes out of that folder is none.
     """
     inside = _folder(root)
-    named = masks(root) if root.is_file() else {}
+    # The data may be named by another path here than where its images were listed.
+    listed_in = masks(root) if root.is_file() else {}
+    named = {image.resolve(): mask for image, mask in listed_in.items()}
     # Folders may hold thousands of masks, so each is looked up and listed once.
     folder_of, files_in = functools.cache(_mask_folder), functools.cache(_mask_files)
     found: dict[int, MaskSource] = {}
@@ -61,8 +63,8 @@ def find_masks(images: Sequence[ImageSource], root: Path) -> dict[int, MaskSourc
         if isinstance(image, Record):
             if image.ground_truth():
                 found[i] = image
-        elif isinstance(image, Path) and image in named:
-            found[i] = named[image]
+        elif isinstance(image, Path) and named and image.resolve() in named:
+            found[i] = named[image.resolve()]
         elif isinstance(image, Path) and (folder := folder_of(image.parent, inside)):
             files, stem = files_in(folder), _composed(image.stem)
             names = [name + ending for name in (stem, stem.casefold()) for ending in _ENDINGS]

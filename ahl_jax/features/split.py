@@ -5,6 +5,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from ahl_jax.backbones import Trunk
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.config.settings import Config
 from ahl_jax.data.images import image_digest
+from ahl_jax.data.masks import find_masks, read_mask
 from ahl_jax.data.open import load_dataset
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import make_split
@@ -21,7 +23,7 @@ from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
 from ahl_jax.features.images import global_averages
-from ahl_jax.features.tiles import Tiles, most_unlike, tiles_of
+from ahl_jax.features.tiles import Tiles, marked_in, tiles_of, tiles_of_defects
 
 log = logging.getLogger(__name__)
 
@@ -158,13 +160,16 @@ def training_features(
             maps=tuple(map(tiles.apart, normals.maps)),
             counts=tuple(tiles.count * n for n in normals.counts),
         )
-        own = global_averages(normals.maps)
-        averages = np.concatenate(arrays_of_each(own)) if part.of > 1 else own
+        mine = global_averages(normals.maps)
+        averages = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
     else:
         normals, averages = shared.normals, shared.averages
     seen = [sample.path for sample in split.seen]
     anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
-    maps = defect_tiles(tiles, anomalies.maps, averages, trunk.parts)
+    first = sum(anomalies.counts[: part.number])
+    own = anomalies.paths[first : first + len(anomalies.maps[0])]
+    marked = marked_pixels(config, own)
+    maps = defect_tiles(tiles, anomalies.maps, averages, marked, trunk.parts)
     anomalies = dataclasses.replace(anomalies, maps=maps)
     made = config.pseudo
     if config.learning.method == "fit":
@@ -192,11 +197,12 @@ def check_enough(config: Config, normals: int) -> None:
 
 def fitted_features(
     config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
-) -> tuple[FeatureMaps, FeatureMaps, list[ImageSource]]:
+) -> tuple[FeatureMaps, FeatureMaps, Int[np.ndarray, "m k"], list[ImageSource]]:
     """All that ``training_features`` extracted for a run of the method ``fit``, in one process.
 
     Returns:
-        The maps of the training normals and of the labelled anomalies, and the normals' paths.
+        The maps of the training normals and of the labelled anomalies, the ``marked_pixels`` of
+        these, and the normals' paths.
 
     Raises:
         UserError: as by ``training_features``.
@@ -207,31 +213,50 @@ def fitted_features(
         label="training normals",
     )  # fmt: skip
     check_enough(config, len(kept))
-    seen, _ = extract(
-        [sample.path for sample in split.seen], trunk, config.features, store, skip_bad=skip,
-        progress=progress, label="labelled anomalies",
+    labelled = [sample.path for sample in split.seen]
+    seen, readable = extract(
+        labelled, trunk, config.features, store, skip_bad=skip, progress=progress,
+        label="labelled anomalies",
     )  # fmt: skip
-    return maps, seen, [split.train_normals[i] for i in kept]
+    marked = marked_pixels(config, [labelled[i] for i in readable])
+    return maps, seen, marked, [split.train_normals[i] for i in kept]
+
+
+def marked_pixels(config: Config, paths: Sequence[ImageSource]) -> Int[np.ndarray, "m k"]:
+    """``marked_in`` each tile of m labelled anomalies, by their masks; zeros without one.
+
+    Raises:
+        BadImageError: for a bad mask.
+    """
+    found = np.zeros((len(paths), tiles_of(config.features).count), int)
+    if found.shape[1] > 1:
+        for i, mask in find_masks(paths, Path(config.data.data)).items():
+            marks = read_mask(paths[i], mask)
+            if marks is not None:
+                found[i] = marked_in(config.features, marks)
+    return found
 
 
 def defect_tiles(
     tiles: Tiles,
     anomalies: FeatureMaps,
     normals: Float[np.ndarray, "n*k d"],
+    marked: Int[np.ndarray, "m k"],
     parts: Sequence[int],
 ) -> FeatureMaps:
-    """Of labelled anomalies the maps of the tile that ``most_unlike`` takes for the defect.
+    """Of labelled anomalies the maps of the tile that has the defect, see ``tiles_of_defects``.
 
     Args:
         tiles: the grid.
         anomalies: the maps of their photographs, [m, k h, w, c] for each scale.
         normals: global averages of the tiles of normal photographs.
+        marked: ``marked_pixels`` of the anomalies.
         parts: the trunk's.
     """
     if tiles.count == 1 or not len(anomalies[0]):
         return anomalies
     maps = tuple(map(tiles.apart, anomalies))
-    rows = most_unlike(tiles, global_averages(maps), normals, parts)
+    rows = tiles_of_defects(tiles, global_averages(maps), normals, marked, parts)
     return tuple(scale[rows] for scale in maps)
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.config.settings import SCALES, FeatureConfig
@@ -50,7 +50,7 @@ class Tiles:
 
     def extent(self, side: int) -> tuple[int, int]:
         """Width and height in pixels of the image that tiles of this side are cut from."""
-        last = self._starts(self.columns, side)[-1], self._starts(self.rows, side)[-1]
+        last = self.starts(self.columns, side)[-1], self.starts(self.rows, side)[-1]
         return round(last[0]) + side, round(last[1]) + side
 
     def cut(self, images: Shaped[_Array, "b H W c"], side: int) -> Shaped[_Array, "b*k h w c"]:
@@ -58,7 +58,7 @@ class Tiles:
         if self.count == 1:
             return images
         tops, lefts = (
-            [round(start) for start in self._starts(tiles, side)]
+            [round(start) for start in self.starts(tiles, side)]
             for tiles in (self.rows, self.columns)
         )
         tiles = [images[:, y : y + side, x : x + side] for y in tops for x in lefts]
@@ -97,12 +97,12 @@ class Tiles:
         if self.count == 1:
             return heat
         height, width = heat.shape[1:]
-        down = _spread(height, self._starts(self.rows, height))
-        along = _spread(width, self._starts(self.columns, width))
+        down = _spread(height, self.starts(self.rows, height))
+        along = _spread(width, self.starts(self.columns, width))
         tiles = heat.reshape(-1, self.rows, self.columns, height, width)
         return jnp.einsum("yrh,nrchw,xcw->nyx", down, tiles, along)
 
-    def _starts(self, tiles: int, side: int) -> Float[np.ndarray, " tiles"]:
+    def starts(self, tiles: int, side: int) -> Float[np.ndarray, " tiles"]:
         """Where the tiles of a line begin."""
         return np.arange(tiles) * side * (1 - self.overlap)
 
@@ -160,24 +160,55 @@ def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> N
     )  # fmt: skip
 
 
-def most_unlike(
+def tiles_of_defects(
     tiles: Tiles,
     anomalies: Float[np.ndarray, "m*k d"],
     normals: Float[np.ndarray, "n*k d"],
+    marked: Int[np.ndarray, "m k"],
     parts: Sequence[int] = (),
 ) -> Int[np.ndarray, " m"]:
-    """The tile of each labelled anomaly that is farthest from normal ones, as it has the defect.
+    """The tile of each labelled anomaly that has the defect.
+
+    That is the one with most of its marked pixels. Of several with as many, as where none is
+    marked, it is the one that is farthest from normal ones.
 
     Args:
         tiles: the grid.
         anomalies: global averages of its tiles.
         normals: those of normal photographs.
+        marked: ``marked_in`` each tile.
         parts: as for ``fit_whitening``.
     """
     whitening = fit_whitening(normals, SCALES, parts)
     z = (anomalies - np.ravel(whitening.mean)) @ np.asarray(whitening.averages)
-    far = np.linalg.norm(z, axis=1).reshape(-1, tiles.count)
+    far = np.linalg.norm(z, axis=1).reshape(marked.shape)
+    far[marked < marked.max(axis=1, keepdims=True)] = -1
     return np.arange(len(far)) * tiles.count + far.argmax(1)
+
+
+def marked_in(config: FeatureConfig, marks: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " k"]:
+    """How many of a photograph's marked pixels each of its tiles shows.
+
+    Args:
+        config: how photographs are read.
+        marks: the marked pixels of one.
+    """
+    tiles, frame, side = tiles_of(config), frame_of(config), config.image_size
+    height, width = marks.shape
+    seen = frame.seen(width, height)
+    part, canvas = (np.reshape(share, (2, 2)) for share in seen)
+    at = (np.argwhere(marks)[:, ::-1] + 0.5) / (width, height)
+    at = at[((at >= part[0]) & (at <= part[1])).all(1)]
+    share = canvas[0] + (at - part[0]) * np.ptp(canvas, axis=0) / np.ptp(part, axis=0)
+    x, y = (share * (frame.width, frame.height)).T
+    down, along = (
+        (place >= starts[:, None]) & (place <= starts[:, None] + side)
+        for place, starts in (
+            (y, tiles.starts(tiles.rows, side)),
+            (x, tiles.starts(tiles.columns, side)),
+        )
+    )
+    return np.einsum("rn,cn->rc", down.astype(int), along.astype(int)).ravel()
 
 
 def _spread(side: int, starts: Float[np.ndarray, " r"]) -> Float[np.ndarray, "y r side"]:

@@ -61,8 +61,9 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
         maps = held_out_features(*given, progress=options.progress)
         scores, _, heat = predictor.outcome_of(maps, split.held_out)
     else:
-        maps, seen, paths = fitted_features(*given, progress=options.progress)
-        scores, heat, folds = scores_in_turn(config, maps, seen, predictor.trunk.parts, options)
+        maps, seen, marked, paths = fitted_features(*given, progress=options.progress)
+        parts = predictor.trunk.parts
+        scores, heat, folds = scores_in_turn(config, maps, seen, marked, parts, options)
         if predictor.scorer.localizer is not None:
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             heat = predictor.heat_maps(hold_out(paths, config.data.held_out)[1])
@@ -132,6 +133,7 @@ def scores_in_turn(
     config: Config,
     normals: FeatureMaps,
     seen: FeatureMaps,
+    marked: Int[np.ndarray, "m k"],
     parts: Sequence[int],
     options: RunOptions,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w"], int]:
@@ -141,6 +143,7 @@ def scores_in_turn(
         config: the run's settings, of the method ``fit``.
         normals: the maps of the training normals, two or more.
         seen: those of the labelled anomalies, which every fit has.
+        marked: the ``ahl_jax.features.split.marked_pixels`` of these.
         parts: channels of the trunk's levels.
         options: how much memory there is, and whether to show progress.
 
@@ -150,7 +153,7 @@ def scores_in_turn(
     n, tiles = len(normals[0]), tiles_of(config.features)
     normals = tuple(map(tiles.apart, normals))
     averages, none = global_averages(normals), tuple(each[:0] for each in normals)
-    seen = defect_tiles(tiles, seen, averages, parts)
+    seen = defect_tiles(tiles, seen, averages, marked, parts)
     tile_of = np.arange(len(averages)).reshape(n, -1)
     labelled = len(averages) + np.arange(len(seen[0]))
     folds = make_folds(n, config.data.held_out, config.seed)

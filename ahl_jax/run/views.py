@@ -24,7 +24,7 @@ from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
 from ahl_jax.features import FeatureMaps, Store, extract
 from ahl_jax.features.images import global_averages
-from ahl_jax.features.split import defect_tiles
+from ahl_jax.features.split import defect_tiles, marked_pixels
 from ahl_jax.features.tiles import tiles_of
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.run.claim import Run
@@ -93,13 +93,14 @@ def _left_out_auc(
     """Density's, the mean over the runs."""
     first = with_settings(runs[0].config, {"views": views})
 
-    def maps_of(paths: Sequence[ImageSource], label: str) -> FeatureMaps:
+    def maps_of(paths: Sequence[ImageSource], label: str) -> tuple[FeatureMaps, list[ImageSource]]:
+        """The maps of the images that can be read, and these."""
         skip, progress = first.data.skip_bad_images, options.progress
         label = f"{label}, {counted(views, 'view')}"
-        maps, _ = extract(
+        maps, kept = extract(
             paths, trunk, first.features, store, skip_bad=skip, progress=progress, label=label
         )
-        return maps
+        return maps, [paths[i] for i in kept]
 
     tiles = tiles_of(first.features)
     aucs = []
@@ -108,13 +109,15 @@ def _left_out_auc(
     for run in runs:
         paths = run.split.train_normals
         if paths not in known:
-            found = global_averages(tuple(map(tiles.apart, maps_of(paths, "training normals"))))
+            maps, _ = maps_of(paths, "training normals")
+            found = global_averages(tuple(map(tiles.apart, maps)))
             whitening = fit_whitening(found, SCALES, trunk.parts) if len(found) else None
             known[paths] = found, whitening
         normals, whitening = known[paths]
-        seen = maps_of([sample.path for sample in run.split.seen], "labelled anomalies")
+        seen, labelled = maps_of([s.path for s in run.split.seen], "labelled anomalies")
         if whitening is not None and len(seen[0]):
-            own = global_averages(defect_tiles(tiles, seen, normals, trunk.parts))
+            marked = marked_pixels(run.config, labelled)
+            own = global_averages(defect_tiles(tiles, seen, normals, marked, trunk.parts))
             aucs.append(left_out_auc(run.config, whitening, normals, own))
     return float(np.mean(aucs)) if aucs else 0.5
 

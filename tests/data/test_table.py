@@ -1,6 +1,7 @@
 import csv
 import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -73,11 +74,13 @@ def test_a_list_without_splits_is_split(tmp_path):
     assert not dataset.labelled
 
 
-def test_a_list_may_name_masks(tmp_path):
+def test_a_list_may_name_masks(tmp_path, monkeypatch):
     text = "path,label,mask\na.png,good,\nb.png,good,\nc.png,bad,m/c.bmp\n"
     config = listed(tmp_path, text, "a.png", "b.png", "c.png", "m/c.bmp")
     (image,) = load_dataset(config).anomalies["anomaly"]
     assert find_masks([image], tmp_path / "images.csv") == {0: tmp_path / "m/c.bmp"}
+    monkeypatch.chdir(tmp_path)
+    assert find_masks([Path("c.png")], tmp_path / "images.csv") == {0: tmp_path / "m/c.bmp"}
     (tmp_path / "m/c.bmp").unlink()
     with pytest.raises(UserError, match=r"line 4 .*'m/c.bmp', which is not in"):
         load_dataset(config)

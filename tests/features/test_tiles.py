@@ -12,8 +12,15 @@ from ahl_jax import load, preset, train
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.config.settings import FeatureConfig
 from ahl_jax.data.frame import Frame
-from ahl_jax.data.images import read_image
-from ahl_jax.features.tiles import Tiles, frame_of, most_unlike, tiles_of, warn_of_shrinking
+from ahl_jax.data.images import as_image, read_image
+from ahl_jax.features.tiles import (
+    Tiles,
+    frame_of,
+    marked_in,
+    tiles_of,
+    tiles_of_defects,
+    warn_of_shrinking,
+)
 from ahl_jax.inference.export import export_model
 from ahl_jax.inference.heatmaps import upsampled
 from tests.runs import FinishedRun
@@ -97,8 +104,40 @@ def test_the_tile_with_the_defect_is_found() -> None:
     rng = np.random.default_rng(0)
     anomalies = rng.normal(size=(12, 8))
     anomalies[[2, 4, 11]] += 6
-    found = most_unlike(Tiles(2, 2), anomalies, rng.normal(size=(200, 8)))
+    normals, marked = rng.normal(size=(200, 8)), np.zeros((3, 4), int)
+    found = tiles_of_defects(Tiles(2, 2), anomalies, normals, marked)
     np.testing.assert_array_equal(found, [2, 4, 11])
+    # The mask counts; the distance does among tiles that have as much of it.
+    marked[0, 1], marked[1] = 5, [0, 7, 7, 3]
+    anomalies[6] += 3
+    found = tiles_of_defects(Tiles(2, 2), anomalies, normals, marked)
+    np.testing.assert_array_equal(found, [1, 6, 11])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"keep_aspect": True},
+        {"crop": (0, 0, 100, 200)},
+        {"crop": (190, 90, 110, 40), "keep_aspect": True},
+    ],
+)
+def test_marked_pixels_are_counted_in_the_tiles_that_show_them(settings: dict) -> None:
+    marks = np.zeros((200, 300), bool)
+    marks[100:120, 190:220], marks[5:9, 120:124] = True, True
+    features = FeatureConfig(image_size=192, tiles=(2, 3), tile_overlap=0.25, **settings)
+
+    def shown(pixels: np.ndarray) -> np.ndarray:
+        image = as_image(pixels.astype(np.uint8), frame_of(features))
+        return tiles_of(features).cut(image[None], 192).astype(float).sum((1, 2, 3))
+
+    # The tiles of a photograph that is white where it is marked, without their grey margins.
+    light = shown(255 * marks) - shown(0 * marks)
+    counted = marked_in(features, marks)
+    scale = light.sum() / max(counted.sum(), 1)
+    np.testing.assert_allclose(counted * scale, light, rtol=0, atol=0.03 * light.sum() + 1e-9)
+    assert (counted.sum() == 0) == ("crop" in settings and "keep_aspect" not in settings)
 
 
 def test_a_heat_map_is_on_the_part_that_was_seen() -> None:

@@ -18,6 +18,7 @@ from ahl_jax.run.options import RunOptions
 from tests.runs import FinishedRun
 
 OPTIONS = RunOptions(progress=False)
+NONE_MARKED = np.zeros((3, 1), int)
 
 
 def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -30,7 +31,7 @@ def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
 def test_each_is_scored_by_a_fit_to_the_others() -> None:
     config = preset("density", "", detector="gaussian", seed=3)
     normals, none = _maps(23, 0), _maps(0, 0)
-    scores, heat, parts = scores_in_turn(config, normals, none, (), OPTIONS)
+    scores, heat, parts = scores_in_turn(config, normals, none, NONE_MARKED[:0], (), OPTIONS)
     assert (parts, heat.shape) == (10, (23, 6, 6))
     averages, expected = global_averages(normals), []
     for left_out, own in make_folds(23, 0.1, 3):
@@ -42,7 +43,7 @@ def test_each_is_scored_by_a_fit_to_the_others() -> None:
 
 def test_two_normals_are_enough() -> None:
     config = preset("density", "", groups=1)
-    scores, _, parts = scores_in_turn(config, _maps(2, 1), _maps(3, 2), (), OPTIONS)
+    scores, _, parts = scores_in_turn(config, _maps(2, 1), _maps(3, 2), NONE_MARKED, (), OPTIONS)
     assert parts == len(scores) == 2
     assert np.isfinite(scores).all()
 
