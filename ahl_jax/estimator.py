@@ -56,9 +56,16 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
       with values as ``ahl_jax.data.images.read_image`` states,
     - images flattened to the rows of an array [n, d], with ``image_shape``.
 
-    ``y`` has two labels: 0, "good", "ok" or "normal" for normal (or ``normal_label``), and any
-    other for anomalies. It may also name several classes of anomalies by strings, such as "good",
-    "scratch" and "dent"; what is predicted then is "good" or "anomaly".
+    ``y`` has two labels, as a list, an array or a column of a table: 0, False, "good", "ok" or
+    "normal" for normal (or ``normal_label``), and any other for anomalies. Of -1 and 1, 1 is
+    normal, as for scikit-learn's own detectors of outliers. ``y`` may also name several classes of
+    anomalies by strings, such as "good", "scratch" and "dent"; what is predicted then is "good" or
+    "anomaly".
+
+    The sign of ``decision_function`` follows scikit-learn's rule for classifiers: labels are
+    sorted, and it is above 0 for the second one. That is the anomaly of 0 and 1, of False and True,
+    of "good" and "scratch"; but the normal of -1 and 1, of "anomaly" and "good", of "bad" and "ok".
+    ``score_samples`` is lower for more anomalous whatever the labels are.
 
     Args:
         preset: where the settings start from: density, paper, paper-appendix or debug (see
@@ -72,7 +79,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         fpr: the rate of false positives among normal images that the threshold is set for, by
             default 0.01. It and ``threshold`` can be changed after ``fit``, by ``set_params``.
         threshold: the score above which an image is an anomaly, in the place of ``fpr``.
-        normal_label: the label of normal images, if none of ``NORMAL_LABELS``.
+        normal_label: the label of normal images, if it is another one.
         image_shape: (h, w) or (h, w, 3) of the images in the rows of a 2-D ``X``.
         settings: any other field of ``ahl_jax.Config`` and its parts by name.
         workdir: the run's folder, as ``ahl_jax.train`` takes it. It holds one run: fitting again
@@ -262,6 +269,9 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         missing = [label for label in labels.tolist() if _is_missing(label)]
         if missing:
             raise InputError(f"y has {missing[0]} among its labels; give every image one")
+        if labels.dtype.kind == "O" and not any(isinstance(x, str) for x in labels.tolist()):
+            # Columns of tables that may lack values have numbers as objects.
+            labels = np.array(labels.tolist())
         kinds = np.unique(labels) if labels.dtype.kind in "OU" else labels[:0]
         if len(kinds) <= 2 or not all(isinstance(kind, str) for kind in kinds.tolist()):
             return labels
@@ -300,6 +310,8 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         return NORMAL_LABELS if self.normal_label is None else (self.normal_label,)
 
     def _normal_label(self, classes: Shaped[np.ndarray, "2"]) -> Any:
+        if self.normal_label is None and classes.tolist() == [-1, 1]:
+            return classes.tolist()[1]
         found = [label for label in classes.tolist() if label in self._normal_labels()]
         if len(found) != 1:
             raise InputError(

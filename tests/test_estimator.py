@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import column_or_1d
 
 from ahl_jax import AHLDetector, BadImageError, UserError, load
 
@@ -214,13 +215,31 @@ def test_several_classes_of_anomalies_may_be_named(
 def test_a_label_for_normal_can_be_named(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray
 ) -> None:
-    signs = np.array([1, -1])[y]
+    numbers = np.array([7, 3])[y]
     with pytest.raises(ValueError, match="normal_label"):
-        clone(fitted).fit(paths, signs)
-    named = clone(fitted).set_params(normal_label=1).fit(paths[:27], signs[:27])
+        clone(fitted).fit(paths, numbers)
+    named = clone(fitted).set_params(normal_label=7).fit(paths[:27], numbers[:27])
     np.testing.assert_array_equal(
-        named.predict(paths[-4:]), np.array([1, -1])[fitted.predict(paths[-4:])]
+        named.predict(paths[-4:]), np.array([7, 3])[fitted.predict(paths[-4:])]
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "normal", "known"),
+    [
+        ([1, -1, 1], 1, [-1, 1]),
+        (np.array([1.0, -1.0]), 1.0, [-1.0, 1.0]),
+        ([False, True, False], False, [False, True]),
+        (Column([False, True]), False, [False, True]),
+        (Column([1, -1]), 1, [-1, 1]),
+        (Column(["ok", "scratch"]), "ok", ["ok", "scratch"]),
+        (["good", "dent", "scratch"], "good", ["anomaly", "good"]),
+    ],
+)
+def test_labels_of_any_kind_are_taken(labels: Any, normal: Any, known: list) -> None:
+    detector = AHLDetector()
+    classes, found = detector._classes(detector._two(column_or_1d(labels)))
+    assert (classes.tolist(), found) == (known, normal)
 
 
 @pytest.mark.slow

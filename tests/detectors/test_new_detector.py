@@ -51,6 +51,17 @@ def test_the_page_runs_as_printed(monkeypatch, tmp_path, trains):
         assert (config.detector.detector, workdir) == ("pooled", "runs/pooled")
 
 
+def test_the_lines_to_add_have_their_places():
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text("utf-8")
+    (changed,) = re.findall(r"^```diff\n(.*?)^```", page, re.DOTALL | re.M)
+    (path,) = re.findall(r"`(ahl_jax/detectors/__init__\.py)`:$", page, re.M)
+    lines = iter((Path(__file__).parents[2] / path).read_text("utf-8").splitlines())
+    kept = [line[1:] for line in changed.splitlines() if line.startswith(" ") and line.strip()]
+    assert [line for line in kept if line not in lines] == []  # Each after the one before.
+    added = [line[1:].strip() for line in changed.splitlines() if line.startswith("+")]
+    assert added == [f"from ahl_jax.detectors.pooled import {Pooled.__name__}", '"pooled": Pooled,']
+
+
 @pytest.mark.parametrize("method", ["ahl", "base"])
 def test_a_detector_added_with_one_line_trains(monkeypatch, method):
     monkeypatch.setitem(DETECTORS, "pooled", Pooled)
