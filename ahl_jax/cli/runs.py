@@ -184,20 +184,21 @@ def run_train(command: Train) -> None:
     """Run ``ahl train``.
 
     Raises:
-        UserError: as ``ahl_jax.train`` does, or for processes that cannot meet.
+        UserError: as ``ahl_jax.train`` does, for processes that cannot meet, or at the end if
+            categories failed.
     """
     where = (command.coordinator, command.process_id, command.processes)
+    if names_all(command.config.data):
+        if command.distributed:
+            raise UserError('`category="all"` trains in one process; leave out `distributed`')
+        _train_categories(command)
+        return
     if command.distributed:
         initialize(*where)
     elif where != (None, None, None):
         raise UserError(
             "`coordinator`, `process_id` and `processes` need `distributed=True`; add it"
         )
-    if names_all(command.config.data):
-        if command.distributed:
-            raise UserError('`category="all"` trains in one process; leave out `distributed`')
-        _train_categories(command)
-        return
     if not command.seeds:
         metrics = train(command.config, command.workdir, **vars(command.how))
         if is_primary():

@@ -51,10 +51,17 @@ def load(config: DataConfig) -> Dataset:
 
 
 def categories(root: Path) -> list[str]:
-    """The names of the categories below a folder; none where it is a single data set."""
+    """The names of the categories below a folder; none where it is a single data set.
+
+    Raises:
+        UserError: if it may not be listed.
+    """
     if (root / "train" / "good").is_dir():
         return []
-    return [_nfc(folder.name) for folder in _categories(root)]
+    try:
+        return [_nfc(folder.name) for folder in _categories(root)]
+    except OSError as error:
+        raise _unlistable(error) from error
 
 
 def anomalies_below(folder: Path) -> dict[str, tuple[Path, ...]]:

@@ -168,8 +168,9 @@ def training_features(
     anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
     first = sum(anomalies.counts[: part.number])
     own = anomalies.paths[first : first + len(anomalies.maps[0])]
-    marked = marked_pixels(config, own)
-    maps = defect_tiles(tiles, anomalies.maps, averages, marked, trunk.parts)
+    with together():
+        marked = marked_pixels(config, own)
+        maps = defect_tiles(tiles, anomalies.maps, averages, marked, trunk.parts)
     anomalies = dataclasses.replace(anomalies, maps=maps)
     made = config.pseudo
     if config.learning.method == "fit":

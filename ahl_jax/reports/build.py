@@ -159,7 +159,7 @@ def compare(
         confusions=confusions,
         called=_labels(confusions),
         sheets={label: sheet(run, _COMPARED) for label, run in scored.items()},
-        keys={label: key(run) for label, run in scored.items()},
+        keys=dict.fromkeys(key(run) for run in scored.values()),
         training={label: history_charts(run.history) for label, run in scored.items()},
         no_subsets=no_subsets,
         subsets={
