@@ -26,6 +26,12 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     if config.joint:
         return _joint(config)
+    if names_all(config) and (names := categories(config.data)):
+        raise UserError(
+            f"{config.data} has {len(names)} categories, and a run takes one: name it by "
+            "`category`, or give `joint=True`; only ahl train and ahl_jax.train_categories train "
+            "each"
+        )
     if config.data in NAMED:
         return importlib.import_module(NAMED[config.data]).load(config)
     path = Path(config.data)

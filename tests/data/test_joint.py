@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,10 +81,11 @@ def test_records_of_equal_names_are_told_apart_and_found_again(tmp_path: Path) -
     [
         ({"category": "grid"}, "`joint` takes every category; leave out `category='grid'`"),
         ({"data": "weave"}, "weave has no categories; leave out `joint`"),
+        ({"joint": False, "category": "all"}, "has 2 categories, and a run takes one"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(
-    config: DataConfig, settings: dict[str, str], message: str
+    config: DataConfig, settings: dict[str, Any], message: str
 ) -> None:
     if "data" in settings:
         settings = {"data": str(Path(config.data).parent / settings["data"])}
