@@ -77,6 +77,15 @@ class _Category(Cell):
     def run(self, seed: int) -> Workdir:
         return super().run(seed) if self.several else Workdir(self.folder)
 
+    def check(self, seeds: Sequence[int], options: RunOptions) -> None:
+        """Refuse folders with runs of other settings, whose metrics would be read as these.
+
+        Raises:
+            UserError: for the first one.
+        """
+        for seed in () if options.overwrite else seeds:
+            self.run(seed).check(with_settings(self.config, {"seed": seed}))
+
     def train(self, seeds: Sequence[int], options: RunOptions) -> list[dict[str, Any]]:
         if self.several:
             return super().train(seeds, options)
@@ -142,6 +151,7 @@ def _trained(
     failed: dict[str, UserError] = {}
     for number, cell in enumerate(cells, 1):
         try:
+            cell.check(seeds, how)
             found.append((cell, metrics_of(cell, seeds, how, f"{number} of {len(cells)}")))
         except UserError as error:
             log.warning("%s failed: %s", cell.name, error)

@@ -56,6 +56,10 @@ def test_each_category_has_a_run_and_the_joint_one_stands_beside(
     assert (tmp_path / "categories.md").read_text() in printed
     main([*command, "--preset", "debug"])
     assert len(quick.trained) == 3  # Finished runs are read alone.
+    failed = train_categories(preset("debug", str(textures), joint=True, margin=4.0), tmp_path)
+    assert failed.failed.keys() == {"carpet", "grid", "joint"}
+    assert "different run (`margin` is 5.0 there" in str(failed.failed["grid"])
+    assert not failed.rows
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(
