@@ -510,7 +510,7 @@ def test_a_photograph_may_go_while_it_is_scored(
             gone.unlink()
         return read_display(path)
 
-    monkeypatch.setattr("ahl_jax.inference.results.read_display", read)
+    monkeypatch.setattr("ahl_jax.inference.predictor.read_display", read)
     _watch(finished, some, tmp_path / "out", {3: lambda: None})
     assert len(_rows(tmp_path / "out")) == 4
     said = capsys.readouterr().err
