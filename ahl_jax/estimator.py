@@ -22,6 +22,7 @@ from sklearn.utils.validation import (
 )
 
 from ahl_jax.common.errors import InputError, UserError
+from ahl_jax.common.remote import any_path
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.data.images import image_list, path_or_array
@@ -158,7 +159,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         split = training_split(sources, anomalous, config.held_out_once)
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-            cache = None if self.cache_dir is None else Path(self.cache_dir)
+            cache = None if self.cache_dir is None else any_path(self.cache_dir)
             train(
                 config,
                 folder,

@@ -20,6 +20,7 @@ from ahl_jax.backbones.weights import MAX_BYTES, read_torch_weights
 from ahl_jax.common.download import download
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, default_folder, replace_file, user_folder, writing
+from ahl_jax.common.remote import url_of
 
 _log = logging.getLogger(__name__)
 
@@ -99,9 +100,12 @@ def imported_file(trunk: str, cache_dir: Path | None = None) -> Path:
 
     Args:
         trunk: its name.
-        cache_dir: the folder that keeps features too; see ``default_folder``.
+        cache_dir: the folder that keeps features too; see ``default_folder``. Where that is in
+            object storage, weights are in the one that the user has by default.
     """
-    return (cache_dir or default_folder()) / "weights" / f"{trunk}.safetensors"
+    folder = cache_dir or default_folder()
+    folder = user_folder(None) if url_of(folder) else folder
+    return folder / "weights" / f"{trunk}.safetensors"
 
 
 def import_weights(file: Path, name: str, cache_dir: Path | None = None) -> Path:

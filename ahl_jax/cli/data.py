@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import tyro
 
 from ahl_jax.common.text import counted, printable
+from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES, builder_class
 from ahl_jax.data.records import data_folder, is_prepared, prepared_folder
@@ -57,7 +58,7 @@ class Show:
     category: str | None = None
     """The category, where there are several; by default all are counted."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, ANYWHERE] = None
     """A PNG file for a sheet with up to six images of every class, of one category."""
 
 

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
 import jax
 
 from ahl_jax.backbones import TRUNKS, weights_file
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import default_folder, reason
+from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.common.text import counted
+from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features.images import trunk_dtype
 
@@ -27,7 +30,7 @@ _PLUGINS = {
 class Doctor:
     """Show devices, versions, memory, cache and weights, and what a run would use."""
 
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features and weights; by default $AHL_CACHE, else
     ~/.cache/ahl_jax."""
 
@@ -84,10 +87,10 @@ def _memory() -> Iterator[tuple[str, str]]:
 
 
 def _cache(given: Path | None) -> Iterator[tuple[str, str]]:
-    folder = default_folder() if given is None else given
+    folder = default_folder() if given is None else any_path(given)
     yield "cache", f"{folder}: {_content(folder)}"
     programs = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    yield "programs", f"{programs}: {_content(Path(programs))}"
+    yield "programs", f"{programs}: {_content(any_path(programs))}"
     ready = [name for name in sorted(TRUNKS) if _has_weights(name, folder)]
     yield "weights", f"{', '.join(ready) or 'none'} (`ahl weights list` names the others)"
 
@@ -101,6 +104,8 @@ def _has_weights(trunk: str, folder: Path) -> bool:
 
 def _content(folder: Path) -> str:
     """How much a folder holds, or why nothing can be kept in it."""
+    if url_of(folder):
+        return "in object storage"
     size = files = 0
     try:
         for path, _, names in os.walk(folder):

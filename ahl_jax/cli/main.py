@@ -10,7 +10,15 @@ import tyro
 
 from ahl_jax.cli import data, doctor, report, runs, serve, threshold, weights
 from ahl_jax.cli.help import explained, overview
-from ahl_jax.cli.options import Command, check_words, names_of, nearest, options_of
+from ahl_jax.cli.options import (
+    PATHS,
+    Command,
+    check_places,
+    check_words,
+    names_of,
+    nearest,
+    options_of,
+)
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import PRESETS
@@ -91,13 +99,15 @@ def _run(words: Sequence[str]) -> None:
         print(explained(name, command, values, names_of(_kinds()), whole=whole))
         return
     check_words(name, rest, list(options_of(command.kind, values)))
-    chosen: Any = tyro.cli(
-        command.kind,
-        prog=f"ahl {name}",
-        args=rest,
-        default=values,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    with PATHS:
+        chosen: Any = tyro.cli(
+            command.kind,
+            prog=f"ahl {name}",
+            args=rest,
+            default=values,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    check_places(options_of(command.kind, chosen))
     keep_compiled_programs(getattr(getattr(chosen, "how", chosen), "cache_dir", None))
     command.run(chosen)
 

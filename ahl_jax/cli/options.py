@@ -5,12 +5,15 @@ import difflib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import any_path, url_of
+from ahl_jax.config.checks import ANYWHERE
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,42 @@ def check_words(command: str, words: Sequence[str], options: Sequence[Option]) -
         for value in values:
             _check_value(word, value, option.kind)
     _check_complete(command, options, given, places)
+
+
+PATHS = tyro.constructors.ConstructorRegistry()
+"""Within it, a word that is a path becomes one by ``any_path``."""
+
+
+@PATHS.primitive_rule
+def _path(found: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    if found.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: any_path(words[0]),
+        is_instance=lambda value: isinstance(value, PurePath),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def check_places(options: Iterable[Option]) -> None:
+    """Find a path in object storage where only one of this machine will do.
+
+    Args:
+        options: those that are set, with their values as the defaults.
+
+    Raises:
+        UserError: for the first one.
+    """
+    for option in options:
+        values = option.default if isinstance(option.default, tuple) else (option.default,)
+        for value in values:
+            if not isinstance(value, PurePath) or ANYWHERE in option.marks:
+                continue
+            if url := url_of(value):
+                name = option.metavar if option.positional else option.words[0]
+                raise UserError(f"{name} is {url}; it has to be a path of this machine")
 
 
 def _check_complete(

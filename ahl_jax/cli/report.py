@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.reports.build import compare, report
 
 
@@ -13,10 +14,10 @@ from ahl_jax.reports.build import compare, report
 class Report:
     """Write a run's results as one HTML file that opens without a network."""
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, ANYWHERE] = None
     """The file; by default RUN/report.html."""
 
     fpr: float | None = None
@@ -29,7 +30,7 @@ class Report:
     data: str | None = None
     """Where the data is now, if it moved since the training."""
 
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 
@@ -37,10 +38,12 @@ class Report:
 class Compare:
     """Write several runs side by side as one HTML file that opens without a network."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")]
+    runs: Annotated[
+        tuple[Path, ...], ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN ...")
+    ]
     """Their folders. Differences are to the first one."""
 
-    out: Path = Path("compare.html")
+    out: Annotated[Path, ANYWHERE] = Path("compare.html")
     """The file."""
 
     fpr: float | None = None
@@ -50,7 +53,7 @@ class Compare:
     data: str | None = None
     """Where the data of all these runs is now, if it moved since the training."""
 
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 

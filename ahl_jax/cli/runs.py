@@ -11,7 +11,7 @@ import tyro
 from ahl_jax.cli.sentences import metrics_in_words, training_in_words
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted, mean_std
-from ahl_jax.config.checks import AtLeast, Between
+from ahl_jax.config.checks import ANYWHERE, AtLeast, Between
 from ahl_jax.config.settings import Config, DataConfig
 from ahl_jax.data.open import names_all
 from ahl_jax.distributed.processes import initialize, is_primary
@@ -29,7 +29,7 @@ from ahl_jax.sweeps.categories import train_categories
 class _Training:
     config: Config
 
-    workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.arg(metavar="RUN")]
     """The folder for the run: checkpoint/, history.csv, images.csv, metrics.json, run.json."""
 
     preset: Literal["density", "paper", "paper-appendix", "debug"] = "density"
@@ -71,7 +71,7 @@ class Ablate(_Training):
     The same command on the same folder goes on with a sweep that was stopped.
     """
 
-    workdir: Path
+    workdir: Annotated[Path, ANYWHERE]
     """The folder for ablation.csv, .md, .png, and for the runs NAME-VALUE/seed-N."""
 
     seeds: tuple[int, ...] = ()
@@ -110,12 +110,12 @@ class Finetune:
     The same command on the same folder goes on with a fine-tuning that was stopped.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="START")]
+    run: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="START")]
     """The folder of the finished run, which is needed until the fine-tuning is finished too."""
 
     target: Target
 
-    workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.arg(metavar="RUN")]
     """The folder for the fine-tuned run."""
 
     normals_only: bool = False
@@ -138,16 +138,16 @@ class Update:
     The images so far keep their parts: see images.csv in the run's folder. That run is not changed.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
+    run: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
     """The folder of the run with the images so far."""
 
-    workdir: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.arg(metavar="RUN")]
     """The folder for the new run."""
 
-    defects: Path | None = None
+    defects: Annotated[Path | None, ANYWHERE] = None
     """A folder of new defects, all of which are trained on; the folders in it are their classes."""
 
-    good: Path | None = None
+    good: Annotated[Path | None, ANYWHERE] = None
     """A folder of new normals."""
 
     data: str | None = None
@@ -160,7 +160,7 @@ class Update:
 class Evaluate:
     """Score the test images with a run's newest checkpoint and print the metrics."""
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
     data: str | None = None
@@ -176,7 +176,7 @@ class Evaluate:
     json: bool = False
     """Print the metrics as JSON and nothing else on stdout."""
 
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 

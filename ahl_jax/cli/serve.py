@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import any_path, resolved
 from ahl_jax.inference.predictor import load
 from ahl_jax.inference.threshold import check_cut
 from ahl_jax.serving.limits import Limits
@@ -84,11 +85,11 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for word in words:
         name, equals, folder = word.partition("=")
-        if not equals or Path(word).exists():
-            name, folder = Path(word).resolve().name, word
+        if not equals or any_path(word).exists():
+            name, folder = resolved(word).name, word
         if not name or "/" in name:
             raise UserError(f"'{word}' gives no name to its detector; write it as NAME=RUN")
         if name in found:
             raise UserError(f"two detectors are called {name}; name one of them with NAME=RUN")
-        found[name] = Path(folder)
+        found[name] = any_path(folder)
     return found

@@ -14,7 +14,7 @@ import jax
 
 from ahl_jax.cli.options import names_of
 from ahl_jax.cli.sentences import with_options
-from ahl_jax.common import stop
+from ahl_jax.common import remote, stop
 from ahl_jax.common.errors import IncompleteError, UserError
 from ahl_jax.common.files import default_folder
 from ahl_jax.common.text import printable
@@ -50,6 +50,11 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
         except IncompleteError as error:
             print("ahl:", _shown(str(error), names), file=sys.stderr)
             sys.exit(3)
+        except Exception as error:
+            if not remote.is_failure(error):
+                raise
+            print("ahl:", remote.failure("object storage", error), file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt as end:
             print(f"\n{stop.STOPPED}", file=sys.stderr)
             _exit(end.args[0] if end.args else signal.SIGINT)
@@ -66,7 +71,7 @@ def keep_compiled_programs(cache_dir: Path | None = None) -> None:
         cache_dir: the folder that keeps features too; see ``ahl_jax.features.default_folder``.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = (cache_dir or default_folder()) / "compiled"
+        folder = (remote.any_path(cache_dir) if cache_dir else default_folder()) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from ahl_jax.cli.sentences import choices_in_words
 from ahl_jax.common.errors import UserError
+from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.inference.predictor import load
 from ahl_jax.inference.threshold import choices_of
 from ahl_jax.run.calibrate import recalibrate
@@ -26,17 +27,17 @@ class Threshold:
     it finds. Nothing is trained.
     """
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
-    good: tuple[Path, ...] = ()
+    good: Annotated[tuple[Path, ...], ANYWHERE] = ()
     """Image files, or folders of them, of good parts that training has not seen. They replace what
     the thresholds were set by."""
 
     data: str | None = None
     """Where the data is now, if it moved since the training."""
 
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
 
 

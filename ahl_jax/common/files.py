@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ahl_jax.common import stop
+from ahl_jax.common import remote, stop
 from ahl_jax.common.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -48,23 +48,24 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
 
 
-def user_folder(variable: str, *inside: str) -> Path:
+def user_folder(variable: str | None, *inside: str) -> Path:
     """The folder that an environment variable names, else one in the user's cache.
 
     Args:
-        variable: the environment variable.
+        variable: the environment variable; None for none.
         inside: folders below ``ahl_jax`` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         UserError: if the user has no home.
     """
-    if chosen := os.environ.get(variable):
-        return Path(chosen)
+    if chosen := variable and os.environ.get(variable):
+        return remote.any_path(chosen)
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise UserError(
-            f"this user has no home folder to keep files in; set {variable} to a folder"
+            "this user has no home folder to keep files in; set "
+            f"{variable or 'XDG_CACHE_HOME'} to a folder"
         ) from error
     return base.joinpath("ahl_jax", *inside)
 
@@ -109,8 +110,12 @@ def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     Raises:
         OSError: if the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
+    if remote.url_of(folder):
+        with remote.held(path, busy):
+            yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0, opener=_plain) as file:
         told = False
         while not _taken(file, path):
@@ -135,7 +140,7 @@ def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
 def holder(folder: Path) -> str:
     """Who keeps others out of a folder, in brackets after a blank; empty if it is not known."""
     try:
-        process, host = read_file(folder / _LOCK, _LONGEST_LOCK).decode().split()
+        process, host, *_ = read_file(folder / _LOCK, _LONGEST_LOCK).decode().split()
     except (OSError, ValueError):
         return ""
     return f" (process {process} on {host})"
@@ -229,13 +234,15 @@ def read_file(path: Path, most: int = _LARGEST) -> bytes:
     """The content of a file in a folder that may be a stranger's.
 
     Args:
-        path: the file.
+        path: the file, or an object in object storage.
         most: bytes that it may have.
 
     Raises:
         OSError: if it cannot be read, or is a link or a device, which may lead anywhere.
         ValueError: if it is larger.
     """
+    if remote.url_of(path):
+        return remote.read(path, most)
     with open(path, "rb", opener=_plain) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise ValueError(f"it has more than {most:,} bytes")
@@ -271,13 +278,17 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
     Others may write the same file at the same time. A kill may leave a hidden file beside it.
 
     Args:
-        path: the file.
+        path: the file, or an object in object storage.
         content: text becomes UTF-8.
         durable: whether the new file outlasts a power failure, too, which takes a moment.
 
     Raises:
         OSError: if it cannot be written; nothing unfinished is left then.
     """
+    content = utf_8(content) if isinstance(content, str) else content
+    if remote.url_of(path):
+        remote.write(path, content)
+        return
     # Short enough where the file's own name is as long as a name can be.
     name = path.name
     if len(os.fsencode(name)) > _LONGEST:
@@ -286,7 +297,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
     temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(utf_8(content) if isinstance(content, str) else content)
+            file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -295,6 +306,22 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it is in, unless it is there; object storage needs none."""
+    if not remote.url_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing where there is none."""
+    if remote.url_of(path):
+        remote.remove(path)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def utf_8(text: str) -> bytes:

@@ -77,6 +77,14 @@ class NameIn:
     registry: Literal["detectors", "trunks", "generators"]
 
 
+@dataclass(frozen=True)
+class _Anywhere:
+    pass
+
+
+ANYWHERE = _Anywhere()
+"""Marks a path that may be in object storage; others are of this machine."""
+
 Range = AtLeast | Above | Between | MultipleOf
 
 

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.common.files import replace_file, writing
+from ahl_jax.common.files import make_folder, replace_file, writing
 from ahl_jax.common.text import printable
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
@@ -57,7 +57,7 @@ def draw(dataset: Dataset, out: Path) -> None:
                 name = name if len(name) <= 24 else f"…{name[-23:]}"
                 axes.set_title(name, fontsize=7, parse_math=False)
     with writing(out, "name another file with `out`"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         content = io.BytesIO()
         figure.savefig(content, format="png")
         replace_file(out, content.getvalue())

@@ -108,8 +108,12 @@ def open_encoded(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
 
 def is_unread(path: Path) -> bool:
     """Whether a file may be an image, but is in no format that can be read."""
-    suffix = path.suffix.lower()
-    return path.name[0] != "." and suffix not in SUFFIXES | _NO_IMAGES and path.is_file()
+    return may_be_image(path) and path.suffix.lower() not in SUFFIXES and path.is_file()
+
+
+def may_be_image(path: Path) -> bool:
+    """Whether the name of a file does not say that it is something else."""
+    return path.name[0] != "." and path.suffix.lower() not in _NO_IMAGES
 
 
 def remedy(path: str | Path) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import url_of
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES
+from ahl_jax.data.copies import fetched
 from ahl_jax.data.records import ImageSource, Record
 from ahl_jax.data.types import Dataset
 
@@ -34,7 +36,9 @@ def load_dataset(config: DataConfig) -> Dataset:
         )
     if config.data in NAMED:
         return importlib.import_module(NAMED[config.data]).load(config)
-    path = Path(config.data)
+    path = fetched(config.data)
+    if url_of(config.data):
+        config = dataclasses.replace(config, data=str(path))
     if path.suffix.lower() == ".csv" and path.is_file():
         from ahl_jax.data import table
 
@@ -115,11 +119,11 @@ def categories(data: str) -> list[str]:
     Raises:
         UserError: if its list of categories cannot be read.
     """
-    path = Path(data)
     if data in NAMED:
         from ahl_jax.data.prepared import prepared_categories
 
         return prepared_categories(data)
+    path = fetched(data)
     if not path.is_dir():
         return []
     from ahl_jax.data import folder, visa

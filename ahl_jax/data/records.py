@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ahl_jax.common.errors import BadImageError
+from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.files import read_file, read_json, user_folder
+from ahl_jax.common.remote import url_of
 
 VERSION = "1.0.0"
 """Raised when a builder comes to write something else from the same source."""
@@ -124,8 +125,15 @@ ImageSource = Path | Record | InMemory | Encoded
 
 
 def data_folder() -> Path:
-    """Where prepared data sets are: $AHL_DATA, else ahl_jax/data in the user's cache."""
-    return user_folder("AHL_DATA", "data").absolute()
+    """Where prepared data sets are: $AHL_DATA, else ahl_jax/data in the user's cache.
+
+    Raises:
+        UserError: if that is in object storage, or the user has no home.
+    """
+    folder = user_folder("AHL_DATA", "data")
+    if url_of(folder):
+        raise UserError(f"AHL_DATA is {folder}; it has to be a folder of this machine")
+    return folder.absolute()
 
 
 def prepared_folder(name: str, category: str | None = None) -> Path:

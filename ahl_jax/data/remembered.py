@@ -10,6 +10,7 @@ from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.files import is_inside
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.copies import copy_of, origin
 from ahl_jax.data.formats import SUFFIXES
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.records import ImageSource
@@ -181,11 +182,14 @@ def _normals(paths: Sequence[ImageSource]) -> list[Sample]:
 def _name(path: ImageSource, folder: Path) -> str:
     if not isinstance(path, Path):
         return path.name
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path.absolute()).as_posix()
+    if path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    return origin(path.absolute())
 
 
 def _folder(data: str) -> Path:
-    return Path(data).parent if Path(data).is_file() else Path(data)
+    path = copy_of(data)
+    return path.parent if path.is_file() else path
 
 
 def _content(path: ImageSource) -> str:
@@ -198,12 +202,13 @@ def _content(path: ImageSource) -> str:
 def _elsewhere(row: Row, folder: Path) -> Sample | None:
     """The image of a row that the data set does not have, such as one that was added by hand.
 
-    A row may be a stranger's: it names an image, within the data's folder or in full.
+    A row may be a stranger's: it names an image, within the data's folder or in full. Of images in
+    object storage the copies here count.
     """
-    path = folder / row.path
+    path = folder / copy_of(row.path)
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return None
-    if not (Path(row.path).is_absolute() or is_inside(path, folder)):
+    if not (copy_of(row.path).is_absolute() or is_inside(path, folder)):
         return None
     if _content(path) != row.sha256:
         return None

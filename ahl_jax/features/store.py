@@ -14,7 +14,8 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 
-from ahl_jax.common.files import default_folder, replace_file, writing
+from ahl_jax.common.files import default_folder, make_folder, replace_file, writing
+from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.distributed.memory import on_host
 
 
@@ -25,7 +26,8 @@ class Store:
     at any time. Deleting the folder, or files in it, costs only the time to compute them again.
 
     Args:
-        folder: Where the entries are; made if missing. By default ``default_folder()``.
+        folder: Where the entries are, which may be in object storage; made if missing. By default
+            ``default_folder()``.
         memory: Bytes that the arrays of ``empty`` may take in memory at a time; by default as
             ``on_host`` says.
 
@@ -34,10 +36,10 @@ class Store:
     """
 
     def __init__(self, folder: Path | None = None, memory: float | None = None) -> None:
-        self.folder = default_folder() if folder is None else Path(folder)
+        self.folder = default_folder() if folder is None else any_path(folder)
         self._memory = on_host(None) if memory is None else memory
         with _writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
 
     def path(self, key: str) -> Path:
         """The file of an entry."""
@@ -55,7 +57,8 @@ class Store:
             array = np.empty(shape, np.float32)
             weakref.finalize(array, self._release, size)
             return array
-        with _writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
+        folder = None if url_of(self.folder) else self.folder
+        with _writing(self.folder), tempfile.TemporaryFile(dir=folder) as file:
             # Without the room set aside, a full disk would end the process later on.
             os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, np.float32, "r+", shape=shape)
@@ -89,7 +92,7 @@ class Store:
             {f"scale{i}": np.ascontiguousarray(m, np.float32) for i, m in enumerate(maps)}
         )
         with _writing(self.folder):
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             replace_file(path, content, durable=False)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
+from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.config.presets import with_settings
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import check_cut, cut_of
@@ -36,7 +37,7 @@ _LARGEST = 2**31 - 2**20
 class Export:
     """Write a run's detector, trunk and threshold as one file, for JAX alone or as ONNX."""
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]

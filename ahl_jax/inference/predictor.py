@@ -341,7 +341,7 @@ def load(workdir: Path | str) -> Predictor:
     Raises:
         UserError: if the folder holds no checkpoint, or a damaged one, or what is no detector.
     """
-    run = Workdir(Path(workdir))
+    run = Workdir(workdir)
     run.config()  # Says what is wrong with a folder that holds no run.
     with Checkpoints(run.path, read_only=True) as checkpoints:
         try:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import replace_file, writing
+from ahl_jax.common.files import make_folder, replace_file, writing
+from ahl_jax.common.remote import any_path, resolved
 from ahl_jax.config.settings import data_name
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.types import NO_METRICS
@@ -61,7 +62,7 @@ def report(
     no_subsets = why_none(run)
     planned = run.config.learning.planned_epochs
     return _write(
-        Path(workdir) / "report.html" if out is None else Path(out),
+        any_path(workdir) / "report.html" if out is None else any_path(out),
         "report.html.j2",
         run=run,
         title=f"{method_name(run.config)} on {data_name(run.config)}",
@@ -112,8 +113,8 @@ def compare(
     Raises:
         UserError: as ``report`` does; or if there are fewer than two different runs.
     """
-    folders = [Path(run) for run in runs]
-    if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
+    folders = [any_path(run) for run in runs]
+    if len({resolved(folder) for folder in folders}) < max(len(folders), 2):
         raise UserError("a comparison needs two or more different runs; name their folders")
     scored = {
         str(folder): score(
@@ -136,7 +137,7 @@ def compare(
     no_subsets = {label: why_none(run) for label, run in scored.items()}
     store = Store(cache_dir)
     return _write(
-        Path(out),
+        any_path(out),
         "compare.html.j2",
         runs=scored,
         methods={label: method_name(run.config) for label, run in scored.items()},
@@ -216,7 +217,7 @@ def _write(out: Path, template: str, **values: Any) -> Path:
     templates.filters |= {"setting": _setting}
     text = templates.get_template(template).render(**values)
     with writing(out, "name another file with `out`"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         replace_file(out, text)
     return out
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import any_path
 from ahl_jax.config.presets import PRESETS
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.types import Sample, Split
@@ -118,13 +119,13 @@ def score(
     tested = load_test(workdir, data=data, cache_dir=cache_dir, progress=progress)
     scores, metrics = tested.scored(fpr, threshold)
     try:
-        history = Workdir(Path(workdir)).read_history(metrics["epochs"])
+        history = Workdir(workdir).read_history(metrics["epochs"])
     except UserError as error:
         log.warning("no losses: %s", error)
         history = []
     normal = np.array([name is None for name in tested.classes], bool)
     return Scored(
-        folder=Path(workdir),
+        folder=any_path(workdir),
         predictor=tested.predictor,
         config=tested.config,
         split=tested.split,

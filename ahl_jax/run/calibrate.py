@@ -14,6 +14,7 @@ from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.data.copies import fetched
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
@@ -92,14 +93,14 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
         UserError: if the run is not finished, or images are missing or were trained on.
         BadImageError: if an image cannot be read.
     """
-    run = Workdir(Path(workdir))
+    run = Workdir(workdir)
     run.config()  # A folder without a run stays as it is.
     with run.held():
         predictor = load(workdir)
         if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
             raise UserError(f"{workdir} is not finished; give the training's command again first")
         skipped: list[Path] = []
-        found = found_images([Path(each) for each in good], skipped=skipped)
+        found = found_images([fetched(each) for each in good], skipped=skipped)
         if said := unread_in_words(skipped):
             log.warning("%s", said)
         if not found:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
+from ahl_jax.data.copies import copy_of
 from ahl_jax.data.masks import MaskSource, marks, masks_of, warn_of_unused
 from ahl_jax.data.remembered import Found, category_of, with_added
 from ahl_jax.data.types import Split
@@ -169,7 +170,7 @@ def load_test(
         UserError: as by ``evaluate``.
     """
     predictor = load(workdir)
-    config, run = moved(predictor.config, data), Workdir(Path(workdir))
+    config, run = moved(predictor.config, data), Workdir(workdir)
     if data is None and split is None and progress:
         tell_places(run, config)
     try:
@@ -182,7 +183,7 @@ def load_test(
         ) from error
     split = with_added(found)
     labelled = [sample.path for sample in (*split.seen, *split.test)]
-    warn_of_unused(labelled, Path(config.data.data))
+    warn_of_unused(labelled, copy_of(config.data.data))
     if said := found.in_words():
         log.warning(
             "the images are not the ones that %s was trained and tested with: %s", workdir, said
@@ -229,5 +230,5 @@ def _test_data(
     progress: bool,
 ) -> TestData:
     test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
-    masks = masks_of(test.samples, Path(config.data.data))
+    masks = masks_of(test.samples, copy_of(config.data.data))
     return TestData(predictor, config, split, test, found, masks)

@@ -10,6 +10,7 @@ import numpy as np
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import SCALES
+from ahl_jax.data.copies import copy_of
 from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import hold_out
@@ -82,13 +83,13 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
             # Those of other seeds have the same folders.
             split = runs[0].split
             labelled = [sample.path for sample in (*split.seen, *split.test)]
-            warn_of_unused(labelled, Path(runs[0].config.data.data))
+            warn_of_unused(labelled, copy_of(runs[0].config.data.data))
             warn_of_shrinking(split.train_normals, runs[0].config.features)
             tested: dict[Sample, None] = {}
             for run in runs:
                 samples = _extract_test(run, trunk, store, progress=options.progress)
                 tested |= dict.fromkeys(samples)
-            _check_masks(list(tested), Path(runs[0].config.data.data))
+            _check_masks(list(tested), copy_of(runs[0].config.data.data))
             for run in runs:
                 heads = model.arrays() if run.config.stage_one.stage_one and model else None
                 run.writer.save_trunk(trunk.name, trunk.params, heads)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import any_path, resolved
 from ahl_jax.config.settings import Config, DataConfig, PseudoConfig
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.run.options import run_options
@@ -56,8 +57,8 @@ def finetune(
     """
     if not isinstance(data, DataConfig):
         raise UserError(f"data is {data!r}; make it with DataConfig('FOLDER')")
-    run, workdir = Path(run), Path(workdir)
-    if run.resolve() == workdir.resolve():
+    run, workdir = any_path(run), any_path(workdir)
+    if resolved(run) == resolved(workdir):
         raise UserError(f"{run} is the run to start from; give another folder as `workdir`")
     how = run_options(options)
     earlier = Workdir(workdir)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.config.checks import Above, AtLeast, check_values
+from ahl_jax.config.checks import ANYWHERE, Above, AtLeast, check_values
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RunOptions:
     overwrite: bool = False
     """Replace a different run that the folder holds."""
 
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features for later runs; by default $AHL_CACHE, else
     ~/.cache/ahl_jax."""
 

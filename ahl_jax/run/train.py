@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.config.settings import Config
 from ahl_jax.data.types import Split
 from ahl_jax.distributed.processes import is_primary, on_primary
@@ -52,7 +53,7 @@ def train(
     if not isinstance(config, Config):
         raise UserError(f"config is {config!r}; make one, as by preset('density', DATA)")
     splits = [split] if split else []
-    metrics = train_runs([config], [Path(workdir)], run_options(options), splits)
+    metrics = train_runs([config], [any_path(workdir)], run_options(options), splits)
     return metrics[0] if metrics else {}
 
 
@@ -82,7 +83,7 @@ def train_seeds(
     if not seeds:
         raise UserError("there is no seed; give one or more as `seeds`")
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    folders = [Path(workdir) / f"seed-{seed}" for seed in seeds]
+    folders = [any_path(workdir) / f"seed-{seed}" for seed in seeds]
     if config.stage_one.stage_one:
         # Each has a trunk of its own, so they have no features in common.
         return [train(*one, **options) for one in zip(configs, folders, strict=True)]
@@ -112,6 +113,9 @@ def train_runs(
         UserError: as ``train`` does.
     """
     check_settings(configs[0])
+    for name in ("tensorboard", "profile"):
+        if getattr(options, name) and url_of(workdirs[0]):
+            raise UserError(f"`{name}` cannot write to {workdirs[0]}; leave it out")
     options = dataclasses.replace(options, progress=options.progress and is_primary())
     runs = agree(configs, workdirs, splits, options)
     for run in runs:

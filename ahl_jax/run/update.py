@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.remote import any_path, resolved
+from ahl_jax.data.copies import fetched
 from ahl_jax.data.folder import anomalies_below, images_below
 from ahl_jax.data.splits import extended
 from ahl_jax.data.types import Sample
@@ -47,9 +49,9 @@ def update(
             labelled in two ways; or as ``ahl_jax.train`` does.
     """
     how = run_options(options)
-    old = Workdir(Path(run))
+    old = Workdir(run)
     config = old.config()
-    if Path(run).resolve() == Path(workdir).resolve():
+    if resolved(run) == resolved(workdir):
         raise UserError(f"{run} is the run to update; give another folder as `workdir`")
     if config.start:
         raise UserError(f"{run} is fine-tuned; fine-tune its first run anew, with all images")
@@ -75,7 +77,7 @@ def update(
     ]
     normals = [path for folder in _folder(good) for path in images_below(folder)]
     split = extended(found.split, anomalies, normals, config.held_out_once)
-    metrics = train_runs([config], [Path(workdir)], how, [split])
+    metrics = train_runs([config], [any_path(workdir)], how, [split])
     return metrics[0] if metrics else {}
 
 
@@ -87,6 +89,7 @@ def _folder(given: Path | str | None) -> list[Path]:
     """
     if given is None:
         return []
-    if not Path(given).is_dir():
+    folder = fetched(given)
+    if not folder.is_dir():
         raise UserError(f"{given} is no folder; name one with the new images")
-    return [Path(given).absolute()]
+    return [folder.absolute()]

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from jaxtyping import UInt8
 
 from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import alone, holder, writing
+from ahl_jax.common.files import alone, holder, remove, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
 from ahl_jax.data.images import iter_batches
@@ -96,7 +95,8 @@ def trained_trunk(
                 return True
             stack.enter_context(_alone(folder, progress=progress))
             if read(Checkpoints(folder, read_only=True)):
-                shutil.rmtree(folder / "training", ignore_errors=True)  # by a kill at the end
+                with contextlib.suppress(OSError):
+                    remove(folder / "training")  # by a kill at the end
             return bool(found)
 
         if on_primary(look):
@@ -113,7 +113,7 @@ def trained_trunk(
         def keep() -> None:
             with Checkpoints(folder) as kept:
                 kept.save_trunk(trained.name, trained.params, model.arrays())
-            shutil.rmtree(folder / "training")
+            remove(folder / "training")
 
         on_primary(keep)
         return trained, model

@@ -5,6 +5,9 @@ two items that are read apart: ``inference``, all that scoring new images needs,
 that resuming the training needs. Arrays are saved from, and restored to, host memory, so a
 checkpoint does not depend on the devices it was saved with. Each item has a SHA-256, as the storage
 format does not notice every damaged byte. Of several processes only one reads and writes them.
+
+For object storage, Orbax reads and writes a copy in a temporary folder. Checkpoints are uploaded as
+they are, the object that marks a whole one last.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import logging
 import math
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -25,8 +29,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from ahl_jax.common import remote
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.files import reason, writing
+from ahl_jax.common.files import reason, remove, writing
 from ahl_jax.common.text import printable
 from ahl_jax.distributed.host_arrays import digest, flat_host, from_host, host_shape, to_host
 
@@ -35,6 +40,9 @@ PyTree = Any
 _PREFIX = "epoch"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 """Ending that Orbax gives the names of folders that it has not finished."""
+
+_WHOLE = "_CHECKPOINT_METADATA"
+"""The file of a checkpoint that Orbax writes last."""
 
 _KEPT = 2
 
@@ -57,12 +65,20 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
         # Orbax logs its progress, absent optional files, and every error that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        check_name(Path(workdir))
-        self.folder = Path(workdir).absolute() / "checkpoint"
-        self._trunk = self.folder / "trunk"
+        workdir = remote.any_path(workdir)
+        check_name(workdir)
+        self._remote = remote.url_of(workdir) is not None
+        self.folder = (workdir if self._remote else workdir.absolute()) / "checkpoint"
+        self._here = self.folder
+        if self._remote:
+            self._temporary = tempfile.TemporaryDirectory(prefix="ahl_jax-")
+            self._here = Path(self._temporary.name)
+            self._download(read_only=read_only)
+        self._trunk = self._here / "trunk"
         self._manager: ocp.CheckpointManager | None = None
-        _check_plain(self.folder)
-        if read_only and not self.folder.is_dir():
+        if not self._remote:
+            _check_plain(self.folder)
+        if read_only and not self._here.is_dir():
             return
         options = ocp.CheckpointManagerOptions(
             step_prefix=_PREFIX,
@@ -73,10 +89,10 @@ class Checkpoints:
         )
         with _writing(self.folder):
             if not read_only:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self._here.mkdir(parents=True, exist_ok=True)
                 # Orbax would do it in the background, and could take what is being written for it.
                 self._remove_unfinished()
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(self._here, options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -116,11 +132,37 @@ class Checkpoints:
             raise
 
     def _unfinished(self) -> list[Path]:
-        return list(self.folder.glob(f"*{_TEMPORARY}*"))
+        return list(self._here.glob(f"*{_TEMPORARY}*"))
 
     def _remove_unfinished(self) -> None:
         for leftover in self._unfinished():
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _download(self, *, read_only: bool) -> None:
+        """Copy what is whole; remove what is not, unless nothing is to be changed."""
+        found = remote.objects(self.folder)
+        whole = {name.partition("/")[0] for name in found if name.endswith(f"/{_WHOLE}")}
+        wanted = {name: each for name, each in found.items() if name.partition("/")[0] in whole}
+        remote.download(self.folder, wanted, self._here)
+        for name in {n.partition("/")[0] for n in found if "/" in n} - whole:
+            if not read_only:
+                remove(self.folder / name)
+
+    def _upload(self, name: str) -> None:
+        """Upload a checkpoint in the place of the one there; remove those that are gone."""
+        if not self._remote:
+            return
+        # Without it, what is there no longer counts as whole.
+        remove(self.folder / name / _WHOLE)
+        remove(self.folder / name)
+        files = [p.relative_to(self._here) for p in (self._here / name).rglob("*") if p.is_file()]
+        first = [p.as_posix() for p in files if p.name != _WHOLE]
+        remote.upload(self._here, first, self.folder)
+        remote.upload(self._here, [f"{name}/{_WHOLE}"], self.folder)
+        there = {n.partition("/")[0] for n in remote.objects(self.folder) if "/" in n}
+        for gone in there - {path.name for path in self._here.iterdir()}:
+            remove(self.folder / gone / _WHOLE)
+            remove(self.folder / gone)
 
     def save_trunk(self, name: str, params: PyTree, detector: PyTree = None) -> None:
         """Saves the trunk's parameters, unless the same ones are there already.
@@ -143,6 +185,7 @@ class Checkpoints:
         args = _args({"name": name}, params=host, **items)
         with self._saving(), _checkpointer() as checkpointer:
             checkpointer.save(self._trunk, args=args, force=True)
+            self._upload(self._trunk.name)
 
     def has_trunk(self) -> bool:
         """Whether a trunk is saved."""
@@ -158,7 +201,7 @@ class Checkpoints:
         Raises:
             UserError: if it is missing or damaged.
         """
-        return _read(self._trunk, "detector")[0]
+        return self._read("trunk", "detector")[0]
 
     def load_trunk(self) -> tuple[str, PyTree]:
         """The trunk's name, and its parameters as nested dicts of numpy arrays.
@@ -166,7 +209,7 @@ class Checkpoints:
         Raises:
             UserError: if they are missing or damaged.
         """
-        params, metadata = _read(self._trunk, "params")
+        params, metadata = self._read("trunk", "params")
         return metadata["name"], params
 
     def save(
@@ -174,7 +217,8 @@ class Checkpoints:
     ) -> None:
         """Starts to save one epoch, and returns as soon as the arrays are copied to the host.
 
-        The checkpoint counts only once it is whole; then all but the newest two are removed.
+        The checkpoint counts only once it is whole; then all but the newest two are removed. In
+        object storage it is whole when this returns.
         Saving an epoch that is there already does nothing.
 
         Args:
@@ -200,6 +244,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if epoch not in self._manager.all_steps():
                 self._manager.save(epoch, args=args)
+                if self._remote:
+                    self._manager.wait_until_finished()
+                    self._upload(f"{_PREFIX}_{epoch}")
 
     def epochs(self) -> list[int]:
         """The epochs with a whole checkpoint, the newest last."""
@@ -230,8 +277,8 @@ class Checkpoints:
             UserError: if there is no such checkpoint, it is damaged, or it was saved with another
                 structure, shape or dtype, hence with other settings or by another version.
         """
-        folder = self._epoch_folder(epoch)
-        saved, _ = _read(folder, "state")
+        name = self._name_of(epoch)
+        saved, _ = self._read(name, "state")
         leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
         wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
         abstract = {key: host_shape(leaf) for key, leaf in wanted.items()}
@@ -245,9 +292,9 @@ class Checkpoints:
         ]
         if differ:
             raise UserError(
-                f"the training state in {folder} was saved with other settings, or by another "
-                f"version of ahl_jax ({differ[0]} does not fit); go on with what it was saved "
-                "with, or train anew in another folder"
+                f"the training state in {self.folder / name} was saved with other settings, or by "
+                f"another version of ahl_jax ({differ[0]} does not fit); go on with what it was "
+                "saved with, or train anew in another folder"
             )
         restored = [from_host(saved[key], leaf) for key, leaf in wanted.items()]
         return jax.tree.unflatten(treedef, restored)
@@ -264,9 +311,9 @@ class Checkpoints:
         Raises:
             UserError: if there is no such checkpoint or it is damaged.
         """
-        return _read(self._epoch_folder(epoch), "inference")
+        return self._read(self._name_of(epoch), "inference")
 
-    def _epoch_folder(self, epoch: int | None) -> Path:
+    def _name_of(self, epoch: int | None) -> str:
         latest = self.latest_epoch()
         if latest is None or self._manager is None:
             raise UserError(f"there is no checkpoint in {self.folder}; train first, or name the "
@@ -274,7 +321,10 @@ class Checkpoints:
         if epoch is not None and epoch not in self._manager.all_steps():
             raise UserError(f"there is no checkpoint of epoch {epoch} in {self.folder}; the newest "
                             f"is of epoch {latest}")  # fmt: skip
-        return self.folder / f"{_PREFIX}_{latest if epoch is None else epoch}"
+        return f"{_PREFIX}_{latest if epoch is None else epoch}"
+
+    def _read(self, name: str, item: str) -> tuple[PyTree, dict[str, Any]]:
+        return _read(self._here / name, item, self.folder / name)
 
 
 def check_name(folder: Path) -> None:
@@ -284,7 +334,7 @@ def check_name(folder: Path) -> None:
         UserError: if its path is not UTF-8.
     """
     try:
-        str(folder.absolute()).encode()
+        str(folder if remote.url_of(folder) else folder.absolute()).encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"the path of {printable(folder)} is not UTF-8, as checkpoints need; rename it, or "
@@ -367,10 +417,16 @@ def _this_process_alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
-    """One item of a checkpoint as numpy arrays, and the checkpoint's metadata."""
+def _read(folder: Path, item: str, named: Path) -> tuple[PyTree, dict[str, Any]]:
+    """One item of a checkpoint as numpy arrays, and the checkpoint's metadata.
+
+    Args:
+        folder: the checkpoint's, here.
+        item: the item.
+        named: what messages call the folder.
+    """
     if not folder.is_dir():
-        raise UserError(f"there is no checkpoint in {folder}; train first, or name another folder")
+        raise UserError(f"there is no checkpoint in {named}; train first, or name another folder")
     try:
         options = {"multiprocessing_options": _this_process_alone()}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as checkpointer:
@@ -390,7 +446,7 @@ def _read(folder: Path, item: str) -> tuple[PyTree, dict[str, Any]]:
         return arrays, metadata
     except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(
-            f"the checkpoint in {folder} is damaged ({reason(error)}); remove this folder to "
+            f"the checkpoint in {named} is damaged ({reason(error)}); remove this folder to "
             "go on from an older checkpoint, if there is one, or train again"
         ) from error
 

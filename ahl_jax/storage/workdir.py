@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -19,13 +18,16 @@ from ahl_jax.common.files import (
     as_written,
     csv_text,
     holder,
+    make_folder,
     read_file,
     read_json,
     reason,
+    remove,
     replace_file,
     utf_8,
     writing,
 )
+from ahl_jax.common.remote import any_path, resolved, url_of
 from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
@@ -50,15 +52,17 @@ CALIBRATION = "calibration.json"
 class Workdir:
     """The folder of one run.
 
+    Args:
+        path: the folder, which may be in object storage.
+        tensorboard: whether history and metrics are written as event files too.
+
     Raises:
         UserError: if event files are wanted and the library for them is missing.
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool = False):
-        self.path = Path(path)
+    def __init__(self, path: Path | str, *, tensorboard: bool = False):
+        self.path = any_path(path)
         self.tensorboard = tensorboard
-        """Whether history and metrics are written as event files too."""
-
         if tensorboard:
             check_event_files()
 
@@ -92,7 +96,7 @@ class Workdir:
             if self._files():
                 return
         with writing(self.path, "give another folder as `workdir`"):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._describe({"config": located(config).to_dict()})
 
     def check(self, config: Config) -> None:
@@ -337,7 +341,7 @@ class Workdir:
             raise UserError(f"{self.path} is a file; give `workdir` a folder")
 
     def _check_apart(self, config: Config) -> None:
-        if Path(config.data.data).resolve() == (self.path / "images.csv").resolve():
+        if resolved(config.data.data) == resolved(self.path / "images.csv"):
             raise UserError(
                 f"{config.data.data} is where the run would list its images; give another `workdir`"
             )
@@ -366,11 +370,7 @@ class Workdir:
 
     def _clear(self) -> None:
         for name in FILES:
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(self.path / name)
 
     def _write(self, name: str, text: str) -> None:
         path, run = self.path / name, self._run()
@@ -393,7 +393,9 @@ def located(config: Config) -> Config:
     The names of data sets stay, and so does what is not there.
     """
     data, features = config.data, config.features
-    if data.data not in NAMED and os.path.exists(data.data):
+    if url := url_of(data.data):
+        data = dataclasses.replace(data, data=url)
+    elif data.data not in NAMED and os.path.exists(data.data):
         data = dataclasses.replace(data, data=os.path.realpath(data.data))
     if (weights := features.trunk_weights) and os.path.exists(weights):
         features = dataclasses.replace(features, trunk_weights=weights.resolve())

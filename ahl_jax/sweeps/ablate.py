@@ -11,6 +11,7 @@ from typing import Any
 
 from ahl_jax.common.commit import commit
 from ahl_jax.common.files import csv_text, replace_file
+from ahl_jax.common.remote import any_path
 from ahl_jax.common.text import markdown_table, mean_std
 from ahl_jax.config.settings import Config, data_name
 from ahl_jax.detectors.names import method_name
@@ -52,7 +53,7 @@ def ablate(
         UserError: as ``plan`` and ``ahl_jax.train`` do. Settings, splits and folders of all points
             are checked before the first one is trained.
     """
-    workdir, how = Path(workdir), run_options(options)
+    workdir, how = any_path(workdir), run_options(options)
     seeds = list(dict.fromkeys(seeds)) or [config.seed]
     points = plan(config, over, workdir, base=base)
     check_settings(config)
