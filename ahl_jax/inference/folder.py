@@ -1,5 +1,7 @@
 """``ahl predict``: scores, decisions and heat maps of image files, written as they come."""
 
+import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -13,7 +15,10 @@ from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
 from ahl_jax.common.files import alone, holder, reason, writing
 from ahl_jax.common.progress import Progress
+from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.common.text import counted
+from ahl_jax.config.checks import ANYWHERE
+from ahl_jax.data.copies import copy_of, fetched, origin
 from ahl_jax.data.folder import OUTPUTS, images_below
 from ahl_jax.data.formats import SUFFIXES, unread_in_words
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
@@ -40,13 +45,15 @@ class Predict:
     content, are left out. With another threshold it decides anew by the scores that are there.
     """
 
-    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder that was given to the training."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    images: Annotated[
+        tuple[Path, ...], ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")
+    ]
     """Image files, and folders with images at any depth."""
 
-    out: Path
+    out: Annotated[Path, ANYWHERE]
     """The folder for scores.csv and what `save` names."""
 
     fpr: float | None = None
@@ -85,22 +92,27 @@ def run(command: Predict) -> None:
     check_cut(command.fpr, command.threshold)
     if not command.images:
         raise UserError("no images are named; name image files or folders after RUN")
+    if command.watch and any(map(url_of, command.images)):
+        raise UserError("folders in object storage cannot be watched; leave `watch` out")
+    command = dataclasses.replace(
+        command, images=tuple(map(fetched, command.images)), out=any_path(command.out)
+    )
     for path in command.images:
         try:
             path.stat()
         except FileNotFoundError as error:
-            raise UserError(f"there is no file or folder {path}; check the path") from error
+            raise UserError(f"there is no file or folder {origin(path)}; check the path") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read ({reason(error)}); check the path") from error
         if command.watch and not path.is_dir():
             raise UserError(f"{path} is a file; `watch` takes folders")
     skipped: list[Path] = []
-    found = found_images(command.images, command.out, skipped)
+    found = found_images(command.images, copy_of(command.out), skipped)
     said = unread_in_words(skipped)
     if not command.watch and not found:
         raise UserError(
-            f"there is no image in {', '.join(map(str, command.images))}{said and f' ({said})'}; "
-            f"images end in {', '.join(sorted(SUFFIXES))}"
+            f"there is no image in {', '.join(map(origin, command.images))}"
+            f"{said and f' ({said})'}; images end in {', '.join(sorted(SUFFIXES))}"
         )
     if said and not command.watch:
         log.warning("%s", said)
@@ -123,7 +135,8 @@ def run(command: Predict) -> None:
             tell=command.watch,
             overwrite=command.overwrite,
         )
-        _run(command, found, predictor, results)
+        with contextlib.closing(results):
+            _run(command, found, predictor, results)
 
 
 def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results: Results) -> None:
@@ -242,7 +255,7 @@ def _watch(command: Predict, predictor: Predictor, results: Results) -> NoReturn
     while True:
         try:
             skipped: list[Path] = []
-            found = found_images(command.images, command.out, skipped)
+            found = found_images(command.images, copy_of(command.out), skipped)
             if unread := unread_in_words(skipped):
                 say(unread_in_words, unread)
             before = {path: _stamp(path) for path in found}

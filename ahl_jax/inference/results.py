@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,15 @@ from ahl_jax.common.files import (
     as_written,
     csv_line,
     is_inside,
+    make_folder,
     read_file,
     read_json,
     reason,
     replace_file,
 )
+from ahl_jax.common.remote import url_of
 from ahl_jax.common.text import counted, printable
+from ahl_jax.data.copies import copy_of, origin
 from ahl_jax.data.folder import OUTPUTS, PREDICTION
 from ahl_jax.data.images import seen_size, without_skipping
 from ahl_jax.distributed.host_arrays import digest
@@ -51,6 +55,9 @@ _LONGEST = 230
 
 _LARGEST = 2**31
 """Bytes of a table: a row in every second for four months."""
+
+_PAUSE = 10.0
+"""Seconds between two writings of a table in object storage."""
 
 _NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 """Errors of a file system that does not take a name."""
@@ -75,7 +82,7 @@ class Results:
     """The files that a prediction writes: ``predict.json``, ``scores.csv``, and ``OUTPUTS``.
 
     Args:
-        folder: where they are; it is there already.
+        folder: where they are; it is there already, unless it is in object storage.
         predictor: the detector.
         cut: where decisions are made; None for none.
         save: which of ``OUTPUTS`` to write; masks and boxes take a calibration.
@@ -109,6 +116,8 @@ class Results:
         self.done: set[tuple[str, str]] = set()
         self._drawn: dict[Path, NamedImage] = {}
         self.anomalies = 0
+        self._table: bytearray | None = None
+        self._written, self._due = 0, 0.0
         self._claim(overwrite)
 
     def _claim(self, overwrite: bool) -> None:
@@ -144,8 +153,11 @@ class Results:
             replace_file(self.csv, text)
         if held != about:
             replace_file(path, json.dumps(about, indent=2) + "\n")
+        if url_of(self.csv):
+            self._table = bytearray(text.encode())
+            self._written = len(self._table)
         for row in rows:
-            image = NamedImage(Path(row[0]), row[-1])
+            image = NamedImage(copy_of(row[0]), row[-1])
             self.done.add(image.key)
             self._name(image)
         self.anomalies = sum(row[3] == "anomaly" for row in rows)
@@ -157,16 +169,7 @@ class Results:
         for image, heat, where in zip(images, found.heat, hot, strict=True):
             for kind in self._save:
                 self._write(kind, image, heat, where)
-        # Never made anew, as where the folder's disk is gone for a while.
-        with self.csv.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                file.write("".join(csv_line(row[c] for c in self.columns) for row in rows).encode())
-                file.flush()
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(end)
-                raise
+        self._append("".join(csv_line(row[c] for c in self.columns) for row in rows).encode())
         if self._lines:
             for row in rows:
                 print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -176,6 +179,31 @@ class Results:
         self.done.update(image.key for image in images)
         self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
 
+    def close(self) -> None:
+        """Write the rows that are not written yet."""
+        if self._table and self._written < len(self._table):
+            replace_file(self.csv, bytes(self._table))
+            self._written = len(self._table)
+
+    def _append(self, lines: bytes) -> None:
+        """Write rows; to object storage, where nothing can be appended to, all of them at times."""
+        if self._table is not None:
+            self._table += lines
+            if time.monotonic() > self._due:
+                self.close()
+                self._due = time.monotonic() + _PAUSE
+            return
+        # Never made anew, as where the folder's disk is gone for a while.
+        with self.csv.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                file.write(lines)
+                file.flush()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+
     def _rows(
         self, images: Sequence[NamedImage], found: Outcome, hot: Sequence[Sequence[Region] | None]
     ) -> Iterator[dict[str, Any]]:
@@ -184,7 +212,7 @@ class Results:
         for image, score, each, heads, where in zip(
             images, scores, decided, found.heads, hot, strict=True
         ):
-            row = {"path": printable(image.path.as_posix()), "score": score}
+            row = {"path": printable(origin(image.path)), "score": score}
             row |= dict(zip(("probability", "decision"), each, strict=True))
             rounded = (round(float(value), _DIGITS) for value in heads)
             yield (
@@ -207,7 +235,7 @@ class Results:
 
     def _name(self, image: NamedImage) -> Path:
         """The path of what is drawn of an image, within a folder of ``OUTPUTS``."""
-        name = output_name(image.path)
+        name = output_name(Path(origin(image.path).replace("://", "/")))
         # Another image may have that one: a.jpg or /a.png that of a.png, or an older one of it.
         if self._drawn.setdefault(name, image) != image:
             name = name.with_name(f"{name.name}.{image.digest}")
@@ -242,7 +270,7 @@ class Results:
                     f"{target.parent} is a link out of {self.folder}; put a folder there, or give "
                     "another `out`"
                 )
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             replace_file(target, content)
         except BadImageError as error:
             log.warning("no %s: %s", kind, without_skipping(str(error)))
