@@ -23,7 +23,7 @@ INSTALLED = requirements(SETUP["options"]["install_requires"])
 DEVELOPMENT = requirements(SETUP["options.extras_require"]["dev"])
 OPTIONAL = [
     requirement
-    for extra in ("tensorboard", "formats", "onnx", "serve")
+    for extra in ("cloud", "tensorboard", "formats", "onnx", "serve")
     for requirement in requirements(SETUP["options.extras_require"][extra])
 ]
 
