@@ -100,6 +100,8 @@ def _storage(scheme: str) -> Any:
     # Imported late: paths of this machine need none of it.
     import fsspec
 
+    # Where TensorFlow is installed, epath would leave buckets to it.
+    os.environ.setdefault("EPATH_USE_TF", "false")
     # Other processes write there too.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     # It warns of kinds of buckets that it cannot tell apart.
@@ -244,28 +246,27 @@ def held(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
 
 def _taken(lock: Path, mine: str) -> bool:
     """Whether the lock is ours now."""
+    system = storage(lock)
     with _told(lock):
         before = _content(lock)
-    if before is not None:
-        end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            stop.check()
-            time.sleep(_BEAT / 5)
-            if _content(lock) != before:
-                return False
-        with contextlib.suppress(FileNotFoundError):
-            storage(lock).rm_file(str(lock))
-    try:
-        with _told(lock):
-            storage(lock).pipe_file(str(lock), mine.encode(), mode="create")
-    except UserError as error:
-        if isinstance(error.__cause__, FileExistsError):
+        if before is not None:
+            log.info("waiting %.0f seconds for a sign of who has %s", _PATIENCE, lock)
+            end = time.monotonic() + _PATIENCE
+            while time.monotonic() < end:
+                stop.check()
+                time.sleep(_BEAT / 5)
+                if _content(lock) != before:
+                    return False
+            with contextlib.suppress(FileNotFoundError):
+                system.rm_file(str(lock))
+        try:
+            system.pipe_file(str(lock), mine.encode(), mode="create")
+        except FileExistsError:
             return False
-        raise
-    if before is not None:
-        # Another one may have been about to remove what it took for the old one.
-        time.sleep(_BEAT / 2)
-    return _is_mine(lock, mine)
+        if before is not None:
+            # Another one may have been about to remove what it took for the old one.
+            time.sleep(_BEAT / 2)
+        return _is_mine(lock, mine)
 
 
 def _content(lock: Path) -> bytes | None:

@@ -303,7 +303,9 @@ class Workdir:
             run = read_json(read_file(path).decode())
             right = _checksum(run) if isinstance(run, dict) else ""
         except FileNotFoundError as error:
-            (inside, *_) = [*sorted(self.path.glob("*/run.json")), None]
+            inside = None
+            with contextlib.suppress(FileNotFoundError):  # There is no such bucket.
+                inside = min(self.path.glob("*/run.json"), default=None)
             advice = f", such as {inside.parent}" if inside else ""
             raise UserError(
                 f"{self.path} holds no run (there is no run.json); name the folder of a run{advice}"

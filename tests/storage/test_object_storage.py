@@ -233,6 +233,7 @@ def _ahl(*words: object) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_lives_in_a_bucket(place, tmp_path, monkeypatch, weave):
     """Trained, killed, resumed, evaluated, reported and used, all in the bucket."""
     monkeypatch.setenv("AHL_DATA", str(tmp_path))
