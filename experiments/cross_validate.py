@@ -14,6 +14,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -34,20 +35,20 @@ from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.split import load_split
-from ahl_jax.run.views import left_out_auc
+from ahl_jax.run.choices import left_out_auc
 from experiments.tables.cells import dataset_name
 from experiments.tables.report import labelled_anomalies
 
 DEFAULT = preset("density", "")
 DEFAULT_ROW = (DEFAULT.features.trunk, DEFAULT.features.levels, DEFAULT.detector.groups)
 
-Row = tuple[str, int, int, Views]
-"""Trunk, levels, groups and views."""
+Row = tuple[str, int, int, Views, int]
+"""Trunk, levels, groups, views and poolings."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Compare every combination of trunks, levels, groups and views."""
+    """Compare every combination of trunks, levels, groups, views and poolings."""
 
     data: tuple[str, ...] = ("elpv",)
     """Data sets or folders in MVTec layout; one with categories has a column for each."""
@@ -70,6 +71,9 @@ class Options:
 
     views: tuple[Views, ...] = (1, 8)
     """Numbers of views."""
+
+    poolings: tuple[Literal[1, 2, 3], ...] = (1, 3)
+    """Numbers of poolings."""
 
     quick: bool = False
     """At most 24 images of a kind, 192 pixels wide, to see in minutes that everything runs."""
@@ -111,7 +115,7 @@ def measured(options: Options) -> dict[int, dict[Row, dict[str, float]]]:
         for name, config in configs.items()
     }
     trunk_of = functools.cache(load_trunk)
-    choices = (options.trunk, options.levels, options.groups, options.views)
+    choices = (options.trunk, options.levels, options.groups, options.views, options.poolings)
     found: dict[int, dict[Row, dict[str, float]]] = {
         shots: {row: {} for row in itertools.product(*choices)} for shots in options.shots
     }
@@ -122,19 +126,22 @@ def measured(options: Options) -> dict[int, dict[Row, dict[str, float]]]:
         config = with_settings(configs[name], own)
         paths = list(dict.fromkeys(path for one in splits[name] for path in _training(one)))
         maps, _ = extract(paths, trunk, config.features, Store(), progress=False)
-        average = dict(zip(paths, global_averages(maps), strict=True))
+        most, block = max(options.poolings), SCALES * trunk.channels
+        pooled = dict(zip(paths, global_averages(maps, most), strict=True))
         # No normals are held out, so all seeds have the same.
-        normals = np.stack([average[path] for path in splits[name][0].train_normals])
-        whitening = fit_whitening(normals, SCALES, trunk.parts)
-        for groups in options.groups:
+        normals = np.stack([pooled[path] for path in splits[name][0].train_normals])
+        whitening = fit_whitening(normals, SCALES, trunk.parts, most)
+        for groups, poolings in itertools.product(options.groups, options.poolings):
+            part, width = whitening.of_first(poolings), poolings * block
             aucs: dict[int, list[float]] = {}
             for run, split in zip(runs, splits[name], strict=True):
-                seen = np.stack([average[sample.path] for sample in split.seen])
+                seen = np.stack([pooled[sample.path][:width] for sample in split.seen])
                 settings = with_settings(config, {"groups": groups, **run})
-                auc = left_out_auc(settings, whitening, normals, seen)
+                auc = left_out_auc(settings, part, normals[:, :width], seen)
                 aucs.setdefault(run["shots"], []).append(auc)
             for shots, values in aucs.items():
-                found[shots][trunk_name, levels, groups, views][name] = statistics.mean(values)
+                row = trunk_name, levels, groups, views, poolings
+                found[shots][row][name] = statistics.mean(values)
     return found
 
 
@@ -155,7 +162,7 @@ def _markdown(found: dict[int, dict[Row, dict[str, float]]]) -> str:
         f"Commit: {commit() or 'unknown'}",
     ]
     for shots, rows in found.items():
-        head, body = ["trunk", "levels", "groups", "views"], []
+        head, body = ["trunk", "levels", "groups", "views", "poolings"], []
         for row, aucs in rows.items():
             mark = " \\*" if row[:3] == DEFAULT_ROW else ""
             figures = [*aucs.values(), statistics.mean(aucs.values())]

@@ -168,3 +168,12 @@ def _is(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def left_to_data(config: Any) -> list[str]:
+    """The settings of a ``Config`` whose value the training data are to choose."""
+    return [
+        setting.name
+        for setting in settings_of(config)
+        if setting.value == "auto" and any("auto" in get_args(kind) for kind in setting.kinds)
+    ]

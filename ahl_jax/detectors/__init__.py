@@ -29,6 +29,14 @@ DETECTORS: dict[str, type[Detector]] = {
 }
 
 
+def poolings_of(config: DetectorConfig) -> int:
+    """How many of ``inputs.POOLINGS`` the detector reads; the average alone, if not whitened."""
+    if not DETECTORS[config.detector].whitened:
+        return 1
+    assert config.poolings != "auto"
+    return config.poolings
+
+
 def make_detector(
     config: DetectorConfig, channels: int, key: Key[Array, ""]
 ) -> tuple[Functional, Model]:
@@ -55,4 +63,5 @@ __all__ = [
     "functional",
     "make_detector",
     "make_inputs",
+    "poolings_of",
 ]

@@ -39,7 +39,8 @@ _GRID = 2 * _SPREAD * np.linspace(-1, 1, 33)
 class Density(DeviationDetector):
     """Distances on whitened features, in standard deviations of similar normals.
 
-    With z the whitened global averages of all scales and x_l the whitened features of a location,
+    With z the whitened global averages of all scales, beside other ``POOLINGS`` of them, and x_l
+    the whitened features of a location,
 
     - density: the length of A z, at first a Mahalanobis distance to the normal images;
     - local: the mean length of the ``top_k`` longest x_l, averaged over the scales;
@@ -49,8 +50,8 @@ class Density(DeviationDetector):
     so that all are on the scale of the deviation loss, and score = density + factor x seen. The
     local head is what heat maps show; the score does without it. The groups are k-means clusters
     of the normals, and an image belongs to the one whose mean z is nearest. Trained are the metric
-    A, at first the identity, and a gain for every channel of x_l. The directions of the labelled
-    anomalies stay as they are: so few of them do not tell any better.
+    A, at first the identity, of a block for each pooling, and a gain for every channel of x_l. The
+    directions of the labelled anomalies stay as they are: so few of them do not tell any better.
 
     Training normals lie closer than others do, because they took part in the covariance that z is
     whitened by. So there are two sets of moments: those of the training normals as they are, for
@@ -70,8 +71,10 @@ class Density(DeviationDetector):
 
     def __init__(self, channels: int, config: DetectorConfig, *, rngs: nnx.Rngs):
         del rngs
-        width, moments = SCALES * channels, (2, config.groups, SCALES + 2)
-        self.metric = nnx.Param(jnp.zeros((width, width)))
+        assert config.poolings != "auto"
+        block, moments = SCALES * channels, (2, config.groups, SCALES + 2)
+        width = config.poolings * block
+        self.metric = nnx.Param(jnp.zeros((width, block)))
         self.local_gain = nnx.Param(jnp.zeros(channels))
         # Earlier versions, whose checkpoints have none, had these.
         self.factors = nnx.BatchStat(jnp.array([1, 0.2, 0.2]))
@@ -110,9 +113,13 @@ class Density(DeviationDetector):
         # (Sherman and Morrison). The factor counts where leverages are near 1: with few images.
         n = len(z)
         without = n / max(n - 1, 1)
-        leverage = without * jnp.square(z).sum(1) / jnp.linalg.eigvalsh(z.T @ z)[-1]
-        apart = jnp.sqrt(jnp.maximum(1 - leverage, _LEAST))
-        unseen = raw.at[:, 0].multiply(without / apart).at[:, -1].divide(apart)
+        blocks = self._blocks(z)
+        leverage = without * jnp.square(blocks).sum(-1) / _largest_eigenvalue(blocks)
+        apart = jnp.sqrt(jnp.maximum(1 - leverage, _LEAST))[..., None]
+        longer = _length(jnp.square(blocks / apart).sum((1, 2)))
+        turned = (blocks / jnp.square(apart)).reshape(n, width) / longer[:, None]
+        unseen = raw.at[:, 0].multiply(without * longer / _length(jnp.square(z).sum(1)))
+        unseen = unseen.at[:, -1].set(turned @ self.direction[...])
         member = jax.nn.one_hot(groups, len(self.centres[...]), axis=0)
         count = member.sum(1, keepdims=True)
         # A group with no members is far away from every image.
@@ -134,7 +141,7 @@ class Density(DeviationDetector):
             factor, auc = _fitted_factor(
                 of_normals,
                 of_anomalies,
-                _unit(z) @ directions.T / apart[:, None],
+                turned @ directions.T,
                 directions @ directions.T,
             )
             self.factors[...] = self.factors[...].at[2].set(factor)
@@ -184,7 +191,9 @@ class Density(DeviationDetector):
     def _lengths(self, inputs: Inputs) -> Float[Array, "b l"]:
         """Density, and the local score of each scale, not standardised."""
         z = _flat(inputs)
-        density = _length(jnp.square(z + z @ self.metric[...]).sum(-1))
+        metric = self.metric[...].reshape(-1, *[self.metric.shape[1]] * 2)
+        moved = jnp.einsum("bpd,pde->bpe", self._blocks(z), metric).reshape(z.shape)
+        density = _length(jnp.square(z + moved).sum(-1))
         local = [
             top_mean(lengths, self.top_k) for lengths in inputs.at_locations(self._at_location)
         ]
@@ -193,6 +202,10 @@ class Density(DeviationDetector):
     def _at_location(self, locations: Float[Array, "*n l c"]) -> Float[Array, "*n l"]:
         precise = locations.astype(self.local_gain[...].dtype)
         return _length(jnp.square(precise) @ jnp.exp(2 * self.local_gain[...]))
+
+    def _blocks(self, z: Float[Array, "b p*d"]) -> Float[Array, "b p d"]:
+        """Z, pooling by pooling."""
+        return z.reshape(z.shape[0], -1, self.metric.shape[1])
 
     def _seen(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         return _unit(z) @ self.direction[...]
@@ -240,8 +253,14 @@ def _fitted_factor(
     return factor, auc(factor)
 
 
+def _largest_eigenvalue(z: Float[Array, "n p d"]) -> Float[Array, " p"]:
+    """Of every z_p^T z_p, by the smaller one of it and z_p z_p^T."""
+    products = "npd,npe->pde" if z.shape[0] > z.shape[2] else "npd,mpd->pnm"
+    return jnp.linalg.eigvalsh(jnp.einsum(products, z, z))[:, -1]
+
+
 def _flat(inputs: Inputs) -> Float[Array, "b d"]:
-    """The global averages, scale beside scale."""
+    """The pooled features, scale beside scale, then the next pooling's."""
     return inputs.pooled.reshape(*inputs.pooled.shape[:-2], -1)
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,14 @@ from ahl_jax.detectors.whitening import Whitening
 
 PATCH = 3
 """Side of the residual head's patches, which do not overlap."""
+
+
+POOLINGS: tuple[Callable[..., Any], ...] = (
+    lambda features, dtype: features.mean((1, 2), dtype=dtype),
+    lambda features, dtype: features.std((1, 2), dtype=dtype),
+    lambda features, dtype: features.max((1, 2)).astype(dtype),
+)
+"""Ways to sum up the locations of maps [n, h, w, c], of which detectors use the first ones."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,10 @@ class Inputs:
     rest: Float[Array, "*n r c"]
     """The locations that no patch covers, scale after scale."""
 
-    pooled: Float[Array, "*n s c"]
+    pooled: Float[Array, "*n q c"]
     """Global average over the locations of each scale, at least float32. Where the features are
-    whitened, the averages of all scales are whitened together."""
+    whitened, the averages of all scales are whitened together, and more of ``POOLINGS`` may follow,
+    each over all scales."""
 
     grids: tuple[Grid, ...]
 
@@ -150,12 +160,14 @@ def make_inputs(
     Args:
         maps: all of NumPy, which stays on the host, or all of JAX.
         dtype: of the patches and the rest; by default that of the maps.
-        whitening: what to whiten the features with; by default they stay as they are.
+        whitening: what to whiten the features with; by default they stay as they are. It tells how
+            many of ``POOLINGS`` there are, too.
     """
     xp = np if isinstance(maps[0], np.ndarray) else jnp
     dtype = dtype or maps[0].dtype
     precise = jnp.promote_types(maps[0].dtype, np.float32)
     grids = tuple(Grid(*m.shape[1:3]) for m in maps)
+    poolings = 1 if whitening is None else len(whitening.mean) // len(maps)
     patches, rest, pooled = [], [], []
     for scale, (features, grid) in enumerate(zip(maps, grids, strict=True)):
         n, h, w, c = features.shape
@@ -165,12 +177,12 @@ def make_inputs(
         covered, others = np.split(grid.order, [grid.patches * PATCH**2])
         patches.append(flat[:, covered].reshape(n, grid.patches, PATCH**2 * c).astype(dtype))
         rest.append(flat[:, others].astype(dtype))
-        pooled.append(features.mean(axis=(1, 2), dtype=precise))
-    averages = xp.stack(pooled, 1)
+        pooled.append([pool(features, precise) for pool in POOLINGS[:poolings]])
+    averages = xp.stack([each for of_scales in zip(*pooled, strict=True) for each in of_scales], 1)
     if whitening is not None:
         # Exported programs take any number of images, of which len() cannot speak.
-        flat = (averages - whitening.mean).reshape(averages.shape[0], -1) @ whitening.averages
-        averages = flat.reshape(averages.shape)
+        flat = averages.reshape(averages.shape[0], -1)
+        averages = whitening.whitened(flat).reshape(averages.shape)
     return Inputs(xp.concatenate(patches, axis=1), xp.concatenate(rest, axis=1), averages, grids)
 
 

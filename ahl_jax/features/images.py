@@ -17,6 +17,7 @@ from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
+from ahl_jax.detectors.inputs import POOLINGS
 from ahl_jax.features.store import Store, entry_key
 from ahl_jax.features.tiles import frame_of, framing, tiles_of
 
@@ -368,6 +369,12 @@ Maps = Sequence[Float[np.ndarray, "n h w c"]]
 """Feature maps of n images, one array per scale."""
 
 
-def global_averages(maps: Maps) -> Float[np.ndarray, "n d"]:
-    """The averages over the locations of each image, scale beside scale, in float64."""
-    return np.concatenate([m.mean(axis=(1, 2), dtype=np.float64) for m in maps], axis=1)
+def global_averages(maps: Maps, poolings: int = 1) -> Float[np.ndarray, "n p*d"]:
+    """The averages over the locations of each image, scale beside scale, in float32.
+
+    With more ``poolings`` the others of ``POOLINGS`` follow, each scale beside scale.
+    """
+    pools = POOLINGS[:poolings]
+    # Summed in float64; of 100,000 images the result takes gigabytes.
+    found = [pool(m, np.float64).astype(np.float32) for pool in pools for m in maps]
+    return np.concatenate(found, axis=1)

@@ -12,13 +12,14 @@ from jaxtyping import Float, Int
 
 from ahl_jax.backbones import Trunk
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.config.settings import Config
+from ahl_jax.config.settings import SCALES, Config
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.masks import find_masks, read_mask
 from ahl_jax.data.open import load_dataset
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import make_split
 from ahl_jax.data.types import Dataset, Sample, Split
+from ahl_jax.detectors import poolings_of
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
@@ -47,8 +48,8 @@ class TrainingFeatures:
     """A run's training images."""
 
     normals: Extracted
-    averages: Float[np.ndarray, "n d"]
-    """``global_averages`` of all normals."""
+    pooled: Float[np.ndarray, "n p*d"]
+    """``global_averages`` of all normals, by as many poolings as the detector reads."""
 
     anomalies: Extracted
     pseudo: PseudoFeatures
@@ -56,6 +57,11 @@ class TrainingFeatures:
 
     counts: Int[np.ndarray, "p 3"]
     """How many normals, anomalies and pseudo-anomalies each part has."""
+
+    @property
+    def averages(self) -> Float[np.ndarray, "n d"]:
+        """``global_averages`` of all normals."""
+        return self.pooled[:, : SCALES * self.normals.maps[0].shape[-1]]
 
     @property
     def maps(self) -> tuple[FeatureMaps, FeatureMaps, FeatureMaps]:
@@ -160,14 +166,15 @@ def training_features(
             maps=tuple(map(tiles.apart, normals.maps)),
             counts=tuple(tiles.count * n for n in normals.counts),
         )
-        mine = global_averages(normals.maps)
-        averages = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
+        mine = global_averages(normals.maps, poolings_of(config.detector))
+        pooled = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
     else:
-        normals, averages = shared.normals, shared.averages
+        normals, pooled = shared.normals, shared.pooled
     seen = [sample.path for sample in split.seen]
     anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
     first = sum(anomalies.counts[: part.number])
     own = anomalies.paths[first : first + len(anomalies.maps[0])]
+    averages = pooled[:, : SCALES * trunk.channels]
     with together():
         marked = marked_pixels(config, own)
         maps = defect_tiles(tiles, anomalies.maps, averages, marked, trunk.parts)
@@ -181,7 +188,7 @@ def training_features(
             progress=progress,
         )  # fmt: skip
     counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.origin))]).T
-    return TrainingFeatures(normals, averages, anomalies, pseudo, counts)
+    return TrainingFeatures(normals, pooled, anomalies, pseudo, counts)
 
 
 def check_enough(config: Config, normals: int) -> None:

@@ -180,8 +180,7 @@ def tiles_of_defects(
         parts: as for ``fit_whitening``.
     """
     whitening = fit_whitening(normals, SCALES, parts)
-    z = (anomalies - np.ravel(whitening.mean)) @ np.asarray(whitening.averages)
-    far = np.linalg.norm(z, axis=1).reshape(marked.shape)
+    far = np.linalg.norm(whitening.whitened(anomalies), axis=1).reshape(marked.shape)
     far[marked < marked.max(axis=1, keepdims=True)] = -1
     return np.arange(len(far)) * tiles.count + far.argmax(1)
 

@@ -62,7 +62,7 @@ class HostBank:
         self.size = part.of * self.rows_each
         """Rows of the bank."""
         blank = [np.zeros((1, *m.shape[1:]), m.dtype) for m in parts[0]]
-        self.one = make_inputs(blank, self.dtype)
+        self.one = make_inputs(blank, self.dtype, whitening)
 
     @property
     def channels(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.config.settings import Config
-from ahl_jax.detectors import Functional, Model
+from ahl_jax.detectors import Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.losses import draw_prior
 from ahl_jax.detectors.whitening import fit_whitening
@@ -77,8 +77,12 @@ def make_problem(
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
-    averages = global_averages(normals)
-    whitening = fit_whitening(averages, len(normals)) if config.features.whiten else None
+    poolings = poolings_of(config.detector)
+    pooled = global_averages(normals, poolings)
+    averages = pooled[:, : len(normals) * normals[0].shape[-1]]
+    whitening = (
+        fit_whitening(pooled, len(normals), poolings=poolings) if config.features.whiten else None
+    )
     maps = normals, anomalies, pseudo
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)

@@ -18,7 +18,7 @@ from ahl_jax.data.copies import fetched
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
-from ahl_jax.detectors import Functional, Model
+from ahl_jax.detectors import Functional, Model, poolings_of
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
@@ -153,7 +153,9 @@ def scores_in_turn(
     """
     n, tiles = len(normals[0]), tiles_of(config.features)
     normals = tuple(map(tiles.apart, normals))
-    averages, none = global_averages(normals), tuple(each[:0] for each in normals)
+    poolings, none = poolings_of(config.detector), tuple(each[:0] for each in normals)
+    pooled = global_averages(normals, poolings)
+    averages = pooled[:, : SCALES * normals[0].shape[-1]]
     seen = defect_tiles(tiles, seen, averages, marked, parts)
     tile_of = np.arange(len(averages)).reshape(n, -1)
     labelled = len(averages) + np.arange(len(seen[0]))
@@ -164,15 +166,19 @@ def scores_in_turn(
     with Progress(len(folds), label) as bar:
         for left_out, own in folds:
             rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
-            known, made = averages[rest], np.zeros(0, int)
-            whitening = fit_whitening(known, SCALES, parts) if config.features.whiten else None
+            made = np.zeros(0, int)
+            whitening = (
+                fit_whitening(pooled[rest], SCALES, parts, poolings)
+                if config.features.whiten
+                else None
+            )
             (bank,) = shared_bank(
                 [(normals, seen, none)], config.features.precision,
                 on_device(options.feature_memory), whitening=whitening,
             )  # fmt: skip
             inputs = bank.inputs.on_device() if isinstance(bank.inputs, HostBank) else bank.inputs
             place = bank.place[np.concatenate([rest, labelled])]
-            problem = problem_on(config, SharedBank(inputs, place), known, made, made)
+            problem = problem_on(config, SharedBank(inputs, place), averages[rest], made, made)
             found = _scores(
                 problem.learner.functional, len(rest), problem.model, problem.data,
                 bank.place[tile_of[left_out].ravel()],

@@ -15,7 +15,7 @@ from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import hold_out
 from ahl_jax.data.types import Sample
-from ahl_jax.detectors import Model
+from ahl_jax.detectors import Model, poolings_of
 from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
@@ -125,8 +125,12 @@ def make_problems(
     features, config = extracted.features, runs[0].config.features
     with together():
         # Every seed of a data set has the same training normals.
-        averages = features[0].averages
-        whitening = fit_whitening(averages, SCALES, extracted.parts) if config.whiten else None
+        poolings = poolings_of(runs[0].config.detector)
+        whitening = (
+            fit_whitening(features[0].pooled, SCALES, extracted.parts, poolings)
+            if config.whiten
+            else None
+        )
         banks = shared_bank(
             [each.maps for each in features],
             config.precision,

@@ -13,13 +13,13 @@ from ahl_jax.config.settings import Config
 from ahl_jax.data.types import Split
 from ahl_jax.distributed.processes import is_primary, on_primary
 from ahl_jax.run.checks import check_settings, check_split
+from ahl_jax.run.choices import with_choices
 from ahl_jax.run.claim import Run, agree, claim, hold
 from ahl_jax.run.epochs import Training, run_epochs
 from ahl_jax.run.evaluate import test_run
 from ahl_jax.run.extract import extract, make_problems
 from ahl_jax.run.options import RunOptions, run_options
 from ahl_jax.run.start import Start
-from ahl_jax.run.views import with_views
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def train_runs(
         check_split(run.config, run.split)
     with contextlib.ExitStack() as held:
         hold(runs, held, overwrite=options.overwrite)
-        runs = with_views(runs, options)
+        runs = with_choices(runs, options)
         with contextlib.ExitStack() as stack:
             unfinished = claim(runs, stack, overwrite=options.overwrite)
             if unfinished:

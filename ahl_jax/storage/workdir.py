@@ -29,6 +29,7 @@ from ahl_jax.common.files import (
 )
 from ahl_jax.common.remote import any_path, resolved, url_of
 from ahl_jax.common.text import counted
+from ahl_jax.config.checks import left_to_data, settings_of
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
@@ -134,15 +135,17 @@ class Workdir:
         return located(Config.from_dict(self._run()["config"]))
 
     def settled(self, config: Config) -> Config:
-        """The settings as by ``located``, with the views of the run here if it is to choose them.
+        """The settings as by ``located``; what is left to the data is as in the run here.
 
         Raises:
             UserError: if the folder's run cannot be read.
         """
         config = located(config)
-        if config.features.views != "auto" or not (self.path / "run.json").is_file():
+        names = left_to_data(config)
+        if not names or not (self.path / "run.json").is_file():
             return config
-        return with_settings(config, {"views": self.config().features.views})
+        there = {s.name: s.value for s in settings_of(self.config())}
+        return with_settings(config, {name: there[name] for name in names})
 
     def bind_data(self, digest: str) -> None:
         """Tie the run to its images, named by a digest over all of their bytes.

@@ -198,11 +198,7 @@ def _pyod(name: str, whitened: bool, labels: bool, case: Case) -> Detector:
     seen = [sample.path for sample in split.seen] if labels else []
     start = time.perf_counter()
     if whitened:
-        fitted = fit_whitening(x, SCALES, trunk.parts)
-        mean, matrix = np.asarray(fitted.mean).ravel(), np.asarray(fitted.averages)
-
-        def prepared(averages: np.ndarray) -> np.ndarray:
-            return (averages - mean) @ matrix
+        prepared = fit_whitening(x, SCALES, trunk.parts).whitened
     else:
         prepared = StandardScaler().fit(x).transform
     known = inspect.signature(detector_class).parameters

@@ -29,17 +29,26 @@ def setting(**settings):
     return problem, model
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_the_prepared_scores_are_the_closed_form(groups):
-    problem, model = setting(top_k=0.3, groups=groups)
+@pytest.mark.parametrize(("groups", "poolings"), [(1, 1), (3, 1), (3, 3)])
+def test_the_prepared_scores_are_the_closed_form(groups, poolings):
+    problem, model = setting(top_k=0.3, groups=groups, poolings=poolings)
     normals, anomalies, *_ = setting_maps(NORMALS)
-    averages = [
-        np.concatenate([m.mean((1, 2)) for m in maps], axis=1).astype(np.float64)
+    pooled = [
+        [
+            np.concatenate([pool(m, axis=(1, 2)) for m in maps], axis=1).astype(np.float64)
+            for pool in (np.mean, np.std, np.max)[:poolings]
+        ]
         for maps in (normals, anomalies)
     ]
-    whitening = fit_whitening(averages[0], 2)
+    whitening = fit_whitening(np.concatenate(pooled[0], axis=1), 2, poolings=poolings)
     mean = whitening.mean.astype(np.float64)
-    z = [(a - mean.ravel()) @ whitening.averages for a in averages]
+    # A whitening for each way of pooling.
+    apiece = [fit_whitening(own, 2) for own in pooled[0]]
+    blocks = [
+        [(a - w.mean.ravel()) @ w.averages for a, w in zip(each, apiece, strict=True)]
+        for each in pooled
+    ]
+    z = [np.concatenate(each, axis=1) for each in blocks]
     direction = (z[1] / np.linalg.norm(z[1], axis=1, keepdims=True)).mean(0)
 
     def raw(maps, z):
@@ -53,11 +62,15 @@ def test_the_prepared_scores_are_the_closed_form(groups):
         return np.stack([*columns, z @ direction / length], axis=1)
 
     of_normals = raw(normals, z[0])
-    leverage = (z[0] ** 2).sum(1) / np.linalg.norm(z[0], ord=2) ** 2
     without = NORMALS / (NORMALS - 1)
-    apart = np.sqrt(1 - without * leverage)
-    of_normals[:, 0] *= without / apart
-    of_normals[:, 3] /= apart
+    squared, turned = 0, []
+    for own in blocks[0]:
+        left = 1 - without * (own**2).sum(1) / np.linalg.norm(own, ord=2) ** 2
+        squared = squared + (own**2).sum(1) / left
+        turned.append(own / left[:, None])
+    turned = np.concatenate(turned, axis=1) / np.sqrt(squared)[:, None]
+    of_normals[:, 0] = without * np.sqrt(squared)
+    of_normals[:, 3] = turned @ direction
     group = np.arange(NORMALS) % groups  # as the setting has them
     means, deviations, centres = [], [], []
     for k in range(groups):
@@ -75,8 +88,8 @@ def test_the_prepared_scores_are_the_closed_form(groups):
     factor = fitted_factor(
         ((of_normals - np.array(means)[group]) / np.array(deviations)[group])[:, 0],
         standardised(raw(anomalies, z[1]), z[1])[:, 0],
-        z,
-        apart,
+        turned,
+        z[1],
     )
     np.testing.assert_allclose(model.stats["factors"], [1, 0, factor], rtol=1e-3)
     for maps, own in ((normals, z[0]), (anomalies, z[1])):
@@ -90,9 +103,9 @@ def test_the_prepared_scores_are_the_closed_form(groups):
         np.testing.assert_allclose(total, heads @ [1, 0, factor], rtol=2e-3, atol=5e-3)
 
 
-def fitted_factor(density_of_normals, density_of_anomalies, z, apart):
+def fitted_factor(density_of_normals, density_of_anomalies, normals, z):
     """The posterior's geometric mean, image by image and with scikit-learn's AUC-ROC."""
-    normals, anomalies = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in z)
+    anomalies = z / np.linalg.norm(z, axis=1, keepdims=True)
     m = len(anomalies)
     prior = m / (m + 1)
     logs, weights = np.linspace(-3, 3, 33), []
@@ -100,7 +113,7 @@ def fitted_factor(density_of_normals, density_of_anomalies, z, apart):
         share = 0
         for left_out in range(m):
             others = np.delete(anomalies, left_out, axis=0)
-            seen = (normals @ others.T).mean(1) / apart
+            seen = (normals @ others.T).mean(1)
             own = (others @ anomalies[left_out]).mean()
             seen, own = (seen - seen.mean()) / seen.std(), (own - seen.mean()) / seen.std()
             scores = density_of_normals + prior * np.exp(log) * seen

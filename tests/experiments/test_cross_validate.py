@@ -11,7 +11,7 @@ from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.features import Store, extract
 from ahl_jax.features.images import global_averages
 from ahl_jax.features.split import load_split
-from ahl_jax.run.views import left_out_auc
+from ahl_jax.run.choices import left_out_auc
 from experiments import cross_validate
 
 
@@ -29,23 +29,33 @@ def test_a_row_per_combination_and_a_column_per_data_set(
 ) -> None:
     def made_up(config: Config, whitening: Whitening, normals: np.ndarray, seen: np.ndarray):
         assert len(normals) == 20
-        assert normals.shape[1] == seen.shape[1] == len(whitening.averages) == 1328
+        assert normals.shape[1] == seen.shape[1] == len(whitening.averages)
+        poolings = normals.shape[1] // 1328
+        assert whitening.averages.shape == (poolings * 1328, 1328)
         grid = config.data.category == "grid"
-        return (config.seed + config.detector.groups + 4 * grid) / 10 + len(seen) / 100
+        return (
+            poolings / 100
+            + (config.seed + config.detector.groups + 4 * grid) / 10
+            + len(seen) / 100
+        )
 
     monkeypatch.setattr(cross_validate, "left_out_auc", made_up)
     choice = ("--groups", "1", "3", "--levels", "4", "--views", "1", "--shots", "4", "1")
     text = run(monkeypatch, tmp_path, "--data", str(textures), *choice)
-    head = "| trunk | levels | groups | views | textures/carpet | textures/grid | mean |"
+    head = "| trunk | levels | groups | views | poolings | textures/carpet | textures/grid | mean |"
     assert [line for line in text.splitlines() if line.startswith(("##", "| "))] == [
         "## 4 labelled anomalies",
         head,
-        "| efficientnet_lite0 | 4 | 1 | 1 | 0.1900 | 0.5900 | 0.3900 |",
-        "| efficientnet_lite0 \\* | 4 | 3 | 1 | 0.3900 | 0.7900 | 0.5900 |",
+        "| efficientnet_lite0 | 4 | 1 | 1 | 1 | 0.2000 | 0.6000 | 0.4000 |",
+        "| efficientnet_lite0 | 4 | 1 | 1 | 3 | 0.2200 | 0.6200 | 0.4200 |",
+        "| efficientnet_lite0 \\* | 4 | 3 | 1 | 1 | 0.4000 | 0.8000 | 0.6000 |",
+        "| efficientnet_lite0 \\* | 4 | 3 | 1 | 3 | 0.4200 | 0.8200 | 0.6200 |",
         "## 1 labelled anomaly",
         head,
-        "| efficientnet_lite0 | 4 | 1 | 1 | 0.1600 | 0.5600 | 0.3600 |",
-        "| efficientnet_lite0 \\* | 4 | 3 | 1 | 0.3600 | 0.7600 | 0.5600 |",
+        "| efficientnet_lite0 | 4 | 1 | 1 | 1 | 0.1700 | 0.5700 | 0.3700 |",
+        "| efficientnet_lite0 | 4 | 1 | 1 | 3 | 0.1900 | 0.5900 | 0.3900 |",
+        "| efficientnet_lite0 \\* | 4 | 3 | 1 | 1 | 0.3700 | 0.7700 | 0.5700 |",
+        "| efficientnet_lite0 \\* | 4 | 3 | 1 | 3 | 0.3900 | 0.7900 | 0.5900 |",
     ]
 
 
@@ -54,6 +64,7 @@ def test_the_figure_is_what_the_views_are_chosen_by(
     weave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice = ("--groups", "2", "--levels", "1", "--views", "2", "--shots", "4")
+    choice += ("--poolings", "1")
     text = run(monkeypatch, tmp_path, "--data", str(weave), *choice)
     trunk, aucs = load_trunk("efficientnet_lite0"), []
     for seed in (0, 1):
@@ -65,7 +76,7 @@ def test_the_figure_is_what_the_views_are_chosen_by(
         normals, seen = map(global_averages, maps)
         whitening = fit_whitening(normals, 2, trunk.parts)
         aucs.append(left_out_auc(config, whitening, normals, seen))
-    assert f"| efficientnet_lite0 | 1 | 2 | 2 | {np.mean(aucs):.4f} |" in text
+    assert f"| efficientnet_lite0 | 1 | 2 | 2 | 1 | {np.mean(aucs):.4f} |" in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``views="auto"``: the training data choose, once, and for all seeds."""
+"""Settings that are ``auto``: the training data choose, once, and for all seeds."""
 
 import dataclasses
 import json
@@ -15,8 +15,8 @@ from ahl_jax.detectors import make_detector, make_inputs
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features.images import global_averages
 from ahl_jax.learning.hadg import similar_normals
-from ahl_jax.run import views
-from ahl_jax.run.views import left_out_auc
+from ahl_jax.run import choices
+from ahl_jax.run.choices import left_out_auc
 from tests.problems import CHANNELS, setting_maps
 from tests.stage_one.tiny import install
 
@@ -53,11 +53,13 @@ def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
     caplog.set_level("INFO")
     metrics = train(config, tmp_path / "run")
     assert metrics["auc_roc"] == 1
-    assert load(tmp_path / "run").config.features.views == 1
-    assert "views: 1 (AUC-ROC of labelled anomalies left out: 1.000 with 1 view" in caplog.text
+    config_there = load(tmp_path / "run").config
+    assert (config_there.features.views, config_there.detector.poolings) == (1, 3)
+    told = "taken: 1 view and 3 poolings (AUC-ROC of labelled anomalies left out: 1.000 with 1 view"
+    assert told in caplog.text
     # The same settings are those of the finished run, and so are those with what was chosen.
     assert train(config, tmp_path / "run", progress=False) == metrics
-    chosen = preset("density", str(upright), shots=4, views=1, **QUICK)
+    chosen = preset("density", str(upright), shots=4, views=1, poolings=3, **QUICK)
     assert train(chosen, tmp_path / "run", progress=False) == metrics
     assert evaluate(tmp_path / "run", progress=False) == metrics
     with pytest.raises(UserError, match="`views` is 1 there and 8 here"):
@@ -66,27 +68,33 @@ def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
         train(preset("density", str(upright), shots=4, **{**QUICK, "levels": 1}), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("last", "chosen"), [(0.84, 8), (0.804, 1)])
+@pytest.mark.parametrize(
+    ("last", "chosen"), [(0.84, (8, 1)), (0.8301, (8, 3)), (0.804, (1, 3)), (0.7, (1, 3))]
+)
 def test_a_clearly_better_mean_over_the_seeds_counts(
-    upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, chosen: int
+    upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, chosen: tuple
 ) -> None:
-    # The seeds in turn, with one view and with eight.
-    aucs = iter([0.9, 0.7, 0.8, last])
-    monkeypatch.setattr(views, "left_out_auc", lambda *arguments: next(aucs))
+    # Of one view and of eight, the seeds in turn: three poolings, then one.
+    figures = [0.9, 0.9, 0.7, 0.7, 0.8, 0.8, 0.825 if last > 0.82 else last, last]
+    if last == 0.7:  # One pooling tells more, but not clearly.
+        figures[1] = 0.908
+    aucs = iter(figures)
+    monkeypatch.setattr(choices, "left_out_auc", lambda *arguments: next(aucs))
     config = preset("density", str(upright), shots=4, **QUICK)
     train_seeds(config, tmp_path, [0, 1], progress=False)
     for seed in (0, 1):
         run = json.loads((tmp_path / f"seed-{seed}" / "run.json").read_text())
-        assert run["config"]["features"]["views"] == chosen
+        taken = run["config"]["features"]["views"], run["config"]["detector"]["poolings"]
+        assert taken == chosen
     # Runs that are there keep theirs, without asking the data again.
     train_seeds(config, tmp_path, [0, 1], progress=False)
 
 
-@pytest.mark.parametrize("settings", [{"shots": 0}, {"shots": 4, "views": 1}])
+@pytest.mark.parametrize("settings", [{"shots": 0}, {"shots": 4, "views": 1, "poolings": 2}])
 def test_nothing_is_compared_without_labelled_anomalies_or_choice(
     upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict
 ) -> None:
-    monkeypatch.setattr(views, "extract", None)
+    monkeypatch.setattr(choices, "extract", None)
     config = preset("density", str(upright), **QUICK, **settings)
     train(config, tmp_path / "run", progress=False)
     assert load(tmp_path / "run").config.features.views == 1
@@ -95,7 +103,7 @@ def test_nothing_is_compared_without_labelled_anomalies_or_choice(
 def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
     normals, anomalies, *_ = setting_maps(40)
     averages = [global_averages(maps) for maps in (normals, anomalies)]
-    config = preset("density", "none", groups=2)
+    config = preset("density", "none", groups=2, poolings=1)
     whitening = fit_whitening(averages[0], 2, (3, 1))
     found = left_out_auc(config, whitening, *averages)
     inputs = [make_inputs(maps, whitening=whitening) for maps in (normals, anomalies)]

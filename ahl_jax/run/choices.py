@@ -1,0 +1,183 @@
+"""Settings that are left to the data: ``views`` and ``poolings`` by default.
+
+A screw may lie in any way, and the mean over eight views finds more. A head has an up, and there
+they find less. A crack is told by how much the locations of an image differ, a texture is not.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ahl_jax.backbones import Trunk, load_trunk
+from ahl_jax.common.text import counted
+from ahl_jax.config.checks import left_to_data, settings_of
+from ahl_jax.config.presets import with_settings
+from ahl_jax.config.settings import SCALES, Config, Views
+from ahl_jax.data.records import ImageSource
+from ahl_jax.detectors import make_detector
+from ahl_jax.detectors.whitening import Whitening, fit_whitening
+from ahl_jax.distributed.memory import on_host
+from ahl_jax.distributed.processes import on_primary
+from ahl_jax.features import FeatureMaps, Store, extract
+from ahl_jax.features.images import global_averages
+from ahl_jax.features.split import defect_tiles, marked_pixels
+from ahl_jax.features.tiles import tiles_of
+from ahl_jax.learning.hadg import similar_normals
+from ahl_jax.run.claim import Run
+from ahl_jax.run.options import RunOptions
+
+log = logging.getLogger(__name__)
+
+CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (1, 8), "poolings": (3, 1)}
+"""The values that are compared; a later one has to be clearly better."""
+
+_GAIN = 0.005
+"""How much higher its AUC-ROC has to be."""
+
+
+def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
+    """The runs, with a value for each setting that theirs leave to the data.
+
+    All runs get the same ones, and a run that has begun keeps its own. The measure is Density's
+    ``left_out_auc`` by the trunk as it is before stage one, and its mean over the runs. Without
+    labelled anomalies they are the first ones.
+
+    Args:
+        runs: runs that differ in their seeds alone.
+        options: how they are carried out.
+
+    Raises:
+        UserError: for a bad image, unless the settings skip those, or weights that do not fit.
+    """
+    if not left_to_data(runs[0].config):
+        return list(runs)
+    chosen = on_primary(lambda: _begun(runs, options) or _best(runs, options))
+    return [dataclasses.replace(run, config=with_settings(run.config, chosen)) for run in runs]
+
+
+def _begun(runs: Sequence[Run], options: RunOptions) -> dict[str, Any] | None:
+    """What those runs that have begun chose, if these settings are theirs."""
+    names = left_to_data(runs[0].config)
+    for run in runs:
+        if not options.overwrite and (run.workdir.path / "run.json").is_file():
+            settled = run.workdir.settled(run.config)
+            if settled == run.workdir.config() and not left_to_data(settled):
+                return {s.name: s.value for s in settings_of(settled) if s.name in names}
+    return None
+
+
+def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
+    config = runs[0].config
+    names = left_to_data(config)
+    if not all(run.split.seen for run in runs):
+        return {name: CANDIDATES[name][0] for name in names}
+    given = {"views": config.features.views, "poolings": config.detector.poolings}
+    views, poolings = (
+        CANDIDATES[name] if name in names else (given[name],) for name in ("views", "poolings")
+    )
+    store = Store(options.cache_dir, on_host(options.feature_memory))
+    named = config.features
+    trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
+    found = {v: _left_out_aucs(runs, v, poolings, trunk, store, options) for v in views}
+    pooling = {v: _clearly_best(found[v]) for v in views}
+    view = _clearly_best({v: found[v][pooling[v]] for v in views})
+    chosen = {"views": view, "poolings": pooling[view]}
+    if options.progress:
+        each = ", ".join(
+            f"{auc:.3f} with {counted(v, 'view')} and {counted(p, 'pooling')}"
+            for v in views for p, auc in found[v].items()
+        )  # fmt: skip
+        taken = f"{counted(view, 'view')} and {counted(pooling[view], 'pooling')}"
+        log.info("taken: %s (AUC-ROC of labelled anomalies left out: %s)", taken, each)
+    return {name: chosen[name] for name in names}
+
+
+def _clearly_best(found: Mapping[Any, float]) -> Any:
+    """The key of the highest figure; the first one, unless a later one is clearly higher."""
+    best, *others = found
+    for other in others:
+        if found[other] > found[best] + _GAIN:
+            best = other
+    return best
+
+
+def _left_out_aucs(
+    runs: Sequence[Run],
+    views: Views,
+    poolings: Sequence[int],
+    trunk: Trunk,
+    store: Store,
+    options: RunOptions,
+) -> dict[int, float]:
+    """Density's, the mean over the runs, for every number of poolings."""
+    first = with_settings(runs[0].config, {"views": views})
+
+    def maps_of(paths: Sequence[ImageSource], label: str) -> tuple[FeatureMaps, list[ImageSource]]:
+        """The maps of the images that can be read, and these."""
+        skip, progress = first.data.skip_bad_images, options.progress
+        label = f"{label}, {counted(views, 'view')}"
+        maps, kept = extract(
+            paths, trunk, first.features, store, skip_bad=skip, progress=progress, label=label
+        )
+        return maps, [paths[i] for i in kept]
+
+    tiles, most, block = tiles_of(first.features), max(poolings), SCALES * trunk.channels
+    aucs: dict[int, list[float]] = {p: [] for p in poolings}
+    # Every seed of a data set has the same training normals.
+    known: dict[tuple[ImageSource, ...], tuple[Float[np.ndarray, "n p*d"], Whitening | None]] = {}
+    for run in runs:
+        paths = run.split.train_normals
+        if paths not in known:
+            maps, _ = maps_of(paths, "training normals")
+            pooled = global_averages(tuple(map(tiles.apart, maps)), most)
+            whitening = fit_whitening(pooled, SCALES, trunk.parts, most) if len(pooled) else None
+            known[paths] = pooled, whitening
+        pooled, whitening = known[paths]
+        seen, labelled = maps_of([s.path for s in run.split.seen], "labelled anomalies")
+        if whitening is None or not len(seen[0]):
+            continue
+        marked = marked_pixels(run.config, labelled)
+        chosen = defect_tiles(tiles, seen, pooled[:, :block], marked, trunk.parts)
+        own = global_averages(chosen, most)
+        for p in poolings:
+            part, width = whitening.of_first(p), p * block
+            auc = left_out_auc(run.config, part, pooled[:, :width], own[:, :width])
+            aucs[p].append(auc)
+    return {p: float(np.mean(of_runs)) if of_runs else 0.5 for p, of_runs in aucs.items()}
+
+
+def left_out_auc(
+    config: Config,
+    whitening: Whitening,
+    normals: Float[np.ndarray, "n p*d"],
+    anomalies: Float[np.ndarray, "m p*d"],
+) -> float:
+    """AUC-ROC of labelled anomalies that are left out, against the training normals, by Density.
+
+    Args:
+        config: the settings of the detector are used, and the seed.
+        whitening: that of the normals.
+        normals: pooled features of the training normals.
+        anomalies: those of the labelled anomalies, at least one.
+    """
+
+    def rows(pooled: Float[np.ndarray, "b p*d"]) -> Float[jax.Array, "b r"]:
+        z = whitening.whitened(pooled)
+        # The heads of single locations do not count.
+        lengths = [np.linalg.norm(z, axis=1), *np.zeros((SCALES, len(z)))]
+        return jnp.asarray(np.column_stack([z, *lengths]), jnp.float32)
+
+    poolings = normals.shape[1] // len(whitening.averages[0])
+    detector = dataclasses.replace(config.detector, detector="density", poolings=poolings)
+    channels = whitening.mean.shape[1]
+    functional, model = make_detector(detector, channels, jax.random.key(0))
+    averages = normals[:, : SCALES * channels]
+    groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
+    model = functional.prepared(model, rows(normals), rows(anomalies), groups)
+    return float(model.stats["left_out_auc"])
