@@ -63,33 +63,33 @@ def fit_whitening(
         poolings: p, which is 1 where they are global averages alone.
     """
     mean = pooled.mean(0, dtype=np.float64)
-    blocks = (
-        _Block(block, np.tile(np.asarray(parts, int), scales))
-        for block in np.split(pooled, poolings, axis=1)
-    )
-    first, c = next(blocks), pooled.shape[1] // (poolings * scales)
-    locations = [first.root(slice(k * c, (k + 1) * c)) for k in range(scales)]
-    averages = [first.root(slice(None)), *(block.root(slice(None)) for block in blocks)]
+    levels, c = np.tile(np.asarray(parts, int), scales), pooled.shape[1] // (poolings * scales)
+    by_scale = [slice(k * c, (k + 1) * c) for k in range(scales)]
+    first, *others = np.split(pooled, poolings, axis=1)
+    *locations, averages = _roots(first, levels, [*by_scale, slice(None)])
+    more = [_roots(features, levels, [slice(None)])[0] for features in others]
     return Whitening(
         mean.reshape(poolings * scales, -1).astype(np.float32),
         np.stack(locations),
-        np.concatenate(averages),
+        np.concatenate([averages, *more]),
     )
 
 
-class _Block:
-    """Features that are whitened together."""
+def _roots(
+    features: Float[np.ndarray, "n d"], parts: Int[np.ndarray, " p"], which: Sequence[slice]
+) -> list[Float[np.ndarray, "k k"]]:
+    """The matrices that whiten some of the features each."""
+    size = float(np.sqrt(np.square(features).mean(dtype=np.float64)))
+    centred = features - features.mean(0, dtype=np.float64)
+    sizes = _part_sizes(centred, parts)
+    centred /= sizes  # In its place: of 100,000 normals a copy takes a gigabyte.
 
-    def __init__(self, features: Float[np.ndarray, "n d"], parts: Int[np.ndarray, " p"]):
-        centred = features - features.mean(0, dtype=np.float64)
-        self.size = float(np.sqrt(np.square(features).mean(dtype=np.float64)))
-        self.sizes = _part_sizes(centred, parts)
-        self.scaled = centred / self.sizes  # Alone: of 100,000 normals it takes a gigabyte.
+    def root(of: slice) -> Float[np.ndarray, "k k"]:
+        some = np.ascontiguousarray(centred[:, of])
+        whitening = _inverse_root(some, size / sizes[of].max())
+        return (whitening / sizes[of, None]).astype(np.float32)
 
-    def root(self, of: slice) -> Float[np.ndarray, "k k"]:
-        """The matrix that whitens some of them."""
-        sizes, some = self.sizes[of], np.ascontiguousarray(self.scaled[:, of])
-        return (_inverse_root(some, self.size / sizes.max()) / sizes[:, None]).astype(np.float32)
+    return [root(of) for of in which]
 
 
 def _part_sizes(
