@@ -28,21 +28,22 @@ def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
     return tuple((level + rng.normal(size=(images, s, s, 3))).astype(np.float32) for s in sides)
 
 
-def test_each_is_scored_by_a_fit_to_the_others() -> None:
-    config = preset("density", "", detector="gaussian", seed=3)
+@pytest.mark.parametrize("poolings", [1, 3])
+def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
+    config = preset("density", "", detector="gaussian", seed=3, poolings=poolings)
     normals, none = _maps(23, 0), _maps(0, 0)
     scores, heat, parts = scores_in_turn(config, normals, none, NONE_MARKED[:0], (), OPTIONS)
     assert (parts, heat.shape) == (10, (23, 6, 6))
-    averages, expected = global_averages(normals), []
+    pooled, expected = global_averages(normals, poolings), []
     for left_out, own in make_folds(23, 0.1, 3):
-        whitening = fit_whitening(np.delete(averages, left_out, 0), SCALES)
-        centred = averages[left_out[:own]] - np.ravel(whitening.mean)
-        expected.append(np.linalg.norm(centred @ whitening.averages, axis=1))
+        known = np.delete(pooled, left_out, 0)
+        whitening = fit_whitening(known, SCALES, poolings=poolings)
+        expected.append(np.linalg.norm(whitening.whitened(pooled[left_out[:own]]), axis=1))
     np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-4)
 
 
 def test_two_normals_are_enough() -> None:
-    config = preset("density", "", groups=1)
+    config = preset("density", "", groups=1, poolings=1)
     scores, _, parts = scores_in_turn(config, _maps(2, 1), _maps(3, 2), NONE_MARKED, (), OPTIONS)
     assert parts == len(scores) == 2
     assert np.isfinite(scores).all()
