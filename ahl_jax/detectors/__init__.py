@@ -30,8 +30,12 @@ DETECTORS: dict[str, type[Detector]] = {
 
 
 def poolings_of(config: DetectorConfig) -> int:
-    """How many of ``inputs.POOLINGS`` the detector reads; the average alone, if not whitened."""
-    if not DETECTORS[config.detector].whitened:
+    """How many of ``inputs.POOLINGS`` the detector reads; the average alone, if not whitened.
+
+    Raises:
+        UserError: if there is no detector of that name.
+    """
+    if not _class_of(config).whitened:
         return 1
     assert config.poolings != "auto"
     return config.poolings
@@ -45,13 +49,17 @@ def make_detector(
     Raises:
         UserError: if there is no detector of that name.
     """
+    # Rngs takes a seed or a key; a typed key keeps the whole run on one key tree.
+    rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
+    return functional(_class_of(config)(channels, config, rngs=rngs))
+
+
+def _class_of(config: DetectorConfig) -> type[Detector]:
     if config.detector not in DETECTORS:
         raise UserError(
             f"there is no detector '{config.detector}'; choose from {', '.join(sorted(DETECTORS))}"
         )
-    # Rngs takes a seed or a key; a typed key keeps the whole run on one key tree.
-    rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
-    return functional(DETECTORS[config.detector](channels, config, rngs=rngs))
+    return DETECTORS[config.detector]
 
 
 __all__ = [
