@@ -10,7 +10,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted
 from ahl_jax.distributed.part import Part
 
-if TYPE_CHECKING:
-    pass
-
 Tree = TypeVar("Tree")
 Shared = TypeVar("Shared")
 Out = TypeVar("Out")
@@ -32,6 +29,9 @@ Out = TypeVar("Out")
 log = logging.getLogger(__name__)
 
 AXES = ("seed", "subset", "data")
+
+_COPY = "copy"
+"""Along this axis all devices do the same; a mesh has it where a slice of TPUs needs it."""
 
 
 def mesh_for(
@@ -41,6 +41,9 @@ def mesh_for(
 
     Of several processes each gives the same number of devices. Where the data shards can be shared
     out among the processes, each process has its own.
+
+    The TPU's compiler takes a number of chips that divides those of the slice, and of several
+    processes all chips: there a fourth axis has the chips that do the same as others.
 
     Args:
         seeds: number of seeds.
@@ -62,11 +65,18 @@ def mesh_for(
         of_process[device.process_index].append(device)
     of_process = dict(sorted(of_process.items()))
     processes, each = len(of_process), min(map(len, of_process.values()))
+    tpu = devices[0].platform == "tpu"
+
+    def fits(used: int) -> bool:
+        if tpu:
+            return len(devices) % used == 0
+        return used % processes == 0 and used <= each * processes
+
     shapes = [
         (a, b, data_shards)
         for a in _divisors(seeds)
         for b in _divisors(subsets)
-        if a * b * data_shards % processes == 0 and a * b * data_shards <= each * processes
+        if fits(a * b * data_shards)
     ]
     if not shapes:
         raise UserError(
@@ -77,23 +87,29 @@ def mesh_for(
     # Whole seeds need no communication, so of equal sizes the one with more of them is better.
     shape = max(shapes, key=lambda abn: (math.prod(abn), abn[0]))
     used = math.prod(shape)
+    copies = len(devices) // used if tpu and processes > 1 else 1
     if used < len(devices):
         log.info(
-            "%d of %d devices are in use: %d seeds and %d subsets divide no further",
+            "%d of %d devices %s: %d seeds and %d subsets divide no further",
             used,
             len(devices),
+            "are in use" if copies == 1 else "share the work, and the others do the same",
             seeds,
             subsets,
         )
     types = (AxisType.Auto,) * len(AXES)
     if processes == 1:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:used])
-    chosen = np.array([own[: used // processes] for own in of_process.values()], object).ravel()
+    of_each = used * copies // processes
+    chosen = np.array([own[:of_each] for own in of_process.values()], object)
+    # Copies of one part of the data are in the processes that have it.
     if data_shards % processes == 0:
-        ordered = chosen.reshape(data_shards, *shape[:2]).transpose(1, 2, 0)
+        ordered = chosen.reshape(data_shards, copies, *shape[:2]).transpose(2, 3, 0, 1)
     else:
-        ordered = chosen.reshape(shape)
-    return Mesh(ordered, AXES, axis_types=types)
+        ordered = chosen.reshape(copies, *shape).transpose(1, 2, 3, 0)
+    if copies == 1:
+        return Mesh(ordered[..., 0], AXES, axis_types=types)
+    return Mesh(ordered, (*AXES, _COPY), axis_types=(*types, AxisType.Auto))
 
 
 def own_part(data_shards: int) -> Part:

@@ -202,7 +202,9 @@ def test_no_device_ever_holds_the_whole_bank() -> None:
     assert found["reference"] < 1e-6
 
 
-def shared_out(seeds: int, subsets: int, shards: int, processes: int, each: int) -> list[list]:
+def shared_out(
+    seeds: int, subsets: int, shards: int, processes: int, each: int, platform: str = "cpu"
+) -> list[list]:
     """The mesh's shape, and the process of each of its devices along the data axis."""
 
     @dataclasses.dataclass(frozen=True)
@@ -211,13 +213,14 @@ def shared_out(seeds: int, subsets: int, shards: int, processes: int, each: int)
 
         process_index: int
         number: int
+        platform: str
 
     chosen: dict = {}
 
     def make_mesh(shape, axes, *, axis_types, devices):
         chosen["devices"] = np.array(devices, object).reshape(shape)
 
-    devices = [Fake(p, i) for p in range(processes) for i in range(each)]
+    devices = [Fake(p, i, platform) for p in range(processes) for i in range(each)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "make_mesh", make_mesh)
         patch.setattr("ahl_jax.distributed.mesh.Mesh", lambda d, *_, **__: chosen.update(devices=d))
@@ -260,6 +263,32 @@ def test_processes_give_equally_many_devices_and_have_their_own_part_of_the_data
             shared_out(seeds, subsets, shards, processes, each)
         return
     assert shared_out(seeds, subsets, shards, processes, each) == [shape, of_part]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "subsets", "shards", "processes", "each", "shape", "of_part"),
+    [
+        # Of one process's chips, a part whose number divides that of all.
+        (1, 6, 1, 1, 8, [1, 2, 1], [[0]]),
+        (1, 6, 4, 1, 8, [1, 2, 4], [[0]] * 4),
+        (3, 6, 1, 1, 8, [1, 2, 1], [[0]]),
+        (2, 6, 1, 1, 8, [2, 2, 1], [[0]]),
+        (1, 8, 1, 1, 8, [1, 8, 1], [[0]]),
+        (1, 7, 1, 1, 8, [1, 1, 1], [[0]]),
+        # Of several, all.
+        (1, 6, 1, 2, 4, [1, 2, 1, 4], [[0, 1]]),
+        (1, 8, 1, 2, 4, [1, 8, 1], [[0, 1]]),
+        (1, 7, 1, 4, 4, [1, 1, 1, 16], [[0, 1, 2, 3]]),
+        (1, 6, 2, 2, 4, [1, 2, 2, 2], [[0], [1]]),
+        (1, 6, 4, 2, 8, [1, 2, 4, 2], [[0], [0], [1], [1]]),
+        (1, 2, 2, 4, 4, [1, 2, 2, 4], [[0, 1, 2, 3]] * 2),
+        (8, 8, 1, 64, 4, [8, 8, 1, 4], [list(range(64))]),
+    ],
+)
+def test_the_mesh_is_one_that_the_compiler_for_tpus_takes(
+    seeds: int, subsets: int, shards: int, processes: int, each: int, shape: list[int], of_part
+) -> None:
+    assert shared_out(seeds, subsets, shards, processes, each, "tpu") == [shape, of_part]
 
 
 def test_data_shards_that_do_not_divide_the_devices_are_refused() -> None:

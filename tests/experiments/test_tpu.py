@@ -36,12 +36,11 @@ def test_the_tiny_preset_exchanges_as_much_as_it_did(tmp_path):
             "1x2x4",
             {"all-gather": 15, "all-reduce": 132, "all-to-all": 12, "collective-permute": 52},
         ),
-        ("v5e:4x4", None, None),
+        # Eight copies of each half, which exchange nothing with one another.
+        ("v5e:4x4", "1x2x1x8", {"all-reduce": 2}),
         ("v5e:4x4", "1x2x8", {"all-gather": 16, "all-reduce": 119, "collective-permute": 132}),
     ]
-    # Four hosts cannot share two subsets; the rows after it are compiled all the same.
-    assert "4 processes with 4 devices each cannot share out" in rows[2]["result"]
-    for one in (rows[0], rows[1], rows[3]):
+    for one in rows:
         assert one["result"] == "compiles"
         assert list(one) == list(tpu.COLUMNS)
         assert one["estimated_ms"] > 0
