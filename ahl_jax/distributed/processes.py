@@ -90,13 +90,16 @@ def is_primary() -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together(*, before_a_stop: bool = False) -> Iterator[None]:
     """A part of the program that fails on all processes if it fails on one; never nested.
 
     The others raise what the first one to fail raised, if it was a UserError or a
     KeyboardInterrupt, and a RuntimeError otherwise.
+
+    Args:
+        before_a_stop: do this part whole, even if a stop was asked for earlier.
     """
-    with _round([]):
+    with _round([], before_a_stop=before_a_stop):
         yield
 
 
@@ -176,17 +179,16 @@ def arrays_of_primary(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _round(results: list[Any]) -> Iterator[None]:
+def _round(results: list[Any], *, before_a_stop: bool = False) -> Iterator[None]:
     """Run the body, then exchange what came of it; ``results`` becomes that of all processes."""
     if jax.process_count() == 1:
-        stop.check()
-        yield
+        with _stoppable(before_a_stop=before_a_stop):
+            yield
         return
     failure: BaseException | None = None
     try:
-        stop.allow(here=True)
-        stop.check()
-        yield
+        with _stoppable(before_a_stop=before_a_stop):
+            yield
     except BaseException as error:
         failure = error
     finally:
@@ -199,6 +201,18 @@ def _round(results: list[Any]) -> Iterator[None]:
         if verdict["failure"] is not None:
             _raise(process, *verdict["failure"])
     results[:] = [result for verdict in verdicts for result in verdict["results"]]
+
+
+@contextlib.contextmanager
+def _stoppable(*, before_a_stop: bool) -> Iterator[None]:
+    stop.allow(here=not before_a_stop)
+    stop.check()
+    try:
+        yield
+    finally:
+        stop.allow(here=True)
+    if before_a_stop:
+        stop.check()
 
 
 def _in_words(failure: BaseException | None) -> tuple[str, Any] | None:

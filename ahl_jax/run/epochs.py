@@ -94,7 +94,7 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
             logs = jax.device_get(logs)
         seconds = (time.perf_counter() - began) / len(numbers)
         readable = on_this_process(states, mesh)
-        with together():
+        with together(before_a_stop=True):
             if is_primary():
                 _check_finite(trainings, learner, readable, logs, numbers)
                 rows = _rows(learner, logs, numbers, seconds / len(trainings))

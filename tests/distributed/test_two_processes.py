@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ahl_jax import Config
+from ahl_jax.storage.checkpoints import Checkpoints
 from tests.cli.test_cli import refused
 from tests.runs import history, inference
 
@@ -204,16 +205,26 @@ def test_options_that_do_not_fit_are_refused(
 
 
 @pytest.mark.slow
-def test_a_stop_of_one_stops_both(weave: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signalled", [[1], [0, 1]])
+def test_a_stop_of_one_stops_both(weave: Path, tmp_path: Path, signalled: list[int]) -> None:
     options = ["--data-shards", "2", "--method", "base", "--epochs", "40"]
+    options += ["--checkpoint-every", "2"]
     caches = [tmp_path / "cache 0", tmp_path / "cache 1"]
     both = start_two(weave, [tmp_path / "run", tmp_path / "elsewhere"], *options, caches=caches)
     assert both[0].stderr is not None
     for line in both[0].stderr:
         if line.startswith("epoch 2/"):
             break
-    both[1].send_signal(signal.SIGTERM)
+    # A TPU that is taken away sends it to all.
+    for process in signalled:
+        both[process].send_signal(signal.SIGTERM)
     for code, _, err in end(both):
         assert code == 128 + signal.SIGTERM, err
         assert "ahl: stopped" in err
         assert "Traceback" not in err
+    # The epochs that were under way are kept.
+    saved = len(history(tmp_path / "run"))
+    assert saved >= 4
+    assert saved % 2 == 0
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.latest_epoch() == saved
