@@ -25,16 +25,15 @@ class ScorePredictor(nnx.Module):
 
     With h [n, 2T] the LSTM's last output, the prediction is ``W' relu(W h + b) + b'`` [n, T]; for
     T = 6 the hidden nodes are the paper's 12. Initial states are zero and there is no dropout, so
-    the prediction is deterministic.
+    the prediction is deterministic. ``unroll`` of the K epochs are in one turn of the LSTM's loop.
     """
 
-    def __init__(self, subsets: int, *, rngs: nnx.Rngs):
+    def __init__(self, subsets: int, *, unroll: int = 1, rngs: nnx.Rngs):
+        def way(inputs: int) -> nnx.RNN:
+            return nnx.RNN(nnx.LSTMCell(inputs, subsets, rngs=rngs), unroll=unroll)
+
         def layer(inputs: int) -> nnx.Bidirectional:
-            return nnx.Bidirectional(
-                nnx.RNN(nnx.LSTMCell(inputs, subsets, rngs=rngs)),
-                nnx.RNN(nnx.LSTMCell(inputs, subsets, rngs=rngs)),
-                rngs=rngs,
-            )
+            return nnx.Bidirectional(way(inputs), way(inputs), rngs=rngs)
 
         self.first = layer(subsets)
         self.second = layer(2 * subsets)
@@ -123,7 +122,10 @@ class Estimator:
         (self.unused,) = rest
 
     def _module(self, key: Key[Array, ""]) -> ScorePredictor:
-        return ScorePredictor(self.subsets, rngs=nnx.Rngs(key))
+        # A turn of a loop costs a TPU more than the products in it. Elsewhere the loop stays, as
+        # without it a CPU rounds otherwise.
+        unroll = self.config.history if jax.default_backend() == "tpu" else 1
+        return ScorePredictor(self.subsets, unroll=unroll, rngs=nnx.Rngs(key))
 
     def init(self, key: Key[Array, ""], images: int) -> Importance:
         """Uniform weights and an empty history for ``images`` training images."""
