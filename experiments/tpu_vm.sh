@@ -125,9 +125,10 @@ done
 
 step "pack the last commit" git -C "$root" archive --prefix=ahl_jax/ --output="$tree" HEAD
 copy "copy the repository" all "$tree" "$name:ahl_jax.tar.gz"
-# The image's Python may be older than ours, and uv brings one.
-ssh_all "install" "tar -xzf ahl_jax.tar.gz && cd ahl_jax && python3 -m pip install --quiet --user uv \
-&& python3 -m uv venv --python 3.12 --clear && python3 -m uv pip install --quiet -e '.[tpu]'"
+# The image's Python may be older than ours, and uv brings one. Newer images refuse pip otherwise.
+ssh_all "install" "tar -xzf ahl_jax.tar.gz && cd ahl_jax && export PIP_BREAK_SYSTEM_PACKAGES=1 \
+&& python3 -m pip install --quiet --user uv && python3 -m uv venv --python 3.12 --clear \
+&& python3 -m uv pip install --quiet -e '.[tpu]'"
 [[ -z $data ]] || copy "copy the data" all "$data" "$name:ahl_jax/data"
 printf -v command '%q ' "$@"
 code=0

@@ -72,20 +72,13 @@ def mesh_for(
             return len(devices) % used == 0
         return used % processes == 0 and used <= each * processes
 
-    shapes = [
-        (a, b, data_shards)
-        for a in _divisors(seeds)
-        for b in _divisors(subsets)
-        if fits(a * b * data_shards)
-    ]
-    if not shapes:
+    shape = largest_shape(seeds, subsets, data_shards, fits)
+    if shape is None:
         raise UserError(
             f"{processes} processes with {each} devices each cannot share out {seeds} seeds, "
             f"{subsets} subsets and `data_shards={data_shards}` evenly; set `data_shards` or "
             f"`subsets` to a multiple of {processes}, or use fewer processes"
         )
-    # Whole seeds need no communication, so of equal sizes the one with more of them is better.
-    shape = max(shapes, key=lambda abn: (math.prod(abn), abn[0]))
     used = math.prod(shape)
     copies = len(devices) // used if tpu and processes > 1 else 1
     if used < len(devices):
@@ -110,6 +103,22 @@ def mesh_for(
     if copies == 1:
         return Mesh(ordered[..., 0], AXES, axis_types=types)
     return Mesh(ordered, (*AXES, _COPY), axis_types=(*types, AxisType.Auto))
+
+
+def largest_shape(
+    seeds: int, subsets: int, data_shards: int, fits: Callable[[int], bool]
+) -> tuple[int, int, int] | None:
+    """The shape of the mesh with the most devices whose number fits; None if there is none.
+
+    Whole seeds need no communication, so of equal sizes the one with more of them is better.
+    """
+    shapes = [
+        (a, b, data_shards)
+        for a in _divisors(seeds)
+        for b in _divisors(subsets)
+        if fits(a * b * data_shards)
+    ]
+    return max(shapes, key=lambda abn: (math.prod(abn), abn[0]), default=None)
 
 
 def own_part(data_shards: int) -> Part:
