@@ -63,7 +63,8 @@ class Option:
         """How many words its value takes at the most."""
         if self.kind is bool:
             return 0
-        several = get_origin(self.kind) is tuple and tyro.conf.UseAppendAction not in self.marks
+        several = get_origin(_given(self.kind)) is tuple
+        several = several and tyro.conf.UseAppendAction not in self.marks
         return sys.maxsize if several else 1
 
     @property
@@ -211,16 +212,21 @@ def _check_complete(
         )
 
 
+def _given(kind: Any) -> Any:
+    """The type of a value that is given, where the type allows None too."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next(each for each in kinds if each is not NoneType)
+
+
 def _check_value(word: str, value: str, kind: Any) -> None:
     """Refuse a word that is no value of the type.
 
     Raises:
         UserError: saying which it may be.
     """
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kind = _given(kind)
     if get_origin(kind) is tuple:
-        kinds = get_args(kind)[:1]
-    (kind, *_) = [each for each in kinds if each is not NoneType]
+        kind = _given(get_args(kind)[0])
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
         if value not in choices:

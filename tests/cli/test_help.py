@@ -92,6 +92,7 @@ def test_an_unknown_word_is_answered_with_the_nearest(
         ("train x --workdir r --seeds", "--seeds has no value; give it one"),
         ("train x --epochs --workdir r", "--epochs has no value; give it one"),
         ("train x --workdir r --limit x", "--limit is 'x'; it must be a whole number"),
+        ("train x --workdir r --crop 4 0 20 q", "--crop is 'q'; it must be a whole number"),
         ("train x", "--workdir is missing; `ahl train --help` explains it"),
         ("train --workdir r", "DATA is missing; `ahl train --help` explains it"),
         ("export r", "FILE is missing; `ahl export --help` explains it"),
