@@ -288,6 +288,7 @@ def test_what_trains_nothing_takes_normals_alone(
         AHLDetector(detector="patchcore").fit(paths[:20], [normal] * 20)
 
 
+@pytest.mark.slow
 def test_it_warns_where_too_few_are_held_out(
     fitted: AHLDetector, paths: list[Path], y: np.ndarray
 ) -> None:

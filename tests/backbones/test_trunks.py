@@ -255,7 +255,9 @@ TINY = {
 }
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(
+    params=["tiny_dino", "tiny_dino_reg", pytest.param("tiny_convnext", marks=pytest.mark.slow)]
+)
 def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trunk:
     name = request.param
     monkeypatch.setitem(TRUNKS, name, TINY[name])

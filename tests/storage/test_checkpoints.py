@@ -301,6 +301,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
     # Several kills, at different moments of a save; each run finds what the last one left.
     for delay in (0.0, 0.03):
