@@ -21,7 +21,8 @@ COMMAND runs in the copy of the repository. A table script takes a slice of one 
   --version VERSION   of the TPU's software (v2-alpha-tpuv5-lite, which is v5e's)
   --spot              a cheaper TPU that may be taken away
   --data FOLDER       copy this folder to every host, as "data"
-  --results PATH      bring this file or folder from the first host (runs); may be given repeatedly
+  --results PATH      bring this file or folder from the first host (runs); may be given repeatedly;
+                      "" where COMMAND writes to a bucket
   --to FOLDER         where results go (tpu-NAME); must not exist
   --keep              do not delete the TPU
   --dry-run           print the commands alone
@@ -138,7 +139,7 @@ ran=$doing
 # Of a command that failed too, as much as there is.
 run mkdir -p "$to"
 for path in "${results[@]}"; do
-  if ! copy "fetch $path" 0 "$name:ahl_jax/$path" "$to/"; then
+  if [[ $path ]] && ! copy "fetch $path" 0 "$name:ahl_jax/$path" "$to/"; then
     # Results that cost hours are worth more than the minutes until somebody looks.
     if ((code == 0)); then keep=true && exit 1; fi
   fi

@@ -105,6 +105,12 @@ def test_results_that_could_not_be_fetched_are_not_deleted(tmp_path: Path) -> No
     assert "delete" not in verbs(calls)
 
 
+def test_nothing_is_fetched_where_results_are_elsewhere(tmp_path: Path) -> None:
+    done, calls = start(tmp_path, "--results", "", *COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert verbs(calls) == [*WHOLE[:5], "ssh", "delete"]
+
+
 def test_a_deletion_that_fails_is_a_failure(tmp_path: Path) -> None:
     done, _ = start(tmp_path, *COMMAND, fails="delete")
     assert done.returncode == 1
