@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from ahl_jax.common import remote, stop
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.locks import kept
 
 log = logging.getLogger(__name__)
 _LOCK = ".lock"
@@ -117,24 +118,9 @@ def alone(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0, opener=_plain) as file:
-        told = False
-        while not _taken(file, path):
-            if not told:
-                busy()
-            told = True
-            stop.check()
-            time.sleep(0.1)
-        done = threading.Event()
-        beat = threading.Thread(target=_beat, args=(file, done), daemon=True, name="lock")
-        beat.start()
-        try:
+        beat, release = functools.partial(_beat, file), functools.partial(_release, file)
+        with kept(lambda: _taken(file, path), busy, beat, release):
             yield
-        finally:
-            done.set()
-            beat.join()
-            # Nobody has to wait and see whether we are alive.
-            with contextlib.suppress(OSError):
-                file.truncate(0)
 
 
 def holder(folder: Path) -> str:
@@ -187,6 +173,12 @@ def _beat(file: BinaryIO, done: threading.Event) -> None:
     while not done.wait(_BEAT):
         with contextlib.suppress(OSError):
             os.utime(file.fileno())
+
+
+def _release(file: BinaryIO) -> None:
+    """Nobody has to wait and see whether we are alive."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.locks import kept
 
 log = logging.getLogger(__name__)
 
@@ -226,22 +227,9 @@ def held(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
         busy: called where another process is there already, before waiting until it is gone.
     """
     mine = f"{os.getpid()} {socket.gethostname()} {uuid.uuid4().hex}"
-    told = False
-    while not _taken(lock, mine):
-        if not told:
-            busy()
-        told = True
-    done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(lock, mine, done), daemon=True, name="lock")
-    beat.start()
-    try:
+    beat, release = (functools.partial(each, lock, mine) for each in (_beat, _release))
+    with kept(lambda: _taken(lock, mine), busy, beat, release):
         yield
-    finally:
-        done.set()
-        beat.join()
-        with contextlib.suppress(Exception):
-            if _is_mine(lock, mine):
-                storage(lock).rm_file(str(lock))
 
 
 def _taken(lock: Path, mine: str) -> bool:
@@ -267,6 +255,12 @@ def _taken(lock: Path, mine: str) -> bool:
             # Another one may have been about to remove what it took for the old one.
             time.sleep(_BEAT / 2)
         return _is_mine(lock, mine)
+
+
+def _release(lock: Path, mine: str) -> None:
+    with contextlib.suppress(Exception):
+        if _is_mine(lock, mine):
+            storage(lock).rm_file(str(lock))
 
 
 def _content(lock: Path) -> bytes | None:
