@@ -36,9 +36,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         )
     if config.data in NAMED:
         return importlib.import_module(NAMED[config.data]).load(config)
-    path = fetched(config.data)
-    if url_of(config.data):
-        config = dataclasses.replace(config, data=str(path))
+    config = _here(config)
+    path = Path(config.data)
     if path.suffix.lower() == ".csv" and path.is_file():
         from ahl_jax.data import table
 
@@ -54,6 +53,13 @@ def load_dataset(config: DataConfig) -> Dataset:
     return visa.load(config) if visa.is_visa(path) else folder.load(config)
 
 
+def _here(config: DataConfig) -> DataConfig:
+    """The settings with the copy of what they name in object storage, which is made or renewed."""
+    if config.data in NAMED or not url_of(config.data):
+        return config
+    return dataclasses.replace(config, data=str(fetched(config.data)))
+
+
 def names_all(config: DataConfig) -> bool:
     """Whether the category is ``ALL``, and none is called so."""
     return config.category == ALL and ALL not in categories(config.data)
@@ -65,8 +71,8 @@ def _joint(config: DataConfig) -> Dataset:
         raise UserError(
             f"`joint` takes every category; leave out `category={config.category!r}`, or `joint`"
         )
-    alone = dataclasses.replace(config, joint=False)
-    names = categories(config.data)
+    alone = dataclasses.replace(_here(config), joint=False)
+    names = categories(alone.data)
     if not names:
         raise UserError(f"{load_dataset(alone).name} has no categories; leave out `joint`")
     return joined(

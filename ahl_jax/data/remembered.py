@@ -172,7 +172,7 @@ def category_of(path: ImageSource, data: str) -> str:
         data: what ``DataConfig.data`` names.
     """
     # The first part of its name: that of a folder, or what ``joined`` puts before a record's.
-    return unicodedata.normalize("NFC", _name(path, Path(data)).partition("/")[0])
+    return unicodedata.normalize("NFC", _name(path, copy_of(data)).partition("/")[0])
 
 
 def _normals(paths: Sequence[ImageSource]) -> list[Sample]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import csv_text, replace_file
+from ahl_jax.common.remote import any_path
 from ahl_jax.common.text import markdown_table, mean_std
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config
@@ -114,7 +115,7 @@ def train_categories(
         UserError: if the data has no categories, a name is no folder's, the settings do not fit, or
             the folder cannot be written to.
     """
-    workdir, how = Path(workdir), run_options(options)
+    workdir, how = any_path(workdir), run_options(options)
     check_settings(config)
     cells = _cells(config, workdir, several=bool(seeds))
     seeds = list(dict.fromkeys(seeds)) or [config.seed]
@@ -187,10 +188,14 @@ def _rows(found: Sequence[tuple[_Category, Sequence[dict[str, Any]]]], *, joint:
 
 def _mean(values: Sequence[float | str]) -> float | str:
     """The mean; empty where one of the values is."""
-    numbers = [value for value in values if not isinstance(value, str)]
-    return statistics.mean(numbers) if len(numbers) == len(values) else ""
+    return statistics.mean(numbers) if (numbers := _numbers(values)) else ""
 
 
 def _in_words(values: Sequence[float | str]) -> str:
+    return mean_std(numbers, 4) if (numbers := _numbers(values)) else ""
+
+
+def _numbers(values: Sequence[float | str]) -> list[float]:
+    """The values; none where one of them is empty."""
     numbers = [value for value in values if not isinstance(value, str)]
-    return mean_std(numbers, 4) if len(numbers) == len(values) else ""
+    return numbers if len(numbers) == len(values) else []

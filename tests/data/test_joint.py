@@ -11,6 +11,7 @@ import pytest
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import DataConfig
+from ahl_jax.data.copies import copy_of
 from ahl_jax.data.open import joined, load_dataset
 from ahl_jax.data.records import Record
 from ahl_jax.data.remembered import category_of, find, listed
@@ -105,3 +106,11 @@ def test_a_category_is_compared_with_its_own_normals() -> None:
         "b": {"auc_roc": 1.0, "auc_pr": 1.0, "n_test": 3},
     }
     assert image_metrics(scores, classes)["auc_roc"] < 1
+
+
+def test_the_category_is_told_of_copies_of_object_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AHL_DATA", str(tmp_path))
+    image = copy_of("gs://bucket/parts/screw/test/good/0.png")
+    assert category_of(image, "gs://bucket/parts") == "screw"
