@@ -33,7 +33,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import Store, extract
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.images import pooled_features
 from ahl_jax.features.split import load_split
 from ahl_jax.run.choices import left_out_auc
 from experiments.tables.cells import dataset_name
@@ -127,7 +127,7 @@ def measured(options: Options) -> dict[int, dict[Row, dict[str, float]]]:
         paths = list(dict.fromkeys(path for one in splits[name] for path in _training(one)))
         maps, _ = extract(paths, trunk, config.features, Store(), progress=False)
         most, block = max(options.poolings), SCALES * trunk.channels
-        pooled = dict(zip(paths, global_averages(maps, most), strict=True))
+        pooled = dict(zip(paths, pooled_features(maps, most), strict=True))
         # No normals are held out, so all seeds have the same.
         normals = np.stack([pooled[path] for path in splits[name][0].train_normals])
         whitening = fit_whitening(normals, SCALES, trunk.parts, most)

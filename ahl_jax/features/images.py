@@ -369,12 +369,19 @@ Maps = Sequence[Float[np.ndarray, "n h w c"]]
 """Feature maps of n images, one array per scale."""
 
 
-def global_averages(maps: Maps, poolings: int = 1) -> Float[np.ndarray, "n p*d"]:
-    """The averages over the locations of each image, scale beside scale, in float32.
+def global_averages(maps: Maps) -> Float[np.ndarray, "n d"]:
+    """The averages over the locations of each image, scale beside scale, in float32."""
+    return pooled_features(maps, 1)
 
-    With more ``poolings`` the others of ``POOLINGS`` follow, each scale beside scale.
-    """
+
+def pooled_features(maps: Maps, poolings: int) -> Float[np.ndarray, "n p*d"]:
+    """The first ``POOLINGS`` of each image, one after the other, each scale beside scale."""
     pools = POOLINGS[:poolings]
     # Summed in float64; of 100,000 images the result takes gigabytes.
     found = [pool(m, np.float64).astype(np.float32) for pool in pools for m in maps]
     return np.concatenate(found, axis=1)
+
+
+def averages_of(pooled: Float[np.ndarray, "n p*d"], poolings: int) -> Float[np.ndarray, "n d"]:
+    """The ``global_averages`` among pooled features."""
+    return pooled[:, : pooled.shape[1] // poolings]

@@ -5,14 +5,14 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ahl_jax.backbones import Trunk
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.config.settings import Config
+from ahl_jax.data.copies import copy_of
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.masks import find_masks, read_mask
 from ahl_jax.data.open import load_dataset
@@ -23,7 +23,7 @@ from ahl_jax.detectors import poolings_of
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.images import averages_of, global_averages, pooled_features
 from ahl_jax.features.tiles import Tiles, marked_in, tiles_of, tiles_of_defects
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,11 @@ class TrainingFeatures:
     """A run's training images."""
 
     normals: Extracted
+    averages: Float[np.ndarray, "n d"]
+    """``global_averages`` of all normals."""
+
     pooled: Float[np.ndarray, "n p*d"]
-    """``global_averages`` of all normals, by as many poolings as the detector reads."""
+    """``pooled_features`` of all normals, by as many poolings as the detector reads."""
 
     anomalies: Extracted
     pseudo: PseudoFeatures
@@ -57,11 +60,6 @@ class TrainingFeatures:
 
     counts: Int[np.ndarray, "p 3"]
     """How many normals, anomalies and pseudo-anomalies each part has."""
-
-    @property
-    def averages(self) -> Float[np.ndarray, "n d"]:
-        """``global_averages`` of all normals."""
-        return self.pooled[:, : SCALES * self.normals.maps[0].shape[-1]]
 
     @property
     def maps(self) -> tuple[FeatureMaps, FeatureMaps, FeatureMaps]:
@@ -166,15 +164,16 @@ def training_features(
             maps=tuple(map(tiles.apart, normals.maps)),
             counts=tuple(tiles.count * n for n in normals.counts),
         )
-        mine = global_averages(normals.maps, poolings_of(config.detector))
+        poolings = poolings_of(config.detector)
+        mine = pooled_features(normals.maps, poolings)
         pooled = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
+        averages = averages_of(pooled, poolings)
     else:
-        normals, pooled = shared.normals, shared.pooled
+        normals, averages, pooled = shared.normals, shared.averages, shared.pooled
     seen = [sample.path for sample in split.seen]
     anomalies = extracted(seen, "labelled anomaly", "labelled anomalies")
     first = sum(anomalies.counts[: part.number])
     own = anomalies.paths[first : first + len(anomalies.maps[0])]
-    averages = pooled[:, : SCALES * trunk.channels]
     with together():
         marked = marked_pixels(config, own)
         maps = defect_tiles(tiles, anomalies.maps, averages, marked, trunk.parts)
@@ -188,7 +187,7 @@ def training_features(
             progress=progress,
         )  # fmt: skip
     counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.origin))]).T
-    return TrainingFeatures(normals, pooled, anomalies, pseudo, counts)
+    return TrainingFeatures(normals, averages, pooled, anomalies, pseudo, counts)
 
 
 def check_enough(config: Config, normals: int) -> None:
@@ -238,7 +237,7 @@ def marked_pixels(config: Config, paths: Sequence[ImageSource]) -> Int[np.ndarra
     """
     found = np.zeros((len(paths), tiles_of(config.features).count), int)
     if found.shape[1] > 1:
-        for i, mask in find_masks(paths, Path(config.data.data)).items():
+        for i, mask in find_masks(paths, copy_of(config.data.data)).items():
             marks = read_mask(paths[i], mask)
             if marks is not None:
                 found[i] = marked_in(config.features, marks)

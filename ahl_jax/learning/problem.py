@@ -1,6 +1,6 @@
 """From feature maps to a training problem: bank, subsets, batches' pools, and a fresh model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ahl_jax.config.settings import Config
+from ahl_jax.config.settings import SCALES, Config
 from ahl_jax.detectors import Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.losses import draw_prior
-from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.features.images import Maps, global_averages
+from ahl_jax.detectors.whitening import Whitening, fit_whitening
+from ahl_jax.features.images import Maps, averages_of, pooled_features
 from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
 from ahl_jax.learning.base import Fit, Plain
 from ahl_jax.learning.batches import PoolSet
@@ -78,16 +78,28 @@ def make_problem(
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
     poolings = poolings_of(config.detector)
-    pooled = global_averages(normals, poolings)
-    averages = pooled[:, : len(normals) * normals[0].shape[-1]]
-    whitening = (
-        fit_whitening(pooled, len(normals), poolings=poolings) if config.features.whiten else None
-    )
+    pooled = pooled_features(normals, poolings)
+    whitening = whitening_of(config, pooled)
     maps = normals, anomalies, pseudo
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    return problem_on(config, bank, averages, generator, origin)
+    return problem_on(config, bank, averages_of(pooled, poolings), generator, origin)
+
+
+def whitening_of(
+    config: Config, pooled: Float[np.ndarray, "n p*d"], parts: Sequence[int] = ()
+) -> Whitening | None:
+    """The whitening that a run's detector reads features by; None where it reads them as they are.
+
+    Args:
+        config: the run's settings.
+        pooled: ``pooled_features`` of the n training normals, as many as the detector reads.
+        parts: channels of the trunk's levels; by default all are one level's.
+    """
+    if not config.features.whiten:
+        return None
+    return fit_whitening(pooled, SCALES, parts, poolings_of(config.detector))
 
 
 def subsets_on(config: Config, roles: Roles, averages: Float[np.ndarray, "n d"]) -> list[Subset]:

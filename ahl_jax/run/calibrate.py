@@ -13,16 +13,15 @@ from jaxtyping import Array, Float, Int
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
-from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.config.settings import Config
 from ahl_jax.data.copies import fetched
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
 from ahl_jax.detectors import Functional, Model, poolings_of
-from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.images import averages_of, pooled_features
 from ahl_jax.features.split import defect_tiles, fitted_features, held_out_features
 from ahl_jax.features.tiles import UNCUT, tiles_of
 from ahl_jax.inference.folder import found_images
@@ -32,7 +31,7 @@ from ahl_jax.inference.threshold import calibration_of
 from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
-from ahl_jax.learning.problem import problem_on
+from ahl_jax.learning.problem import problem_on, whitening_of
 from ahl_jax.run.again import find_split
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
@@ -154,8 +153,8 @@ def scores_in_turn(
     n, tiles = len(normals[0]), tiles_of(config.features)
     normals = tuple(map(tiles.apart, normals))
     poolings, none = poolings_of(config.detector), tuple(each[:0] for each in normals)
-    pooled = global_averages(normals, poolings)
-    averages = pooled[:, : SCALES * normals[0].shape[-1]]
+    pooled = pooled_features(normals, poolings)
+    averages = averages_of(pooled, poolings)
     seen = defect_tiles(tiles, seen, averages, marked, parts)
     tile_of = np.arange(len(averages)).reshape(n, -1)
     labelled = len(averages) + np.arange(len(seen[0]))
@@ -167,11 +166,7 @@ def scores_in_turn(
         for left_out, own in folds:
             rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
             made = np.zeros(0, int)
-            whitening = (
-                fit_whitening(pooled[rest], SCALES, parts, poolings)
-                if config.features.whiten
-                else None
-            )
+            whitening = whitening_of(config, pooled[rest], parts)
             (bank,) = shared_bank(
                 [(normals, seen, none)], config.features.precision,
                 on_device(options.feature_memory), whitening=whitening,

@@ -16,16 +16,16 @@ from jaxtyping import Float
 
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.text import counted
-from ahl_jax.config.checks import left_to_data, settings_of
+from ahl_jax.config.checks import left_to_data
 from ahl_jax.config.presets import with_settings
-from ahl_jax.config.settings import SCALES, Config, Views
+from ahl_jax.config.settings import SCALES, Config, Views, flat
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_detector
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
 from ahl_jax.features import FeatureMaps, Store, extract
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.images import averages_of, pooled_features
 from ahl_jax.features.split import defect_tiles, marked_pixels
 from ahl_jax.features.tiles import tiles_of
 from ahl_jax.learning.hadg import similar_normals
@@ -68,7 +68,8 @@ def _begun(runs: Sequence[Run], options: RunOptions) -> dict[str, Any] | None:
         if not options.overwrite and (run.workdir.path / "run.json").is_file():
             settled = run.workdir.settled(run.config)
             if settled == run.workdir.config() and not left_to_data(settled):
-                return {s.name: s.value for s in settings_of(settled) if s.name in names}
+                there = dict(flat(settled.to_dict()))
+            return {name: there[name] for name in names}
     return None
 
 
@@ -78,9 +79,7 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     if not all(run.split.seen for run in runs):
         return {name: CANDIDATES[name][0] for name in names}
     given = {"views": config.features.views, "poolings": config.detector.poolings}
-    views, poolings = (
-        CANDIDATES[name] if name in names else (given[name],) for name in ("views", "poolings")
-    )
+    views, poolings = (CANDIDATES[k] if k in names else (given[k],) for k in CANDIDATES)
     store = Store(options.cache_dir, on_host(options.feature_memory))
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
@@ -135,7 +134,7 @@ def _left_out_aucs(
         paths = run.split.train_normals
         if paths not in known:
             maps, _ = maps_of(paths, "training normals")
-            pooled = global_averages(tuple(map(tiles.apart, maps)), most)
+            pooled = pooled_features(tuple(map(tiles.apart, maps)), most)
             whitening = fit_whitening(pooled, SCALES, trunk.parts, most) if len(pooled) else None
             known[paths] = pooled, whitening
         pooled, whitening = known[paths]
@@ -143,8 +142,8 @@ def _left_out_aucs(
         if whitening is None or not len(seen[0]):
             continue
         marked = marked_pixels(run.config, labelled)
-        chosen = defect_tiles(tiles, seen, pooled[:, :block], marked, trunk.parts)
-        own = global_averages(chosen, most)
+        chosen = defect_tiles(tiles, seen, averages_of(pooled, most), marked, trunk.parts)
+        own = pooled_features(chosen, most)
         for p in poolings:
             part, width = whitening.of_first(p), p * block
             auc = left_out_auc(run.config, part, pooled[:, :width], own[:, :width])
@@ -177,7 +176,7 @@ def left_out_auc(
     detector = dataclasses.replace(config.detector, detector="density", poolings=poolings)
     channels = whitening.mean.shape[1]
     functional, model = make_detector(detector, channels, jax.random.key(0))
-    averages = normals[:, : SCALES * channels]
+    averages = averages_of(normals, poolings)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
     model = functional.prepared(model, rows(normals), rows(anomalies), groups)
     return float(model.stats["left_out_auc"])

@@ -9,15 +9,14 @@ import numpy as np
 
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import UserError
-from ahl_jax.config.settings import SCALES
 from ahl_jax.data.copies import copy_of
 from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import hold_out
 from ahl_jax.data.types import Sample
-from ahl_jax.detectors import Model, poolings_of
+from ahl_jax.detectors import Model
 from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
-from ahl_jax.detectors.whitening import Whitening, fit_whitening
+from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.distributed.mesh import own_part
 from ahl_jax.distributed.part import Part
@@ -32,7 +31,7 @@ from ahl_jax.features.split import (
 )
 from ahl_jax.features.tiles import tiles_of, warn_of_shrinking
 from ahl_jax.learning.bank import shared_bank
-from ahl_jax.learning.problem import Problem, problem_on
+from ahl_jax.learning.problem import Problem, problem_on, whitening_of
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.start import Start
@@ -125,12 +124,7 @@ def make_problems(
     features, config = extracted.features, runs[0].config.features
     with together():
         # Every seed of a data set has the same training normals.
-        poolings = poolings_of(runs[0].config.detector)
-        whitening = (
-            fit_whitening(features[0].pooled, SCALES, extracted.parts, poolings)
-            if config.whiten
-            else None
-        )
+        whitening = whitening_of(runs[0].config, features[0].pooled, extracted.parts)
         banks = shared_bank(
             [each.maps for each in features],
             config.precision,

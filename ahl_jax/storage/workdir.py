@@ -29,7 +29,7 @@ from ahl_jax.common.files import (
 )
 from ahl_jax.common.remote import any_path, resolved, url_of
 from ahl_jax.common.text import counted
-from ahl_jax.config.checks import left_to_data, settings_of
+from ahl_jax.config.checks import left_to_data
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, flat
 from ahl_jax.data.open import NAMED
@@ -144,7 +144,7 @@ class Workdir:
         names = left_to_data(config)
         if not names or not (self.path / "run.json").is_file():
             return config
-        there = {s.name: s.value for s in settings_of(self.config())}
+        there = dict(flat(self.config().to_dict()))
         return with_settings(config, {name: there[name] for name in names})
 
     def bind_data(self, digest: str) -> None:

@@ -11,7 +11,7 @@ from ahl_jax import UserError, load, preset, recalibrate
 from ahl_jax.cli.main import main
 from ahl_jax.config.settings import SCALES
 from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.images import pooled_features
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.run.calibrate import scores_in_turn
 from ahl_jax.run.options import RunOptions
@@ -34,7 +34,7 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     normals, none = _maps(23, 0), _maps(0, 0)
     scores, heat, parts = scores_in_turn(config, normals, none, NONE_MARKED[:0], (), OPTIONS)
     assert (parts, heat.shape) == (10, (23, 6, 6))
-    pooled, expected = global_averages(normals, poolings), []
+    pooled, expected = pooled_features(normals, poolings), []
     for left_out, own in make_folds(23, 0.1, 3):
         known = np.delete(pooled, left_out, 0)
         whitening = fit_whitening(known, SCALES, poolings=poolings)
