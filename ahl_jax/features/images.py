@@ -18,6 +18,7 @@ from ahl_jax.config.settings import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors.inputs import POOLINGS
+from ahl_jax.distributed.cores import on_all_cores
 from ahl_jax.features.store import Store, entry_key
 from ahl_jax.features.tiles import frame_of, framing, tiles_of
 
@@ -267,7 +268,8 @@ def _all_maps(
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return tiled_maps(trunk.apply_with_fine, config, dtype, trunk.params, whole)
+    program = functools.partial(tiled_maps, trunk.apply_with_fine, config, dtype, trunk.params)
+    return on_all_cores(program, whole)
 
 
 def tiled_maps(

@@ -33,6 +33,7 @@ from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
+from ahl_jax.distributed.cores import on_all_cores
 from ahl_jax.features import FeatureMaps
 from ahl_jax.features.images import map_shapes, padded, tiled_maps, trunk_dtype
 from ahl_jax.features.tiles import frame_of
@@ -237,7 +238,7 @@ class Predictor:
         bucket = bucket or 1 << (len(images) - 1).bit_length()
         with _preparing:
             program, arrays = self._program, self.arrays
-        found = program(arrays, padded(images, bucket))
+        found = on_all_cores(functools.partial(program, arrays), padded(images, bucket))
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 
     def cut(self, fpr: float | None = None, threshold: float | None = None) -> Cut | None:
