@@ -8,16 +8,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
-import jax
-
-from ahl_jax.backbones import TRUNKS, weights_file
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import default_folder, reason
 from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.common.text import counted
 from ahl_jax.config.checks import ANYWHERE
-from ahl_jax.distributed.memory import on_device, on_host
-from ahl_jax.features.images import trunk_dtype
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 _PLUGINS = {
@@ -57,6 +52,10 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
+    import jax
+
+    from ahl_jax.features.images import trunk_dtype
+
     devices, backend = jax.devices(), jax.default_backend()
     yield "devices", f"{counted(len(devices), backend.upper())}: {devices[0].device_kind}"
     if jax.process_count() > 1:
@@ -77,8 +76,11 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _memory() -> Iterator[tuple[str, str]]:
+    from ahl_jax.distributed.cores import cores
+    from ahl_jax.distributed.memory import on_device, on_host
+
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield "memory", f"{gib:.0f} GiB, {os.cpu_count()} CPU cores"
+    yield "memory", f"{gib:.0f} GiB, {counted(cores(), 'CPU core')}"
     yield (
         "for features",
         f"{on_host(None) / 2**30:.0f} GiB in memory and {on_device(None) / 2**30:.0f} GiB on each "
@@ -87,6 +89,10 @@ def _memory() -> Iterator[tuple[str, str]]:
 
 
 def _cache(given: Path | None) -> Iterator[tuple[str, str]]:
+    import jax
+
+    from ahl_jax.backbones import TRUNKS
+
     folder = default_folder() if given is None else any_path(given)
     yield "cache", f"{folder}: {_content(folder)}"
     programs = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
@@ -96,6 +102,8 @@ def _cache(given: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def _has_weights(trunk: str, folder: Path) -> bool:
+    from ahl_jax.backbones import weights_file
+
     try:
         return weights_file(trunk, folder).is_file()
     except UserError:

@@ -13,13 +13,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
-from ahl_jax.backbones import TRUNKS
+from ahl_jax.cli.mentions import with_options
 from ahl_jax.cli.options import Command, Option, options_of
-from ahl_jax.cli.sentences import with_options
 from ahl_jax.config.checks import NameIn
 from ahl_jax.config.settings import StageOneConfig
-from ahl_jax.detectors import DETECTORS
-from ahl_jax.pseudo import GENERATORS
 
 _COLUMN = 20
 """Where explanations start."""
@@ -108,12 +105,17 @@ def _choices(option: Option) -> Iterator[str]:
     """The names that a registry has for it."""
     for mark in option.marks:
         if isinstance(mark, NameIn):
+            from ahl_jax.backbones import TRUNKS
+            from ahl_jax.pseudo import GENERATORS
+
             known = {"trunks": TRUNKS, "generators": GENERATORS}.get(mark.registry)
             names = _detectors(option) if known is None else ", ".join(sorted(known))
             yield f"Choose from {names}."
 
 
 def _detectors(option: Option) -> str:
+    from ahl_jax.detectors import DETECTORS
+
     kinds = sorted(DETECTORS.items())
     if option.owner is StageOneConfig:
         # Stage one trains from images, whose features nothing whitens.

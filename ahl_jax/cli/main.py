@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from ahl_jax.cli import data, doctor, report, runs, serve, threshold, weights
+from ahl_jax.cli import data, doctor, predict, report, runs, serve, threshold, weights
 from ahl_jax.cli.help import explained, overview
 from ahl_jax.cli.options import (
     PATHS,
@@ -22,7 +22,7 @@ from ahl_jax.cli.options import (
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import PRESETS
-from ahl_jax.inference import export, folder
+from ahl_jax.inference.options import Export, Predict
 
 TITLE = """Open-set anomaly detection from normal images and a handful of labelled defects: Anomaly
 Heterogeneity Learning in JAX."""
@@ -54,10 +54,10 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "evaluate": Command(runs.Evaluate, runs.run_evaluate),
     "threshold": Command(threshold.Threshold, threshold.run_threshold),
-    "predict": Command(folder.Predict, folder.run),
+    "predict": Command(Predict, predict.run_predict),
     "report": Command(report.Report, report.run),
     "compare": Command(report.Compare, report.run),
-    "export": Command(export.Export, export.run),
+    "export": Command(Export, predict.run_export),
     "serve": Command(serve.Serve, serve.run),
     "data list": Command(data.List, data.run_list),
     "data prepare": Command(data.Prepare, data.run_prepare),

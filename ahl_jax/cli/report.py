@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
+import ahl_jax
 from ahl_jax.config.checks import ANYWHERE
-from ahl_jax.reports.build import compare, report
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(command: Report | Compare) -> None:
     """
     fpr, data, cache_dir = command.fpr, command.data, command.cache_dir
     if isinstance(command, Report):
-        out = report(
+        out = ahl_jax.report(
             command.workdir,
             command.out,
             fpr=fpr,
@@ -74,5 +74,5 @@ def run(command: Report | Compare) -> None:
             cache_dir=cache_dir,
         )
     else:
-        out = compare(command.runs, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
+        out = ahl_jax.compare(command.runs, command.out, fpr=fpr, data=data, cache_dir=cache_dir)
     print(f"The {'report' if isinstance(command, Report) else 'comparison'} is {out}.")

@@ -8,21 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ahl_jax.cli.sentences import metrics_in_words, training_in_words
+import ahl_jax
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted, mean_std
 from ahl_jax.config.checks import ANYWHERE, AtLeast, Between
+from ahl_jax.config.presets import FINETUNE_EPOCHS
 from ahl_jax.config.settings import Config, DataConfig
-from ahl_jax.data.open import names_all
-from ahl_jax.distributed.processes import initialize, is_primary
-from ahl_jax.run.evaluate import evaluate
-from ahl_jax.run.finetune import EPOCHS, finetune
 from ahl_jax.run.options import RunOptions
-from ahl_jax.run.train import train, train_seeds
-from ahl_jax.run.update import update
-from ahl_jax.storage.workdir import Workdir
-from ahl_jax.sweeps.ablate import ablate
-from ahl_jax.sweeps.categories import train_categories
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ class Finetune:
     """Train on the target's normals alone: without labelled anomalies, so that the test has all of
     them, and without pseudo-anomalies."""
 
-    epochs: Annotated[int, AtLeast(1)] = EPOCHS
+    epochs: Annotated[int, AtLeast(1)] = FINETUNE_EPOCHS
     """Epochs; the last one is what counts. Learning rates and batches are those of START."""
 
     seed: int | None = None
@@ -187,6 +179,10 @@ def run_train(command: Train) -> None:
         UserError: as ``ahl_jax.train`` does, for processes that cannot meet, or at the end if
             categories failed.
     """
+    from ahl_jax.cli.sentences import training_in_words
+    from ahl_jax.data.open import names_all
+    from ahl_jax.distributed.processes import initialize, is_primary
+
     where = (command.coordinator, command.process_id, command.processes)
     if names_all(command.config.data):
         if command.distributed:
@@ -200,11 +196,12 @@ def run_train(command: Train) -> None:
             "`coordinator`, `process_id` and `processes` need `distributed=True`; add it"
         )
     if not command.seeds:
-        metrics = train(command.config, command.workdir, **vars(command.how))
+        metrics = ahl_jax.train(command.config, command.workdir, **vars(command.how))
         if is_primary():
             print(training_in_words(command.config, metrics, command.workdir))
         return
-    results = train_seeds(command.config, command.workdir, command.seeds, **vars(command.how))
+    options = vars(command.how)
+    results = ahl_jax.train_seeds(command.config, command.workdir, command.seeds, **options)
     if not is_primary():
         return
     if not results:
@@ -218,7 +215,8 @@ def run_train(command: Train) -> None:
 
 
 def _train_categories(command: Train) -> None:
-    found = train_categories(command.config, command.workdir, command.seeds, **vars(command.how))
+    options = vars(command.how)
+    found = ahl_jax.train_categories(command.config, command.workdir, command.seeds, **options)
     if found.rows:
         print("\n".join(found.table()))
         print(f"The tables are {command.workdir}/categories.csv and .md.")
@@ -233,7 +231,7 @@ def run_ablate(command: Ablate) -> None:
     Raises:
         UserError: as ``ahl_jax.sweeps.ablate.ablate`` does.
     """
-    rows = ablate(
+    rows = ahl_jax.ablate(
         command.config,
         command.workdir,
         command.over,
@@ -254,10 +252,13 @@ def run_finetune(command: Finetune) -> None:
     Raises:
         UserError: as ``ahl_jax.finetune`` does.
     """
+    from ahl_jax.cli.sentences import training_in_words
+    from ahl_jax.storage.workdir import Workdir
+
     target = DataConfig(**vars(command.target))
     if command.normals_only:
         target = dataclasses.replace(target, shots=0)
-    metrics = finetune(
+    metrics = ahl_jax.finetune(
         command.run,
         target,
         command.workdir,
@@ -274,7 +275,10 @@ def run_update(command: Update) -> None:
     Raises:
         UserError: as ``ahl_jax.update`` does.
     """
-    metrics = update(
+    from ahl_jax.cli.sentences import training_in_words
+    from ahl_jax.storage.workdir import Workdir
+
+    metrics = ahl_jax.update(
         command.run,
         command.workdir,
         defects=command.defects,
@@ -291,7 +295,10 @@ def run_evaluate(command: Evaluate) -> None:
     Raises:
         UserError: as ``ahl_jax.evaluate`` does.
     """
-    metrics = evaluate(
+    from ahl_jax.cli.sentences import metrics_in_words
+    from ahl_jax.storage.workdir import Workdir
+
+    metrics = ahl_jax.evaluate(
         command.workdir,
         data=command.data,
         fpr=command.fpr,

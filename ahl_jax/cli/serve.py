@@ -10,8 +10,6 @@ import tyro
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import any_path, resolved
-from ahl_jax.inference.predictor import load
-from ahl_jax.inference.threshold import check_cut
 from ahl_jax.serving.limits import Limits
 
 
@@ -53,6 +51,9 @@ def run(command: Serve) -> None:
             ``ahl_jax.serving.server.serve``.
         KeyboardInterrupt: when it is stopped.
     """
+    from ahl_jax.inference.predictor import load
+    from ahl_jax.inference.threshold import check_cut
+
     check_cut(command.fpr, command.threshold)
     folders = named(command.runs)
     try:

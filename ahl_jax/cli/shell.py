@@ -10,10 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
-
+from ahl_jax.cli.mentions import with_options
 from ahl_jax.cli.options import names_of
-from ahl_jax.cli.sentences import with_options
 from ahl_jax.common import remote, stop
 from ahl_jax.common.errors import IncompleteError, UserError
 from ahl_jax.common.files import default_folder
@@ -71,6 +69,8 @@ def keep_compiled_programs(cache_dir: Path | None = None) -> None:
         cache_dir: the folder that keeps features too; see ``ahl_jax.features.default_folder``.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        import jax
+
         folder = (remote.any_path(cache_dir) if cache_dir else default_folder()) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
 

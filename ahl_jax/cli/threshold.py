@@ -5,16 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
-from ahl_jax.cli.sentences import choices_in_words
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import ANYWHERE
-from ahl_jax.inference.predictor import load
-from ahl_jax.inference.threshold import choices_of
-from ahl_jax.run.calibrate import recalibrate
-from ahl_jax.run.evaluate import load_test
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +41,14 @@ def run_threshold(command: Threshold) -> None:
     Raises:
         UserError: as ``recalibrate`` does, or if the run has no threshold.
     """
+    import numpy as np
+
+    from ahl_jax.cli.sentences import choices_in_words
+    from ahl_jax.inference.predictor import load
+    from ahl_jax.inference.threshold import choices_of
+    from ahl_jax.run.calibrate import recalibrate
+    from ahl_jax.run.evaluate import load_test
+
     run, good = command.workdir, command.good
     calibration = (recalibrate(run, good) if good else load(run)).calibrated()
     scores = normal = None

@@ -6,14 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from ahl_jax.backbones import (
-    TRUNKS,
-    download_weights,
-    import_weights,
-    imported_file,
-    weights_file,
-)
-from ahl_jax.cli.sentences import with_options
+from ahl_jax.cli.mentions import with_options
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import NameIn
 
@@ -66,6 +59,8 @@ def run_download(command: Download) -> None:
     Raises:
         UserError: if the weights cannot be downloaded, or are not the expected ones.
     """
+    from ahl_jax.backbones import download_weights
+
     path = download_weights(command.trunk, command.cache_dir, command.sha256)
     _tell(command.trunk, path)
 
@@ -76,6 +71,8 @@ def run_import(command: Import) -> None:
     Raises:
         UserError: for weights that are not there, or are another network's.
     """
+    from ahl_jax.backbones import import_weights
+
     path = import_weights(command.file, command.trunk, command.cache_dir)
     _tell(command.trunk, path)
 
@@ -86,6 +83,8 @@ def _tell(trunk: str, path: Path) -> None:
 
 def run_list(command: List) -> None:
     """Run ``ahl weights list``."""
+    from ahl_jax.backbones import TRUNKS, imported_file, weights_file
+
     cache_dir = command.cache_dir
     print(f"Imported weights are in {imported_file('', cache_dir).parent}.")
     for name in sorted(TRUNKS):

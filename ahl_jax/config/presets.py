@@ -17,6 +17,9 @@ from ahl_jax.config.settings import (
     SubsetConfig,
 )
 
+FINETUNE_EPOCHS = 10
+"""As in the paper's cross-domain setting."""
+
 
 def _paper(data: str) -> Config:
     """The published hyper-parameters: the defaults of every field."""

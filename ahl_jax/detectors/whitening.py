@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from sklearn.covariance import ledoit_wolf, ledoit_wolf_shrinkage
 
 FLOOR = 1e-6
 """Smallest variance along any direction, as a share of the largest."""
@@ -106,6 +105,9 @@ def _part_sizes(
 
 def _inverse_root(centred: Float[np.ndarray, "n d"], size: float) -> Float[np.ndarray, "d d"]:
     """The symmetric inverse square root of the shrunk covariance of features of this size."""
+    # Imported late: it takes a second, which those who fit nothing need not wait.
+    from sklearn.covariance import ledoit_wolf, ledoit_wolf_shrinkage
+
     n, d = centred.shape
     if n < d:
         # All other directions vary alike, as the shrinkage leaves them.

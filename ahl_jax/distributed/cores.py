@@ -4,17 +4,18 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import PyTree, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 Tree = TypeVar("Tree", bound=PyTree)
 
 
 def on_all_cores(
-    program: Callable[[Shaped[np.ndarray, "m ..."]], Tree], images: Shaped[np.ndarray, "b ..."]
+    program: Callable[[Shaped[Any, "m ..."]], Tree],
+    images: Shaped[np.ndarray | Array, "b ..."],
 ) -> Tree:
     """Runs a program on parts of a batch at a time, one for each core, on a CPU.
 
@@ -34,7 +35,7 @@ def on_all_cores(
     if count == 1:
         return program(images)
     found = _threads().map(
-        lambda part: jax.block_until_ready(program(part)), np.split(images, count)
+        lambda part: jax.block_until_ready(program(part)), np.split(np.asarray(images), count)
     )
     return jax.tree.map(lambda *pieces: np.concatenate(pieces), *found)
 

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -268,7 +268,11 @@ def _all_maps(
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    program = functools.partial(tiled_maps, trunk.apply_with_fine, config, dtype, trunk.params)
+    platform = jax.default_backend()
+
+    def program(part: Array) -> tuple[Float[Array, "b h w c"], ...]:
+        return tiled_maps(trunk.apply_with_fine, config, dtype, trunk.params, part, platform)
+
     return on_all_cores(program, whole)
 
 
@@ -278,11 +282,13 @@ def tiled_maps(
     dtype: np.dtype,
     params: PyTree,
     images: UInt8[np.ndarray | Array, "b H W 3"],
+    platform: str | None = None,
 ) -> tuple[Float[Array, "b h w c"], ...]:
     """``two_scales`` of images as ``frame_of`` the settings gives them, tile below tile."""
     tiles = tiles_of(config)
     cut = tiles.cut(jnp.asarray(images), config.image_size)
-    return tuple(map(tiles.together, two_scales(apply, config.views, dtype, params, cut)))
+    maps = two_scales(apply, config.views, dtype, params, cut, platform)
+    return tuple(map(tiles.together, maps))
 
 
 def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray, "batch ..."]:
@@ -290,13 +296,14 @@ def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray,
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 5))
 def two_scales(
     apply: Callable[[PyTree, Array], tuple[Array, Array]],
     views: int,
     dtype: np.dtype,
     params: PyTree,
     images: UInt8[Array, "b size size 3"],
+    platform: str | None = None,
 ) -> tuple[Float[Array, "b h w c"], ...]:
     """The maps of images at both scales, then the finer ones of the larger; means over ``views``.
 
@@ -306,6 +313,7 @@ def two_scales(
         dtype: of the trunk's products.
         params: the trunk's parameters.
         images: RGB.
+        platform: as for ``by_platform``.
     """
     params = products_in(dtype, params)
 
@@ -325,7 +333,8 @@ def two_scales(
 
     large = images.astype(jnp.float32)
     small = half_size(large)
-    return jax.lax.platform_dependent(
+    return by_platform(
+        platform,
         large,
         small,
         # One image's activations stay in the cache: 2.5 times as fast as a batch of 16.
@@ -334,6 +343,22 @@ def two_scales(
         ),
         default=both,
     )
+
+
+def by_platform(
+    platform: str | None, *args: Any, cpu: Callable[..., _T], default: Callable[..., _T]
+) -> _T:
+    """One of two functions of some arrays.
+
+    Args:
+        platform: what the program is for; None for any, which takes twice as long to trace.
+        args: the arrays.
+        cpu: on a CPU.
+        default: elsewhere.
+    """
+    if platform is None:
+        return jax.lax.platform_dependent(*args, cpu=cpu, default=default)
+    return (cpu if platform == "cpu" else default)(*args)
 
 
 def half_size(images: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:

@@ -3,55 +3,27 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import export as jax_export
 from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
-from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.config.presets import with_settings
+from ahl_jax.inference.options import PLATFORMS, Export, Platform
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.threshold import check_cut, cut_of
-
-Platform = Literal["cpu", "cuda", "rocm", "tpu"]
-
-PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
-"""Platforms of a file unless the user names others."""
 
 ONNX = ".onnx"
 """How the name of an ONNX file ends."""
 
 _LARGEST = 2**31 - 2**20
 """Bytes of weights that an ONNX file holds: the whole is below 2 GiB."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a run's detector, trunk and threshold as one file, for JAX alone or as ONNX."""
-
-    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder that was given to the training."""
-
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """The file to write: ONNX where it ends in .onnx, else for JAX."""
-
-    fpr: float | None = None
-    """The rate of false positives among normal images that the threshold is set for; 0.01 by
-    default."""
-
-    threshold: float | None = None
-    """The score above which an image is an anomaly, in the place of `fpr`."""
-
-    platforms: tuple[Platform, ...] = PLATFORMS
-    """Where the file is to run, if it is for JAX."""
 
 
 def run(command: Export) -> None:

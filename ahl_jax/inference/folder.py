@@ -5,11 +5,8 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
-
-import tyro
+from typing import NoReturn
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
@@ -17,13 +14,13 @@ from ahl_jax.common.files import alone, holder, reason, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.common.text import counted
-from ahl_jax.config.checks import ANYWHERE
 from ahl_jax.data.copies import copy_of, fetched, origin
 from ahl_jax.data.folder import OUTPUTS, images_below
 from ahl_jax.data.formats import SUFFIXES, unread_in_words
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.features.tiles import warn_of_shrinking
+from ahl_jax.inference.options import Predict
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.results import NamedImage, Results
 from ahl_jax.inference.threshold import check_cut
@@ -35,50 +32,6 @@ _POLL = 1.0
 
 _Stamp = tuple[int, int] | None
 """A file's size and when it was changed; None where there is none."""
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Score images with a trained detector; write scores.csv and a heat map for each.
-
-    The same command goes on with one that was stopped: images that scores.csv has, by path and
-    content, are left out. With another threshold it decides anew by the scores that are there.
-    """
-
-    workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder that was given to the training."""
-
-    images: Annotated[
-        tuple[Path, ...], ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")
-    ]
-    """Image files, and folders with images at any depth."""
-
-    out: Annotated[Path, ANYWHERE]
-    """The folder for scores.csv and what `save` names."""
-
-    fpr: float | None = None
-    """The rate of false positives among normal images that the threshold is set for; 0.01 by
-    default."""
-
-    threshold: float | None = None
-    """The score above which an image is an anomaly, in the place of `fpr`."""
-
-    save: tuple[Literal["overlay", "mask", "boxes", "raw"], ...] = ("overlay",)
-    """What to write for each image that is scored: heat_maps/ with the heat map drawn over it,
-    defect_masks/ with white where it is outlined there, defect_boxes/ with a rectangle around each
-    outline as JSON, heat_values/ with the score of each pixel as TIFF of 32 bits."""
-
-    heat_maps: bool = True
-    """Whether to write what `save` names."""
-
-    json: bool = False
-    """Print each result as a line of JSON on stdout, too."""
-
-    watch: bool = False
-    """Go on with the images that come into the folders, until stopped."""
-
-    overwrite: bool = False
-    """Replace the scores of another detector that `out` holds."""
 
 
 def run(command: Predict) -> None:
@@ -229,9 +182,8 @@ def _all_of(
         skip_bad=True,
         on_bad=note,
     )
-    # Always the same program, so that a run that was stopped ends as one that was not; but not for
-    # the single images that a camera writes.
-    bucket = features.image_batch if label else None
+    # Always the same program, so that a run that was stopped ends as one that was not.
+    bucket = min(features.image_batch, 1 << (len(paths) - 1).bit_length()) if paths else None
     shown = label if left else None
     with Progress(len(left), shown, cached=len(paths) - len(left) - len(bad)) as bar:
         for chosen, arrays in batches:

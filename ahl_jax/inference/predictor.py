@@ -35,7 +35,7 @@ from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.distributed.cores import on_all_cores
 from ahl_jax.features import FeatureMaps
-from ahl_jax.features.images import map_shapes, padded, tiled_maps, trunk_dtype
+from ahl_jax.features.images import by_platform, map_shapes, padded, tiled_maps, trunk_dtype
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.heatmaps import beside, heat_scale, upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
@@ -281,23 +281,28 @@ class Predictor:
         return parts | {"trunk": self.trunk.params}
 
     def apply(
-        self, arrays: dict[str, Any], images: UInt8[Array, "b h w 3"]
+        self,
+        arrays: dict[str, Any],
+        images: UInt8[Array, "b h w 3"],
+        platform: str | None = None,
     ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
         """The fields of ``Outcome``; pure, so it can be jitted, sharded and exported.
 
         Args:
             arrays: ``self.arrays``.
             images: RGB, of the size of ``frame_of`` the settings.
+            platform: as for ``by_platform``.
         """
         features = self.config.features
 
-        def maps_on(platform: str) -> Any:
-            dtype = trunk_dtype(features.precision, platform)
-            return functools.partial(tiled_maps, self.trunk.apply_with_fine, features, dtype)
+        def maps_on(kind: str) -> Any:
+            dtype, apply = trunk_dtype(features.precision, kind), self.trunk.apply_with_fine
+            return lambda params, images: tiled_maps(
+                apply, features, dtype, params, images, platform
+            )
 
-        # Chosen as the program is compiled, as an exported one is for several platforms.
-        *maps, fine = jax.lax.platform_dependent(
-            arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
+        *maps, fine = by_platform(
+            platform, arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
         )
         reference = arrays["reference"]
         tiles = self.scorer.tiles
@@ -313,7 +318,7 @@ class Predictor:
 
     @functools.cached_property
     def _program(self) -> Any:
-        return jax.jit(self.apply)
+        return jax.jit(functools.partial(self.apply, platform=jax.default_backend()))
 
     def check(self) -> None:
         """Find out whether the trunk, the detector and the settings fit, without computing.
@@ -323,10 +328,11 @@ class Predictor:
         """
         features, scorer = self.config.features, self.scorer
         shapes = [(h // scorer.tiles.count, w, c) for h, w, c in map_shapes(self.trunk, features)]
-        if [each.shape for each in to_maps(scorer.reference)] != shapes:
+        if [each.shape for each in jax.eval_shape(to_maps, scorer.reference)] != shapes:
             raise ValueError("its reference is of images of another size")
         images = jax.ShapeDtypeStruct((1, self.frame.height, self.frame.width, 3), np.uint8)
-        jax.eval_shape(self.apply, self._parts, images)
+        apply = functools.partial(self.apply, platform=jax.default_backend())
+        jax.eval_shape(apply, self._parts, images)
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs cannot be pickled, and are made again when they are needed.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Functional, Inputs, Model, make_inputs
@@ -52,6 +52,7 @@ def detect(
     return scores, heads, tiles.stitched(jnp.asarray(heat))
 
 
+_maps_of = jax.jit(to_maps)
 _detect = jax.jit(detect, static_argnums=(0, 1))
 
 
@@ -112,7 +113,9 @@ class Scorer:
 
     def arrays(self) -> dict[str, Any]:
         """Everything but the architecture, as nested dicts of arrays."""
-        reference = {f"scale{i}": features for i, features in enumerate(to_maps(self.reference))}
+        reference = {
+            f"scale{i}": features for i, features in enumerate(jax.jit(to_maps)(self.reference))
+        }
         reference["averages"] = self.reference.pooled
         arrays = {"model": self.model.arrays(), "reference": reference}
         more = {"whitening": self.whitening, "localizer": self.localizer}
@@ -129,18 +132,25 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
     reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
     make = functools.partial(make_model, config, reference.channels)
     saved = Model.from_arrays(arrays["model"])
+    functional: Functional
+
+    def fresh(key: Key[Array, ""]) -> Model:
+        nonlocal functional
+        functional, model = make(key)
+        return model
+
     # Settings of strangers may ask for more than there is memory.
-    wanted = jax.eval_shape(lambda key: make(key)[1], jax.random.key(0))
+    wanted = jax.eval_shape(fresh, jax.random.key(0))
     absent = {name: wanted.stats[name] for name in wanted.stats.keys() - saved.stats.keys()}
     known = Model(saved.params, absent | saved.stats)
     if jax.tree.map(jnp.shape, known) != jax.tree.map(jnp.shape, wanted):
         raise ValueError("the saved arrays do not fit the detector")
     if sum(each.size for each in jax.tree.leaves(absent)) > _ABSENT:
         raise ValueError(f"it lacks {', '.join(sorted(absent))}")
-    functional, fresh = make(jax.random.key(0))
-    # A statistic that an earlier version did not have is as it is made.
-    model = Model(saved.params, fresh.stats | saved.stats)
+    if absent:
+        # A statistic that an earlier version did not have is as it is made.
+        saved = Model(saved.params, fresh(jax.random.key(0)).stats | saved.stats)
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
     localizer = Localizer(**arrays["localizer"]) if "localizer" in arrays else None
-    model = jax.tree.map(jnp.asarray, model)
+    model = jax.tree.map(jnp.asarray, saved)
     return Scorer(functional, model, reference, whitening, localizer, tiles_of(config.features))

@@ -15,6 +15,7 @@ from typing import Any
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import any_path, resolved
+from ahl_jax.config.presets import FINETUNE_EPOCHS
 from ahl_jax.config.settings import Config, DataConfig, PseudoConfig
 from ahl_jax.detectors import DETECTORS
 from ahl_jax.run.options import run_options
@@ -22,16 +23,13 @@ from ahl_jax.run.start import load_start
 from ahl_jax.run.train import train, train_runs
 from ahl_jax.storage.workdir import Workdir, located
 
-EPOCHS = 10
-"""As in the paper's cross-domain setting."""
-
 
 def finetune(
     run: Path | str,
     data: DataConfig,
     workdir: Path | str,
     *,
-    epochs: int = EPOCHS,
+    epochs: int = FINETUNE_EPOCHS,
     seed: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:

@@ -47,12 +47,12 @@ from ahl_jax.data.images import iter_batches, read_image
 from ahl_jax.data.masks import marks, masks_of
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Sample
+from ahl_jax.distributed.cores import cores
 from ahl_jax.features.split import load_split
 from ahl_jax.run.metrics import image_metrics
 from ahl_jax.run.pixel_metrics import pixel_metrics
 from experiments.benchmarks import common
 from experiments.benchmarks.peer_methods import METHODS, Case, Detector, Method
-from experiments.benchmarks.vs_loop import usable_cores
 
 log = logging.getLogger("ahl_jax")
 
@@ -92,7 +92,7 @@ class Peers:
     timed_images: int = 64
     """Test images that are timed."""
 
-    threads: int = usable_cores()
+    threads: int = cores()
     """Cores that a method may use."""
 
     measure: Literal["all", "auc", "times"] = "all"

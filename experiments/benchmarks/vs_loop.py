@@ -22,7 +22,6 @@ agree within 1e-6.
 import dataclasses
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ import optax
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.detectors.inputs import to_maps
+from ahl_jax.distributed.cores import cores
 from ahl_jax.learning.batches import Batch, PoolSet, draw_batches
 from ahl_jax.learning.problem import Problem
 from experiments.benchmarks import common
@@ -149,12 +149,6 @@ def to_torch(params: dict[str, Any]) -> dict[str, np.ndarray]:
     return named
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on, which may be fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def write_problem(problem: Problem, state: Any, epochs: int, folder: Path) -> None:
     """Write everything that the loop reads to ``problem.npz`` and ``settings.json``."""
     config, data = problem.learner.config, problem.data  # type: ignore[attr-defined]
@@ -185,7 +179,7 @@ def write_problem(problem: Problem, state: Any, epochs: int, folder: Path) -> No
         "prior_mean": float(data.prior.mean),
         "prior_std": float(data.prior.std),
         "rates": [(learning.lr * decay, learning.lr_base * decay) for decay in decays],
-        "threads": usable_cores(),
+        "threads": cores(),
         "backend": jax.default_backend(),
         # Both sides round the factors of their products alike.
         "tf32": common.float32_products() == "TF32",
@@ -252,7 +246,7 @@ def compare(row: Row) -> dict[str, Any]:
         "ratio": seconds_loop / seconds_ours,
         **differences(ours, loop),
         "device": str(ours["device"]),
-        "cores_used": usable_cores(),
+        "cores_used": cores(),
         "products": str(ours["products"]),
     }
 

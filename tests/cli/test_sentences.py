@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ahl_jax.cli.sentences import with_options
+from ahl_jax.cli.mentions import with_options
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
 

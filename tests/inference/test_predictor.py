@@ -110,8 +110,9 @@ def test_the_scores_do_not_depend_on_what_is_scored_together(
 
 
 def test_there_is_one_program_for_each_power_of_two(
-    predictor: Predictor, images: list[Path]
+    predictor: Predictor, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ahl_jax.distributed.cores.cores", lambda: 1)
     fresh = dataclasses.replace(predictor)
     for count in (3, 4, 2, 1, 4, 3):
         fresh.score(images[:count])
