@@ -63,6 +63,7 @@ class Density(DeviationDetector):
     """
 
     whitened = True
+    by_pooled = True
     table = (
         Head("density", targets=(0, 1, 1)),
         Head("local", targets=(0, 1, 1)),
@@ -90,7 +91,14 @@ class Density(DeviationDetector):
 
     def measure(self, inputs: Inputs) -> Float[Array, "b r"]:
         """Z, then the scores that do not depend on the direction of the labelled anomalies."""
-        return jnp.concatenate([_flat(inputs), self._lengths(inputs)], axis=1)
+        local = [
+            top_mean(lengths, self.top_k) for lengths in inputs.at_locations(self._at_location)
+        ]
+        return self._rows(_flat(inputs), jnp.stack(local, axis=1))
+
+    def measure_pooled(self, z: Float[Array, "b d"]) -> Float[Array, "b r"]:
+        """The same by z alone: the local scores, whose factor is 0, are 0."""
+        return self._rows(z, jnp.zeros((z.shape[0], SCALES), z.dtype))
 
     def prepare(
         self,
@@ -114,7 +122,9 @@ class Density(DeviationDetector):
         n = len(z)
         without = n / max(n - 1, 1)
         blocks = self._blocks(z)
-        leverage = without * jnp.square(blocks).sum(-1) / _largest_eigenvalue(blocks)
+        leverage = (
+            without * jnp.square(blocks).sum(-1) / _largest_eigenvalue(blocks)
+        )
         apart = jnp.sqrt(jnp.maximum(1 - leverage, _LEAST))[..., None]
         longer = _length(jnp.square(blocks / apart).sum((1, 2)))
         turned = (blocks / jnp.square(apart)).reshape(n, width) / longer[:, None]
@@ -164,11 +174,11 @@ class Density(DeviationDetector):
     ) -> Float[Array, "b 3"]:
         """Scores in the order of ``heads``, in standard deviations of the normals."""
         del reference
-        z = _flat(inputs)
-        mean, deviation = self._moments(z, training=weights is not None)
-        raw = jnp.column_stack([self._lengths(inputs), self._seen(z)])
-        scores = (raw - mean) / deviation
-        return jnp.stack([scores[:, 0], scores[:, 1:-1].mean(1), scores[:, -1]], axis=1)
+        return self._standardised(self.measure(inputs), training=weights is not None)
+
+    def measured_scores(self, rows: Float[Array, "b r"]) -> Float[Array, "b 3"]:
+        """Scores at inference, by what ``measure`` gives."""
+        return self._standardised(rows, training=False)
 
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
         """The length of every location's features, standardised as the local head's score is."""
@@ -188,16 +198,20 @@ class Density(DeviationDetector):
         group, k = distances.argmin(1), 0 if training else 1
         return self.mean[...][k, group], self.deviation[...][k, group]
 
-    def _lengths(self, inputs: Inputs) -> Float[Array, "b l"]:
-        """Density, and the local score of each scale, not standardised."""
-        z = _flat(inputs)
+    def _standardised(self, rows: Float[Array, "b r"], *, training: bool) -> Float[Array, "b 3"]:
+        """The heads' scores from rows of z, density and local scores."""
+        z, lengths = jnp.split(rows, [len(self.direction[...])], axis=1)
+        mean, deviation = self._moments(z, training=training)
+        raw = jnp.column_stack([lengths, self._seen(z)])
+        scores = (raw - mean) / deviation
+        return jnp.stack([scores[:, 0], scores[:, 1:-1].mean(1), scores[:, -1]], axis=1)
+
+    def _rows(self, z: Float[Array, "b d"], local: Float[Array, "b scales"]) -> Float[Array, "b r"]:
+        """Z, its length by the metric, and the local scores."""
         metric = self.metric[...].reshape(-1, *[self.metric.shape[1]] * 2)
         moved = jnp.einsum("bpd,pde->bpe", self._blocks(z), metric).reshape(z.shape)
         density = _length(jnp.square(z + moved).sum(-1))
-        local = [
-            top_mean(lengths, self.top_k) for lengths in inputs.at_locations(self._at_location)
-        ]
-        return jnp.stack([density, *local], axis=1)
+        return jnp.column_stack([z, density, local])
 
     def _at_location(self, locations: Float[Array, "*n l c"]) -> Float[Array, "*n l"]:
         precise = locations.astype(self.local_gain[...].dtype)
@@ -254,9 +268,9 @@ def _fitted_factor(
 
 
 def _largest_eigenvalue(z: Float[Array, "n p d"]) -> Float[Array, " p"]:
-    """Of every z_p^T z_p, by the smaller one of it and z_p z_p^T."""
+    """Of every z_p^T z_p, by the smaller one of it and z_p z_p^T; positive where all are 0, too."""
     products = "npd,npe->pde" if z.shape[0] > z.shape[2] else "npd,mpd->pnm"
-    return jnp.linalg.eigvalsh(jnp.einsum(products, z, z))[:, -1]
+    return jnp.maximum(jnp.linalg.eigvalsh(jnp.einsum(products, z, z))[:, -1], _TINY)
 
 
 def _flat(inputs: Inputs) -> Float[Array, "b d"]:

@@ -37,6 +37,10 @@ class Detector(nnx.Module):
     whitened: ClassVar[bool] = False
     """Whether it needs whitened features, see ``ahl_jax.detectors.whitening``."""
 
+    by_pooled: ClassVar[bool] = False
+    """Whether pooled features alone decide its scores, until it is trained: it has
+    ``measure_pooled`` and ``measured_scores`` then."""
+
     trained: ClassVar[bool] = True
     """Whether there is anything to train after ``prepare``; otherwise only ``fit`` takes it."""
 
@@ -52,6 +56,17 @@ class Detector(nnx.Module):
     def measure(self, inputs: Inputs) -> Float[Array, "b r"]:
         """The rows that ``prepare`` reads, one for each of b images; by default empty."""
         return jnp.zeros((inputs.images, 0))
+
+    def measure_pooled(self, z: Float[Array, "b d"]) -> Float[Array, "b r"]:
+        """``measure`` of b images by their whitened pooled features.
+
+        What depends on single locations, and decides no score, is 0.
+        """
+        raise NotImplementedError
+
+    def measured_scores(self, rows: Float[Array, "b r"]) -> Float[Array, "b heads"]:
+        """``head_scores`` at inference, of b images by what ``measure`` gives of them."""
+        raise NotImplementedError
 
     def prepare(
         self,
@@ -204,6 +219,15 @@ class Functional:
     def measured(self, model: Model, inputs: Inputs) -> Float[Array, "b r"]:
         """The rows of ``Detector.measure``."""
         return self.merge(model).measure(inputs)
+
+    def measured_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, "b r"]:
+        """The rows of ``Detector.measure_pooled``."""
+        return self.merge(model).measure_pooled(z)
+
+    def score_measured(self, model: Model, rows: Float[Array, "b r"]) -> Float[Array, " b"]:
+        """Anomaly scores at inference, by such rows."""
+        detector = self.merge(model)
+        return detector.total_score(detector.measured_scores(rows))
 
     def prepared(
         self,

@@ -18,7 +18,8 @@ from ahl_jax.data.copies import fetched
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
-from ahl_jax.detectors import Functional, Model, poolings_of
+from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
+from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
 from ahl_jax.features.images import averages_of, pooled_features
@@ -30,6 +31,7 @@ from ahl_jax.inference.scorer import detect
 from ahl_jax.inference.threshold import calibration_of
 from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
 from ahl_jax.learning.folds import make_folds
+from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
 from ahl_jax.learning.problem import problem_on, whitening_of
 from ahl_jax.run.again import find_split
@@ -67,6 +69,7 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
         if predictor.scorer.localizer is not None:
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             heat = predictor.heat_maps(hold_out(paths, config.data.held_out)[1])
+    assert heat is not None
     calibration = calibration_of(scores, heat, folds)
     if options.progress:
         calibration.warn_of()
@@ -136,7 +139,7 @@ def scores_in_turn(
     marked: Int[np.ndarray, "m k"],
     parts: Sequence[int],
     options: RunOptions,
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w"], int]:
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w"] | None, int]:
     """Scores of n normals, each by a detector that is fitted without it.
 
     Args:
@@ -149,6 +152,7 @@ def scores_in_turn(
 
     Returns:
         The scores and the detector's own heat maps, fold after fold, and how many folds there are.
+        With ``fine_heat`` there are other heat maps, so these may be None.
     """
     n, tiles = len(normals[0]), tiles_of(config.features)
     normals = tuple(map(tiles.apart, normals))
@@ -156,8 +160,41 @@ def scores_in_turn(
     pooled = pooled_features(normals, poolings)
     averages = averages_of(pooled, poolings)
     seen = defect_tiles(tiles, seen, averages, marked, parts)
+    anomalies = pooled_features(seen, poolings)
     tile_of = np.arange(len(averages)).reshape(n, -1)
     labelled = len(averages) + np.arange(len(seen[0]))
+
+    def by_pooled(
+        rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
+    ) -> tuple[Float[Array, " k"], None]:
+        """Scores of some normals by a fit to others, without a look at single locations."""
+        whitening = whitening_of(config, pooled[rest], parts)
+        assert whitening is not None
+        z = (whitening.whitened(each) for each in (pooled[rest], anomalies, pooled[tested]))
+        key = jax.random.key(config.seed)
+        functional, model = make_model(config, normals[0].shape[-1], key)
+        groups = similar_normals(averages[rest], config.detector.groups, config.seed)
+        return _scores_by_pooled(functional, model, *z, groups), None
+
+    def by_maps(
+        rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
+    ) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
+        """The same by all that a detector reads, and its heat maps."""
+        made = np.zeros(0, int)
+        whitening = whitening_of(config, pooled[rest], parts)
+        (bank,) = shared_bank(
+            [(normals, seen, none)], config.features.precision,
+            on_device(options.feature_memory), whitening=whitening,
+        )  # fmt: skip
+        inputs = bank.inputs.on_device() if isinstance(bank.inputs, HostBank) else bank.inputs
+        place = bank.place[np.concatenate([rest, labelled])]
+        problem = problem_on(config, SharedBank(inputs, place), averages[rest], made, made)
+        return _scores(
+            problem.learner.functional, len(rest), problem.model, problem.data, bank.place[tested]
+        )
+
+    kind = DETECTORS[config.detector.detector]
+    fitted = by_pooled if config.features.fine_heat and kind.by_pooled else by_maps
     folds = make_folds(n, config.data.held_out, config.seed)
     scores: list[np.ndarray] = []
     heat: list[np.ndarray] = []
@@ -165,23 +202,27 @@ def scores_in_turn(
     with Progress(len(folds), label) as bar:
         for left_out, own in folds:
             rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
-            made = np.zeros(0, int)
-            whitening = whitening_of(config, pooled[rest], parts)
-            (bank,) = shared_bank(
-                [(normals, seen, none)], config.features.precision,
-                on_device(options.feature_memory), whitening=whitening,
-            )  # fmt: skip
-            inputs = bank.inputs.on_device() if isinstance(bank.inputs, HostBank) else bank.inputs
-            place = bank.place[np.concatenate([rest, labelled])]
-            problem = problem_on(config, SharedBank(inputs, place), averages[rest], made, made)
-            found = _scores(
-                problem.learner.functional, len(rest), problem.model, problem.data,
-                bank.place[tile_of[left_out].ravel()],
-            )  # fmt: skip
-            scores.append(np.asarray(tiles.worst(found[0])[0])[:own])
-            heat.append(np.asarray(tiles.stitched(found[1]))[:own])
+            found, maps = fitted(rest, tile_of[left_out].ravel())
+            scores.append(np.asarray(tiles.worst(found)[0])[:own])
+            if maps is not None:
+                heat.append(np.asarray(tiles.stitched(maps))[:own])
             bar.update(1)
-    return np.concatenate(scores), np.concatenate(heat), len(folds)
+    return np.concatenate(scores), np.concatenate(heat) if heat else None, len(folds)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores_by_pooled(
+    functional: Functional,
+    model: Model,
+    normals: Float[Array, "n d"],
+    anomalies: Float[Array, "m d"],
+    left_out: Float[Array, "k d"],
+    groups: Int[Array, " n"],
+) -> Float[Array, " k"]:
+    """Scores of single tiles by a detector that is fitted to others, by whitened features."""
+    known, seen = (functional.measured_pooled(model, z) for z in (normals, anomalies))
+    model = functional.prepared(model, known, seen, groups)
+    return functional.score_measured(model, functional.measured_pooled(model, left_out))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -165,18 +165,15 @@ def left_out_auc(
         normals: pooled features of the training normals.
         anomalies: those of the labelled anomalies, at least one.
     """
-
-    def rows(pooled: Float[np.ndarray, "b p*d"]) -> Float[jax.Array, "b r"]:
-        z = whitening.whitened(pooled)
-        # The heads of single locations do not count.
-        lengths = [np.linalg.norm(z, axis=1), *np.zeros((SCALES, len(z)))]
-        return jnp.asarray(np.column_stack([z, *lengths]), jnp.float32)
-
     poolings = normals.shape[1] // len(whitening.averages[0])
     detector = dataclasses.replace(config.detector, detector="density", poolings=poolings)
     channels = whitening.mean.shape[1]
     functional, model = make_detector(detector, channels, jax.random.key(0))
     averages = averages_of(normals, poolings)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
-    model = functional.prepared(model, rows(normals), rows(anomalies), groups)
+    known, seen = (
+        functional.measured_pooled(model, jnp.asarray(whitening.whitened(part), jnp.float32))
+        for part in (normals, anomalies)
+    )
+    model = functional.prepared(model, known, seen, groups)
     return float(model.stats["left_out_auc"])

@@ -33,6 +33,7 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     config = preset("density", "", detector="gaussian", seed=3, poolings=poolings)
     normals, none = _maps(23, 0), _maps(0, 0)
     scores, heat, parts = scores_in_turn(config, normals, none, NONE_MARKED[:0], (), OPTIONS)
+    assert heat is not None
     assert (parts, heat.shape) == (10, (23, 6, 6))
     pooled, expected = pooled_features(normals, poolings), []
     for left_out, own in make_folds(23, 0.1, 3):
@@ -40,6 +41,19 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
         whitening = fit_whitening(known, SCALES, poolings=poolings)
         expected.append(np.linalg.norm(whitening.whitened(pooled[left_out[:own]]), axis=1))
     np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("poolings", "groups"), [(1, 3), (3, 1)])
+def test_pooled_features_alone_give_the_scores_of_whole_maps(poolings: int, groups: int) -> None:
+    given = _maps(23, 0), _maps(4, 1), NONE_MARKED, (), OPTIONS
+    found = []
+    for fine_heat in (True, False):
+        config = preset("density", "", poolings=poolings, groups=groups, fine_heat=fine_heat)
+        found.append(scores_in_turn(config, *given))
+    (scores, none, _), (expected, heat, _) = found
+    assert none is None
+    assert heat is not None
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_two_normals_are_enough() -> None:
