@@ -47,16 +47,23 @@ METHODS = {
     "FLOS": Method({"detector": "flos", "method": "base"}),
     "DevNet": Method({"detector": "devnet", "method": "base"}),
     "DevNet, rate of AHL": Method({"detector": "devnet", "method": "base", **_RATE}),
+    "Ensemble of DevNets": Method(
+        {"detector": "devnet", "method": "ensemble", **_RATE}, ("DevNet, rate of AHL",)
+    ),
     "AHL(DevNet)": Method({"detector": "devnet"}, ("DevNet",)),
     "AHL(DevNet), 20 updates per epoch": Method(
         {"detector": "devnet", "updates_per_epoch": 20},
-        ("DevNet, rate of AHL", "DevNet"),
+        ("DevNet, rate of AHL", "DevNet", "Ensemble of DevNets"),
     ),
     "DRA": Method({"detector": "dra", "method": "base"}),
     "DRA, rate of AHL": Method({"detector": "dra", "method": "base", **_RATE}),
+    "Ensemble of DRAs": Method(
+        {"detector": "dra", "method": "ensemble", **_RATE}, ("DRA, rate of AHL",)
+    ),
     "AHL(DRA)": Method({"detector": "dra"}, ("DRA",)),
     "AHL(DRA), 20 updates per epoch": Method(
-        {"detector": "dra", "updates_per_epoch": 20}, ("DRA, rate of AHL", "DRA")
+        {"detector": "dra", "updates_per_epoch": 20},
+        ("DRA, rate of AHL", "DRA", "Ensemble of DRAs"),
     ),
     "Density": Method(_DENSITY),
     "Density, one view": Method({**_DENSITY, "views": 1}, ("Density",)),
