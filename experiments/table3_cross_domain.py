@@ -18,10 +18,10 @@ from ahl_jax import finetune
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import markdown_table, mean_std
+from ahl_jax.config.presets import FINETUNE_EPOCHS
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.open import categories
-from ahl_jax.run.finetune import EPOCHS
 from ahl_jax.run.options import RunOptions
 from ahl_jax.sweeps.cells import Row, results
 from experiments.tables.cells import Cell, Options, Table, plan
@@ -50,7 +50,7 @@ class CrossDomain(Options):
     methods: tuple[str, ...] = ("DRA", "AHL(DRA)")
     """Rows for every source; those of table 1 that train."""
 
-    epochs: int = EPOCHS
+    epochs: int = FINETUNE_EPOCHS
     """Epochs of fine-tuning."""
 
 

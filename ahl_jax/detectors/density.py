@@ -122,9 +122,7 @@ class Density(DeviationDetector):
         n = len(z)
         without = n / max(n - 1, 1)
         blocks = self._blocks(z)
-        leverage = (
-            without * jnp.square(blocks).sum(-1) / _largest_eigenvalue(blocks)
-        )
+        leverage = without * jnp.square(blocks).sum(-1) / _largest_eigenvalue(blocks)
         apart = jnp.sqrt(jnp.maximum(1 - leverage, _LEAST))[..., None]
         longer = _length(jnp.square(blocks / apart).sum((1, 2)))
         turned = (blocks / jnp.square(apart)).reshape(n, width) / longer[:, None]
