@@ -18,8 +18,7 @@ from ahl_jax import finetune
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import markdown_table, mean_std
-from ahl_jax.config.presets import FINETUNE_EPOCHS
-from ahl_jax.config.presets import with_settings
+from ahl_jax.config.presets import FINETUNE_EPOCHS, with_settings
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.open import categories
 from ahl_jax.run.options import RunOptions
