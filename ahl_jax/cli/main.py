@@ -16,11 +16,11 @@ from ahl_jax.cli.options import (
     check_places,
     check_words,
     names_of,
-    nearest,
     options_of,
 )
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import nearest
 from ahl_jax.config.presets import PRESETS
 from ahl_jax.inference.options import Export, Predict
 

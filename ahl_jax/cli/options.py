@@ -1,7 +1,6 @@
 """The options of a command: the fields of its dataclass, and of the dataclasses in it."""
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import tyro
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import any_path, url_of
+from ahl_jax.common.text import nearest
 from ahl_jax.config.checks import ANYWHERE
 
 
@@ -237,9 +237,3 @@ def _check_value(word: str, value: str, kind: Any) -> None:
         except ValueError:
             wanted = "a whole number" if kind is int else "a number"
             raise UserError(f"{word} is '{value}'; it must be {wanted}") from None
-
-
-def nearest(given: str, known: Collection[str]) -> str | None:
-    """A question whether the nearest of the names is meant, if there is a near one."""
-    near = difflib.get_close_matches(given, known, 1)
-    return f"did you mean {near[0]}?" if near else None

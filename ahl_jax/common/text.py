@@ -1,8 +1,9 @@
 """Numbers and names in words."""
 
+import difflib
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 def mean_std(values: Sequence[float], digits: int) -> str:
@@ -20,6 +21,12 @@ def printable(name: object) -> str:
 def counted(number: int, what: str, one: str = "", more: str = "s") -> str:
     """A number of things, in words."""
     return f"{number} {what}{one if number == 1 else more}"
+
+
+def nearest(given: str, known: Collection[str]) -> str | None:
+    """A question whether the nearest of the names is meant, if there is a near one."""
+    near = difflib.get_close_matches(given, known, 1)
+    return f"did you mean {near[0]}?" if near else None
 
 
 def pace(seconds: float, epochs: int) -> str:

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import nearest
 from ahl_jax.data.records import Encoded
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.threshold import Cut, cut_of
@@ -35,6 +36,10 @@ _DECODED = 4
 
 _HELD = 8
 """Requests of the largest size whose bytes are held at once."""
+
+_RATES = ("fpr", "threshold")
+_QUERY = ("heat_map", *_RATES)
+"""The names that a query may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,10 +225,14 @@ def _asked(request: Request, served: Served) -> _Asked:
         HTTPException: 400 if one is none.
     """
     query = request.query_params
+    for name in query:
+        if name not in _QUERY:
+            advice = nearest(name, _QUERY) or f"choose from {', '.join(_QUERY)}"
+            raise HTTPException(400, f"there is no parameter {name!r}; {advice}")
     if query.get("heat_map", "png") != "png":
         raise HTTPException(400, f"heat_map is {query['heat_map']!r}; it may be png")
     numbers = {}
-    for name in ("fpr", "threshold"):
+    for name in _RATES:
         if name in query:
             try:
                 numbers[name] = float(query[name])
