@@ -86,6 +86,21 @@ class _Formatter(logging.Formatter):
         return _shown(super().format(record), self._names)
 
 
+class _Once(logging.Filter):
+    """Lets a sentence about data through once, as a command may read the same data again."""
+
+    def __init__(self) -> None:
+        super().__init__("ahl_jax.data")
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            return True
+        text, said = record.getMessage(), len(self._said)
+        self._said.add(text)
+        return len(self._said) > said
+
+
 def _shown(text: str, names: Collection[str]) -> str:
     """A message with options in it, in which names of strangers steer no terminal."""
     return "\n".join(map(printable, with_options(text, names).split("\n")))
@@ -94,6 +109,7 @@ def _shown(text: str, names: Collection[str]) -> str:
 def _set_up_logging(names: Collection[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(names))
+    handler.addFilter(_Once())
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -90,6 +90,9 @@ class Calibration:
     folds: int = 0
     """In how many parts they were held out in turn, each scored without its own; 0 for once."""
 
+    given: bool = False
+    """Whether they were given for this alone, and are none of the training's data."""
+
     @property
     def contour(self) -> float:
         """The score of a location above which it is outlined: 99.9 % of good locations are not."""
@@ -118,11 +121,15 @@ class Calibration:
         """A sentence where the held-out normals are too few for ``fpr``."""
         if self.promised(fpr) <= fpr:
             return None
-        normals = counted(len(self.scores), "normal" if self.folds else "held-out normal")
+        kind, advice = "held-out normal", " (see `held_out`)"
+        if self.folds:
+            kind, advice = "normal", ""
+        elif self.given:
+            kind, advice = "photograph", "; give that many with `ahl threshold RUN --good`"
         return (
-            f"with {normals} the lowest rate of false positives that can be set is "
-            f"{100 * self.promised(fpr):.2g} %; {100 * fpr:.2g} % takes "
-            f"{math.ceil(1 / fpr - 1e-9) - 1} of them" + " (see `held_out`)" * (not self.folds)
+            f"with {counted(len(self.scores), kind)} the lowest rate of false positives that can "
+            f"be set is {100 * self.promised(fpr):.2g} %; {100 * fpr:.2g} % takes "
+            f"{math.ceil(1 / fpr - 1e-9) - 1} of them{advice}"
         )
 
     def warn_of(self, fpr: float = FPR) -> None:
@@ -155,11 +162,16 @@ class Calibration:
         low, high = self.locations
         values: dict[str, Any] = {"scores": [float(s) for s in self.scores]}
         values |= {"locations": [low, high]} | ({"folds": self.folds} if self.folds else {})
+        values |= {"given": True} if self.given else {}
         return json.dumps(values, indent=1) + "\n"
 
 
 def calibration_of(
-    scores: Float[np.ndarray, " n"], locations: Float[np.ndarray, "..."], folds: int = 0
+    scores: Float[np.ndarray, " n"],
+    locations: Float[np.ndarray, "..."],
+    folds: int = 0,
+    *,
+    given: bool = False,
 ) -> Calibration:
     """The calibration by held-out normals.
 
@@ -167,6 +179,7 @@ def calibration_of(
         scores: theirs, in any order.
         locations: the scores of all locations, of them or of some.
         folds: in how many parts they were held out in turn; 0 for once.
+        given: whether they are none of the training's data.
 
     Raises:
         UserError: if a score is no number.
@@ -177,7 +190,7 @@ def calibration_of(
             "with a smaller `lr_base` and `overwrite=True`"
         )
     low, high = np.quantile(locations, [0.5, 0.999])
-    return Calibration(np.sort(scores), (float(low), float(high)), folds)
+    return Calibration(np.sort(scores), (float(low), float(high)), folds, given)
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -195,7 +208,8 @@ def read_calibration(folder: Path) -> Calibration | None:
         locations = float(low), float(high)
         if scores.ndim != 1 or not scores.size or not np.isfinite([*scores, *locations]).all():
             raise ValueError("its scores are no numbers")
-        return Calibration(np.sort(scores), locations, int(values.get("folds", 0)))
+        how = int(values.get("folds", 0)), bool(values.get("given"))
+        return Calibration(np.sort(scores), locations, *how)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{folder / CALIBRATION} is damaged ({error}); delete it, and give the training's "

@@ -118,7 +118,7 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
             outcome = predictor.outcome(list(paths.values()))
         except BadImageError as error:
             raise BadImageError(without_skipping(str(error))) from error
-        calibration = calibration_of(outcome.scores, outcome.heat)
+        calibration = calibration_of(outcome.scores, outcome.heat, given=True)
         run.write_calibration(calibration.text())
     return dataclasses.replace(predictor, calibration=calibration)
 

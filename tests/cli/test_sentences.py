@@ -44,3 +44,14 @@ def test_a_name_in_a_message_steers_no_terminal(capsys: pytest.CaptureFixture[st
     assert "left out: a\\x1b[2J\\r.png\n" in said
     assert "no class a\\x1b]0;mine\\x07" in said
     assert "\x1b" not in said
+
+
+def test_data_that_is_read_twice_is_spoken_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def read_again() -> None:
+        for room in ("data.folder", "data.folder", "inference.results", "inference.results"):
+            logging.getLogger(f"ahl_jax.{room}").info("%s: 12 images, by %s", "screws", room)
+
+    for _ in range(2):
+        run_command(read_again)
+        said = capsys.readouterr().err.splitlines()
+        assert [line.count("data.folder") for line in said] == [1, 0, 0]

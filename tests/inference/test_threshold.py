@@ -1,6 +1,8 @@
 """Thresholds and probabilities by held-out normals."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +35,23 @@ def test_few_normals_promise_what_they_can() -> None:
     calibration = _calibration(np.array([3.0, 1.0, 2.0]))
     assert calibration.threshold(0.01) == 3
     assert calibration.promised(0.01) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({}, "with 3 held-out normals .* is 25 %; 1 % takes 99 of them .see `held_out`.$"),
+        ({"folds": 3}, "with 3 normals .* is 25 %; 1 % takes 99 of them$"),
+        ({"given": True}, "with 3 photographs .* of them; give that many with `ahl threshold RUN"),
+    ],
+)
+def test_too_few_are_told_the_way_to_more(how: dict, sentence: str, tmp_path: Path) -> None:
+    calibration = calibration_of(np.arange(3, dtype=np.float32), np.ones(4), **how)
+    (tmp_path / "calibration.json").write_text(calibration.text())
+    kept = read_calibration(tmp_path)
+    assert kept is not None
+    assert re.match(sentence, kept.shortfall(0.01) or "")
+    assert kept.shortfall(0.25) is None
 
 
 @pytest.mark.parametrize(("normals", "fpr"), [(20, 0.05), (99, 0.01), (150, 0.02)])
