@@ -15,7 +15,7 @@ from ahl_jax.features import Store
 from ahl_jax.reports import results
 from ahl_jax.reports.pictures import key, labelled, sheet
 from ahl_jax.reports.scored import Scored, score
-from ahl_jax.reports.subsets import PICTURED, subset_views, why_none
+from ahl_jax.reports.subsets import PICTURED, subset_views
 from ahl_jax.reports.training import history_charts
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def report(
 ) -> Path:
     """Write a run's results as one HTML file that opens without a network.
 
-    What a run has not, such as subsets or a threshold, is left out, with a sentence that says so.
+    What a run has not is left out, and what there should be has a sentence in its place.
 
     Args:
         workdir: the folder that ``train`` was given.
@@ -59,7 +59,6 @@ def report(
         workdir, data=data, fpr=fpr, threshold=threshold, cache_dir=cache_dir, progress=progress
     )
     preset, differing = run.preset()
-    no_subsets = why_none(run)
     planned = run.config.learning.planned_epochs
     return _write(
         any_path(workdir) / "report.html" if out is None else any_path(out),
@@ -79,8 +78,7 @@ def report(
         strips=sheet(run),
         key=key(run),
         training=history_charts(run.history),
-        no_subsets=no_subsets,
-        subsets=[] if no_subsets else subset_views(run, Store(cache_dir), progress=progress),
+        subsets=subset_views(run, Store(cache_dir), progress=progress),
         pictured=PICTURED,
         preset=preset,
         differing=differing,
@@ -134,8 +132,10 @@ def compare(
     names = dict.fromkeys(name for each in settings.values() for name in each)
     by_class = {label: results.metrics_by_class(run) for label, run in scored.items()}
     confusions = {label: rows for label, run in scored.items() if (rows := results.confusion(run))}
-    no_subsets = {label: why_none(run) for label, run in scored.items()}
+    sheets = {label: sheet(run, _COMPARED) for label, run in scored.items()}
     store = Store(cache_dir)
+    training = {label: history_charts(run.history) for label, run in scored.items()}
+    subsets = {label: subset_views(run, store, progress=progress) for label, run in scored.items()}
     return _write(
         any_path(out),
         "compare.html.j2",
@@ -159,15 +159,11 @@ def compare(
         differing=[n for n in names if len({str(s.get(n)) for s in settings.values()}) > 1],
         confusions=confusions,
         called=_labels(confusions),
-        sheets={label: sheet(run, _COMPARED) for label, run in scored.items()},
+        sheets=sheets,
+        strips=list(dict.fromkeys(strip.title for each in sheets.values() for strip in each)),
         keys=dict.fromkeys(key(run) for run in scored.values()),
-        training={label: history_charts(run.history) for label, run in scored.items()},
-        no_subsets=no_subsets,
-        subsets={
-            label: subset_views(run, store, progress=progress)
-            for label, run in scored.items()
-            if not no_subsets[label]
-        },
+        training={label: found for label, found in training.items() if found},
+        subsets={label: found for label, found in subsets.items() if found},
         pictured=PICTURED,
     )
 

@@ -98,7 +98,7 @@ def labelled(run: Scored) -> list[Sample]:
 
 
 def sheet(run: Scored, shown: int = 6) -> list[Strip]:
-    """The test images that are ranked worst, and those that are ranked best.
+    """The test images that are ranked worst, and those that are ranked best; each at most once.
 
     Args:
         run: the run.
@@ -114,14 +114,17 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
         where[np.argsort(-scores[where], kind="stable")]
         for where in (np.flatnonzero(normal), np.flatnonzero(~normal))
     )
-    kinds: list[tuple[str, str, Int[np.ndarray, " n"]]] = [
-        ("Normals with the highest scores", "The false alarms come first from these.", normals),
-        ("Anomalies with the lowest scores", "These are missed first.", anomalies[::-1]),
-        ("Anomalies with the highest scores", "The surest finds.", anomalies),
-        ("Normals with the lowest scores", "The most normal images.", normals[::-1]),
-    ]
+    worst_normals, best_normals = _ends(normals, shown)
+    worst_anomalies, best_anomalies = _ends(anomalies[::-1], shown)
+    kinds = [
+        ("Normals with the highest scores", "The false alarms come first from these.",
+         worst_normals),
+        ("Anomalies with the lowest scores", "These are missed first.", worst_anomalies),
+        ("Anomalies with the highest scores", "The surest finds.", best_anomalies),
+        ("Normals with the lowest scores", "The most normal images.", best_normals),
+    ]  # fmt: skip
     calibration = run.calibration
-    chosen = sorted({int(number) for _, _, ranked in kinds for number in ranked[:shown]})
+    chosen = sorted(int(number) for _, _, ranked in kinds for number in ranked)
     heat = run.predictor.heat_maps([run.samples[number].path for number in chosen])
     heat_of = dict(zip(chosen, heat, strict=True))
     scale = run.predictor.heat_scale(heat)
@@ -144,10 +147,18 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
         )
 
     return [
-        Strip(title, remark, [scene(int(number)) for number in ranked[:shown]])
+        Strip(title, remark, [scene(int(number)) for number in ranked])
         for title, remark, ranked in kinds
         if len(ranked)
     ]
+
+
+def _ends(
+    ranked: Int[np.ndarray, " n"], shown: int
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " m"]]:
+    """The first and the last of a ranking, the last one first; of few, half of them each."""
+    half = (len(ranked) + 1) // 2
+    return ranked[:half][:shown], ranked[half:][::-1][:shown]
 
 
 def key(run: Scored) -> str:

@@ -45,28 +45,26 @@ class SubsetView:
     """w_i after the last epoch; None where there is no history."""
 
 
-def why_none(run: Scored) -> str | None:
-    """Why a run has no subsets to show, in a sentence; None if it has."""
-    if run.config.learning.method != "ahl":
-        return f"The method {run.config.learning.method} has no subsets."
-    if run.config.features.tiles != (1, 1):
-        return "The subsets are of tiles, which are not shown."
-    if not run.same_images:
-        return "The images have changed since the training, so its subsets cannot be made again."
-    return None
-
-
-def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetView]:
+def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetView] | str:
     """The subsets of a run, in the order of w_1, w_2 and so on.
 
     Args:
-        run: one for which ``why_none`` is None.
+        run: the run.
         store: where its features are.
         progress: whether to show progress on stderr.
+
+    Returns:
+        A sentence instead if they cannot be shown; nothing of a method without subsets.
 
     Raises:
         UserError: if an image cannot be read and the settings do not skip it.
     """
+    if run.config.learning.method != "ahl":
+        return []
+    if run.config.features.tiles != (1, 1):
+        return "The subsets are of tiles, which are not shown."
+    if not run.same_images:
+        return "The images have changed since the training, so its subsets cannot be made again."
     config = run.config
 
     def readable(paths: Sequence[ImageSource], label: str) -> tuple[list[ImageSource], np.ndarray]:

@@ -16,10 +16,10 @@ _KINDS = (
 )
 
 
-def history_charts(history: list[dict[str, str]]) -> list[Chart]:
-    """A chart for each kind of column that has values."""
+def history_charts(history: list[dict[str, str]]) -> list[Chart] | str:
+    """A chart for each kind of column that has values; a sentence where there is no history."""
     if not history:
-        return []
+        return "history.csv is gone or damaged, so there are no losses to show."
     epochs = np.array([float(row["epoch"]) for row in history])
     found = []
     for title, prefix, axis, remark in _KINDS:

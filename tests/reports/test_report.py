@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -166,7 +167,7 @@ def test_a_large_test_has_a_small_report(
     split = dataclasses.replace(run.split, seen=samples[19_000:])
     large = dataclasses.replace(run, samples=samples, scores=scores, split=split)
     monkeypatch.setattr(build, "score", lambda *_, **__: large)
-    monkeypatch.setattr(build, "why_none", lambda _: "none")
+    monkeypatch.setattr(build, "subset_views", lambda *_, **__: [])
     page = Page(report(finished.workdir, tmp_path / "large.html", progress=False))
     assert len(page.source.encode()) < 20 * 2**20
     assert "100 of 1000 are shown" in page.text
@@ -175,13 +176,18 @@ def test_a_large_test_has_a_small_report(
 
 def test_its_images_are_ranked(written: Page) -> None:
     shown = re.findall(r"(\w+) · score (-?[\d.e+-]+)", written.text)
-    normals, missed, found, quiet = (shown[i : i + 6] for i in range(0, 24, 6))
+    # Of nine normals and ten anomalies, each once.
+    ends = itertools.accumulate((5, 5, 5, 4), initial=0)
+    normals, missed, found, quiet = (shown[i:j] for i, j in itertools.pairwise(ends))
+    pictures = [a["src"] for a in written.of("img") if str(a["alt"]).startswith("Heat map of")]
+    assert len({*pictures}) == len(pictures) == len(shown) == 19
     assert {kind for kind, _ in normals + quiet} == {"normal"}
     assert {kind for kind, _ in missed + found} == {"scratch", "spot"}
     for strip, sign in ((normals, -1), (missed, 1), (found, -1), (quiet, 1)):
         scores = [sign * float(score) for _, score in strip]
         assert scores == sorted(scores)
-    assert float(found[0][1]) >= float(missed[0][1])
+    assert float(found[-1][1]) >= float(missed[-1][1])
+    assert float(quiet[-1][1]) <= float(normals[-1][1])
 
 
 def test_its_heat_maps_have_the_outlines_of_a_prediction(
@@ -254,8 +260,8 @@ def test_what_a_run_has_not_is_left_out(plain: Path, tmp_path: Path) -> None:
     out = report(plain, tmp_path / "a.html", progress=False)
     page = Page(out)
     page.check()
-    assert "The method fit has no subsets." in page.text
-    assert "The method fit has no losses." in page.text
+    assert [a["id"] for a in page.of("section")] == [*SECTIONS[:-2]]
+    assert [a["href"] for a in page.of("a")] == [f"#{name}" for name in SECTIONS[:-2]]
     assert "no threshold: no normals were held out of its training" in page.text
     assert "Called anomalous" not in page.text
 
@@ -370,7 +376,8 @@ def test_two_runs_side_by_side(
     )
     assert f"{100 * at['fpr']:.1f} % {round(at['fpr'] * normals)} of {normals}" in page.text
     assert f"{plain} has no threshold: no normals were held out of its training" in page.text
-    assert page.text.count("The method fit has no subsets.") == 1
+    sections = page.source.partition('<section id="training"')[2]
+    assert [sections.count(f"<h3>{label}</h3>") for label in (finished.workdir, plain)] == [2, 0]
     subsets = finished.config.subsets.subsets
     assert len(re.findall(r"Subset \d", page.text)) == 2 * subsets
     # Four images of each of four kinds for every run, beside their heat maps.
