@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import any_path, resolved
 from ahl_jax.serving.limits import Limits
@@ -54,6 +55,7 @@ def run(command: Serve) -> None:
     from ahl_jax.inference.predictor import load
     from ahl_jax.inference.threshold import check_cut
 
+    stop.expected()
     check_cut(command.fpr, command.threshold)
     folders = named(command.runs)
     try:

@@ -54,7 +54,7 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
             print("ahl:", remote.failure("object storage", error), file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as end:
-            print(f"\n{stop.STOPPED}", file=sys.stderr)
+            print(f"\n{stop.in_words()}", file=sys.stderr)
             _exit(end.args[0] if end.args else signal.SIGINT)
         except BrokenPipeError:
             # Who read our output has enough of it; Python would complain again when it exits.

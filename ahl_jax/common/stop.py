@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 _GRACE = 4.0
 """Seconds until a command that has come to no safe point is ended."""
 
-STOPPED = "ahl: stopped; the same command goes on from where it was"
 _HANDLED = 128
 """Added to the number of a signal that a handler of Python's tells of."""
 
@@ -35,6 +34,9 @@ class _State:
 
     held = False
     """Whether this is no such point."""
+
+    expected = False
+    """Whether the command runs until it is stopped, so that nothing is left to go on with."""
 
 
 _state = _State()
@@ -60,6 +62,16 @@ def allow(*, here: bool) -> None:
     _state.held = not here
 
 
+def expected() -> None:
+    """From now on the command runs until it is stopped, and that is no interruption."""
+    _state.expected = True
+
+
+def in_words() -> str:
+    """The last sentence of a command that was stopped."""
+    return "ahl: stopped" + "; the same command goes on from where it was" * (not _state.expected)
+
+
 def asked() -> int | None:
     """The signal that asked to stop, if one did."""
     return _state.asked
@@ -71,7 +83,7 @@ def heard() -> Iterator[None]:
 
     So does SIGINT of a process that a shell started in the background, to ignore it.
     """
-    _state.asked, _state.shared, _state.held = None, False, False
+    _state.asked, _state.shared, _state.held, _state.expected = None, False, False, False
     read, write = os.pipe()
     os.set_blocking(write, False)
 
@@ -112,7 +124,7 @@ def before_all_else() -> None:
 
 def _end(number: int) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{STOPPED}\n".encode())
+        os.write(2, f"\n{in_words()}\n".encode())
     os._exit(128 + number)
 
 

@@ -195,6 +195,7 @@ def _all_of(
 
 def _watch(command: Predict, predictor: Predictor, results: Results) -> NoReturn:
     """Score what is new or has changed, unless it is still being written, until stopped."""
+    stop.expected()
     log.info("watching %s", ", ".join(map(str, command.images)))
     handled: dict[Path, _Stamp] = {}
     said: dict[object, str] = {}

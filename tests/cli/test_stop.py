@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from ahl_jax import train
+from ahl_jax.cli.shell import run_command
+from ahl_jax.common import stop
 from tests.runs import FinishedRun, inference
 
 WORKS = {
@@ -79,6 +81,21 @@ def test_a_signal_is_never_lost(work: str) -> None:
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "ahl: stopped; the same command goes on" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("until_then", [True, False])
+def test_what_runs_until_it_is_stopped_has_nothing_to_go_on_with(
+    until_then: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        if until_then:
+            stop.expected()
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        run_command(work)
+    more = "" if until_then else "; the same command goes on from where it was"
+    assert capsys.readouterr().err == f"\nahl: stopped{more}\n"
 
 
 def test_a_training_in_the_background_of_a_script_hears_ctrl_c_too() -> None:

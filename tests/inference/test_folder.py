@@ -210,7 +210,11 @@ def test_scores_of_another_detector_are_not_mixed_in(
 
 
 def test_watching_takes_what_comes_in_when_it_is_whole(
-    finished: FinishedRun, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, new = tmp_path / "out", some / "new.png"
     content = (some / "spot/00.png").read_bytes()
@@ -230,6 +234,7 @@ def test_watching_takes_what_comes_in_when_it_is_whole(
         _predict(finished, some, "--out", out, "--watch")
     assert stop.value.code == 130
     assert seen == [0, 4, 4, 4, 4, 5, 5]
+    assert capsys.readouterr().err.endswith("\nahl: stopped\n")
     scores = {row["path"]: float(row["score"]) for row in _rows(out)}
     # One image alone has another program than four have.
     assert scores[str(new)] == pytest.approx(scores[str(some / "spot/00.png")], abs=1e-4)

@@ -410,4 +410,6 @@ def test_a_crowd_is_answered_or_refused_and_the_last_requests_too(
         for thread in threads:
             thread.join()
         assert [status for status, _ in last] == [200] * 8
-        assert "Traceback" not in server.stderr.read()
+        said = server.stderr.read()
+        assert "Traceback" not in said
+        assert said.endswith("\nahl: stopped\n")
