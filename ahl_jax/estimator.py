@@ -25,7 +25,7 @@ from ahl_jax.common.errors import InputError, UserError
 from ahl_jax.common.remote import any_path
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import Config, DataConfig
-from ahl_jax.data.images import image_list, path_or_array
+from ahl_jax.data.images import Picture, image_list, path_or_array
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
 from ahl_jax.data.types import ANOMALY, NORMAL_WORDS
@@ -221,6 +221,19 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         """
         second = (self.decision_function(X) > 0).astype(int)
         return self.classes_[second]
+
+    def heat_map(self, image: Picture) -> Float[np.ndarray, "h w"]:
+        """How anomalous each pixel of one image is, as ``Predictor.heat_map`` has it.
+
+        Args:
+            image: a path, an array [h, w, 3] or [h, w], or a PIL image.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            BadImageError: if it cannot be read.
+        """
+        check_is_fitted(self, "predictor_")
+        return self.predictor_.heat_map(image)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

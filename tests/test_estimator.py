@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -105,6 +106,14 @@ def test_what_it_says_of_an_image_agrees(
     assert not named.predict(images).any()
     named.set_params(fpr=0.5, threshold=None)
     assert named.threshold_ == fitted.predictor_.calibrated().threshold(0.5)
+
+
+def test_its_heat_map_is_the_detectors(fitted: AHLDetector, paths: list[Path]) -> None:
+    heat = fitted.heat_map(np.asarray(Image.open(paths[-1])))
+    assert heat.shape == (SIDE, SIDE)
+    np.testing.assert_array_equal(heat, fitted.predictor_.heat_map(paths[-1]))
+    with pytest.raises(NotFittedError):
+        AHLDetector().heat_map(paths[-1])
 
 
 @pytest.mark.slow
