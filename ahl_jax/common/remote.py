@@ -16,7 +16,9 @@ from typing import Any, cast
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.libraries import library
 from ahl_jax.common.locks import kept
+from ahl_jax.common.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -107,20 +109,15 @@ def _storage(scheme: str) -> Any:
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     # It warns of kinds of buckets that it cannot tell apart.
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
-    try:
-        return fsspec.filesystem(scheme)
-    except ImportError as error:
-        library = _LIBRARIES[scheme]
-        raise UserError(
-            f"{scheme}:// needs {library}, which is not installed; run `pip install {library}`"
-        ) from error
+    library(_LIBRARIES[scheme], f"{scheme}://", _LIBRARIES[scheme])
+    return fsspec.filesystem(scheme)
 
 
 def failure(what: str, error: Exception) -> UserError:
     """A sentence on what the storage says."""
-    said = (str(error).splitlines() or [type(error).__name__])[0][:160]
     return UserError(
-        f"{what} cannot be read or written ({said}); check the bucket, and who may use it"
+        f"{what} cannot be read or written ({first_line(error)}); check the bucket, and who may "
+        "use it"
     )
 
 

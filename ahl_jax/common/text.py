@@ -23,6 +23,11 @@ def counted(number: int, what: str, one: str = "", more: str = "s") -> str:
     return f"{number} {what}{one if number == 1 else more}"
 
 
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message; its name where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
 def nearest(given: str, known: Collection[str]) -> str | None:
     """A question whether the nearest of the names is meant, if there is a near one."""
     near = difflib.get_close_matches(given, known, 1)

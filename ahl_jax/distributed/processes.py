@@ -29,6 +29,7 @@ from orbax.checkpoint import multihost
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.text import first_line
 from ahl_jax.distributed.host_arrays import from_host, to_host
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def initialize(coordinator: str | None, process_id: int | None, processes: int |
             else "on machines other than TPU slices and Slurm or MPI clusters, give `coordinator`, "
             "`process_id` and `processes`"
         )
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(f"cannot join the other processes ({reason}); {advice}") from error
     stop.share()
 

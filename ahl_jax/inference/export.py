@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import replace_file, writing
+from ahl_jax.common.libraries import library
 from ahl_jax.config.presets import with_settings
 from ahl_jax.inference.options import PLATFORMS, Export, Platform
 from ahl_jax.inference.predictor import Predictor, load
@@ -133,12 +134,9 @@ def export_onnx(
         UserError: as by ``export_model``; if the package onnx is missing, the detector is of more
             than 2 GiB, or it computes what there is no ONNX for here.
     """
-    try:
-        from ahl_jax.inference.onnx.convert import to_onnx
-    except ImportError as error:
-        raise UserError(
-            "writing ONNX needs the package onnx, which is not installed; run `pip install onnx`"
-        ) from error
+    library("onnx", "writing ONNX", "onnx")
+    from ahl_jax.inference.onnx.convert import to_onnx
+
     check_cut(fpr, threshold)
     file = _checked(file)
     if file.suffix != ONNX:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ahl_jax.common.errors import UserError
+from ahl_jax.common.libraries import library
 
 _GROUPS = (
     ("support_", "support_loss"),
@@ -22,13 +22,7 @@ def check_event_files() -> None:
     Raises:
         UserError: if the library for it is missing.
     """
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "`tensorboard` needs tensorboardX, which is not installed; "
-            "run `pip install tensorboardX`, or leave it out"
-        ) from error
+    library("tensorboardX", "`tensorboard`", "tensorboardX", ", or leave it out")
 
 
 class EventFiles:

@@ -258,6 +258,6 @@ def test_the_name_tells_the_format(predictor: Predictor, tmp_path: Path) -> None
 def test_without_onnx_a_sentence_says_how_to_get_it(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ahl_jax.inference.onnx.convert", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="run `pip install onnx`"):
         export_onnx(predictor, tmp_path / "model.onnx")
