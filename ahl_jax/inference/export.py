@@ -23,6 +23,9 @@ from ahl_jax.inference.threshold import check_cut, cut_of
 ONNX = ".onnx"
 """How the name of an ONNX file ends."""
 
+_OTHERS = (".h5", ".json", ".pb", ".pkl", ".pt", ".pth", ".safetensors", ".tflite", ".txt", ".xml")
+"""How the names of files in other formats end."""
+
 _LARGEST = 2**31 - 2**20
 """Bytes of weights that an ONNX file holds: the whole is below 2 GiB."""
 
@@ -35,7 +38,7 @@ def run(command: Export) -> None:
     """
     cut = {"fpr": command.fpr, "threshold": command.threshold}
     predictor, file = load(command.workdir), command.file
-    if file.suffix != ONNX:
+    if not _is_onnx(file):
         export_model(predictor, file, **cut, platforms=command.platforms)
         where = f"on {', '.join(command.platforms)}"
     elif command.platforms != PLATFORMS:
@@ -98,8 +101,13 @@ def export_model(
             f"{', '.join(get_args(Platform))}"
         )
     file = _checked(file)
-    if file.suffix == ONNX:
+    if _is_onnx(file):
         raise UserError(f"{file} would be no ONNX; write that with `export_onnx`")
+    if file.suffix.lower() in _OTHERS:
+        raise UserError(
+            f"{file} would be no {file.suffix} file; a name in {ONNX} gives ONNX, and any other, "
+            "such as model.jax, the file for JAX"
+        )
     predictor = detector if isinstance(detector, Predictor) else load(detector)
     model, _ = _program(predictor, fpr, threshold)
     # The weights become constants of the program.
@@ -139,7 +147,7 @@ def export_onnx(
 
     check_cut(fpr, threshold)
     file = _checked(file)
-    if file.suffix != ONNX:
+    if not _is_onnx(file):
         raise UserError(f"{file} is no name for ONNX; let it end in {ONNX}")
     predictor = detector if isinstance(detector, Predictor) else load(detector)
     precise = with_settings(predictor.config, {"precision": "float32"})
@@ -154,6 +162,10 @@ def export_onnx(
     written = to_onnx(model, arrays, _inputs(predictor), {"set_threshold": np.array(stored)})
     with writing(file, "name another file"):
         replace_file(file, written.SerializeToString())
+
+
+def _is_onnx(file: Path) -> bool:
+    return file.suffix.lower() == ONNX
 
 
 def _checked(file: Path | str) -> Path:

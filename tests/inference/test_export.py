@@ -221,6 +221,9 @@ def test_the_file_is_replaced_in_one_step(
         (["model.bin", "--fpr", "2"], "--fpr is 2.0; it must be between 0 and 1"),
         (["no/such/model.bin"], "cannot be written"),
         (["."], "is a folder"),
+        (["model.pt"], "would be no .pt file; a name in .onnx gives ONNX, and any other, such"),
+        (["model.TXT"], "would be no .TXT file"),
+        (["model.ONNX", "--platforms", "cpu"], "leave them out for ONNX"),
     ],
 )
 def test_bad_options_end_in_one_sentence(
