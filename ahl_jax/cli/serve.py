@@ -58,6 +58,7 @@ def run(command: Serve) -> None:
     stop.expected()
     check_cut(command.fpr, command.threshold)
     folders = named(command.runs)
+    # Starlette would ask for python_multipart at the first form only.
     for name in ("prometheus_client", "python_multipart", "starlette", "uvicorn"):
         library(name, "ahl serve", "prometheus-client python-multipart starlette uvicorn")
     from ahl_jax.serving.server import serve

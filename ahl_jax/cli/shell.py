@@ -96,9 +96,10 @@ class _Once(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not super().filter(record):
             return True
-        text, said = record.getMessage(), len(self._said)
+        text = record.getMessage()
+        new = text not in self._said
         self._said.add(text)
-        return len(self._said) > said
+        return new
 
 
 def _shown(text: str, names: Collection[str]) -> str:

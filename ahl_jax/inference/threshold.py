@@ -91,7 +91,7 @@ class Calibration:
     """In how many parts they were held out in turn, each scored without its own; 0 for once."""
 
     given: bool = False
-    """Whether they were given for this alone, and are none of the training's data."""
+    """Whether they are of photographs that ``recalibrate`` was given."""
 
     @property
     def contour(self) -> float:
@@ -179,7 +179,7 @@ def calibration_of(
         scores: theirs, in any order.
         locations: the scores of all locations, of them or of some.
         folds: in how many parts they were held out in turn; 0 for once.
-        given: whether they are none of the training's data.
+        given: whether they are of photographs that ``recalibrate`` was given.
 
     Raises:
         UserError: if a score is no number.

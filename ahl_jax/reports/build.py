@@ -37,7 +37,8 @@ def report(
 ) -> Path:
     """Write a run's results as one HTML file that opens without a network.
 
-    What a run has not is left out, and what there should be has a sentence in its place.
+    A section that the run's method has nothing for is left out. A sentence stands in the place of
+    all else that is missing, such as a threshold.
 
     Args:
         workdir: the folder that ``train`` was given.
