@@ -48,6 +48,10 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
         except IncompleteError as error:
             print("ahl:", _shown(str(error), names), file=sys.stderr)
             sys.exit(3)
+        except BrokenPipeError:
+            # Who read our output has enough of it; Python would complain again when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _exit(stop.asked() or signal.SIGPIPE)
         except Exception as error:
             if not remote.is_failure(error):
                 raise
@@ -56,10 +60,6 @@ def run_command(command: Callable[[], None], *kinds: type) -> None:
         except KeyboardInterrupt as end:
             print(f"\n{stop.in_words()}", file=sys.stderr)
             _exit(end.args[0] if end.args else signal.SIGINT)
-        except BrokenPipeError:
-            # Who read our output has enough of it; Python would complain again when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            _exit(stop.asked() or signal.SIGPIPE)
 
 
 def keep_compiled_programs(cache_dir: Path | None = None) -> None:

@@ -50,7 +50,8 @@ def run_threshold(command: Threshold) -> None:
     from ahl_jax.run.evaluate import load_test
 
     run, good = command.workdir, command.good
-    calibration = (recalibrate(run, good) if good else load(run)).calibrated()
+    predictor = recalibrate(run, good, data=command.data) if good else load(run)
+    calibration = predictor.calibrated()
     scores = normal = None
     try:
         test = load_test(run, data=command.data, cache_dir=command.cache_dir)

@@ -34,7 +34,7 @@ from ahl_jax.learning.folds import make_folds
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
 from ahl_jax.learning.problem import problem_on, whitening_of
-from ahl_jax.run.again import find_split
+from ahl_jax.run.again import find_split, moved
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
 from ahl_jax.storage.workdir import Workdir
@@ -77,7 +77,9 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
     return dataclasses.replace(predictor, calibration=calibration)
 
 
-def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
+def recalibrate(
+    workdir: Path | str, good: Sequence[Path | str], *, data: str | None = None
+) -> Predictor:
     """Set a finished run's thresholds by photographs of good parts; nothing is trained.
 
     They replace what the thresholds were set by, in one step. To have that again, delete
@@ -87,6 +89,7 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
     Args:
         workdir: the folder that ``train`` was given.
         good: image files, or folders of them, that training has not seen; a copy counts once.
+        data: where the run's data is now, if it moved since the training.
 
     Returns:
         The detector with its new calibration.
@@ -109,7 +112,7 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
             raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
         try:
             paths = {image_digest(path): path for path in found}
-            if known := _trained_on(run, predictor.config) & paths.keys():
+            if known := _trained_on(run, moved(predictor.config, data)) & paths.keys():
                 raise UserError(
                     f"{counted(len(known), 'image')} of {len(paths)}, such as {paths[min(known)]}, "
                     "were trained on, and score lower than new ones; give photographs of other "

@@ -100,6 +100,8 @@ def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
     with pytest.raises(UserError, match=r"18 images of 20, .* were trained on"):
         recalibrate(run, [weave / "train/good"])
     assert (run / "checkpoint/calibration.json").read_bytes() == before
+    recalibrate(run, [new], data=str(tmp_path / "gone"))
+    assert "gone" in capsys.readouterr().err
     unfinished = dataclasses.replace(load(run), metadata={"epochs": 1})
     monkeypatch.setattr("ahl_jax.run.calibrate.load", lambda _: unfinished)
     with pytest.raises(UserError, match="is not finished"):
