@@ -113,9 +113,7 @@ class Scorer:
 
     def arrays(self) -> dict[str, Any]:
         """Everything but the architecture, as nested dicts of arrays."""
-        reference = {
-            f"scale{i}": features for i, features in enumerate(jax.jit(to_maps)(self.reference))
-        }
+        reference = {f"scale{i}": features for i, features in enumerate(_maps_of(self.reference))}
         reference["averages"] = self.reference.pooled
         arrays = {"model": self.model.arrays(), "reference": reference}
         more = {"whitening": self.whitening, "localizer": self.localizer}
