@@ -69,7 +69,7 @@ def _begun(runs: Sequence[Run], options: RunOptions) -> dict[str, Any] | None:
             settled = run.workdir.settled(run.config)
             if settled == run.workdir.config() and not left_to_data(settled):
                 there = dict(flat(settled.to_dict()))
-            return {name: there[name] for name in names}
+                return {name: there[name] for name in names}
     return None
 
 

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahl_jax import UserError, evaluate, load, preset, train, train_seeds
+from ahl_jax import RunOptions, UserError, evaluate, load, load_split, preset, train, train_seeds
 from ahl_jax.detectors import make_detector, make_inputs
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features.images import global_averages
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.run import choices
 from ahl_jax.run.choices import left_out_auc
+from ahl_jax.run.claim import Run
+from ahl_jax.storage.workdir import Workdir
 from tests.problems import CHANNELS, setting_maps
+from tests.runs import FinishedRun
 from tests.stage_one.tiny import install
 
 QUICK = {"trunk": "tiny", "image_size": 192, "levels": 2, "held_out": 0.0}
@@ -66,6 +69,13 @@ def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
         train(preset("density", str(upright), shots=4, views=8, **QUICK), tmp_path / "run")
     with pytest.raises(UserError, match="`levels` is 2 there and 1 here"):
         train(preset("density", str(upright), shots=4, **{**QUICK, "levels": 1}), tmp_path / "run")
+
+
+def test_a_run_of_other_settings_has_chosen_nothing(finished: FinishedRun) -> None:
+    config = preset("density", finished.config.data.data, shots=4)
+    run = Run(config, load_split(config), "", Workdir(finished.workdir))
+    assert choices._begun([run], RunOptions()) is None
+    assert choices._begun([dataclasses.replace(run, config=finished.config)], RunOptions()) == {}
 
 
 @pytest.mark.parametrize(
