@@ -220,15 +220,6 @@ class Functional:
         """The rows of ``Detector.measure``."""
         return self.merge(model).measure(inputs)
 
-    def measured_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, "b r"]:
-        """The rows of ``Detector.measure_pooled``."""
-        return self.merge(model).measure_pooled(z)
-
-    def score_measured(self, model: Model, rows: Float[Array, "b r"]) -> Float[Array, " b"]:
-        """Anomaly scores at inference, by such rows."""
-        detector = self.merge(model)
-        return detector.total_score(detector.measured_scores(rows))
-
     def prepared(
         self,
         model: Model,
@@ -240,6 +231,22 @@ class Functional:
         detector = self.merge(model)
         detector.prepare(normals, anomalies, groups)
         return functional(detector)[1]
+
+    def prepared_by_pooled(
+        self,
+        model: Model,
+        normals: Float[Array, "n d"],
+        anomalies: Float[Array, "m d"],
+        groups: Int[Array, " n"],
+    ) -> Model:
+        """The same by whitened pooled features alone, of a detector that is ``by_pooled``."""
+        measure = self.merge(model).measure_pooled
+        return self.prepared(model, measure(normals), measure(anomalies), groups)
+
+    def score_by_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """``score`` by whitened pooled features alone."""
+        detector = self.merge(model)
+        return detector.total_score(detector.measured_scores(detector.measure_pooled(z)))
 
     def loss(
         self,

@@ -331,8 +331,7 @@ class Predictor:
         if [each.shape for each in jax.eval_shape(to_maps, scorer.reference)] != shapes:
             raise ValueError("its reference is of images of another size")
         images = jax.ShapeDtypeStruct((1, self.frame.height, self.frame.width, 3), np.uint8)
-        apply = functools.partial(self.apply, platform=jax.default_backend())
-        jax.eval_shape(apply, self._parts, images)
+        jax.eval_shape(self._program, self._parts, images)
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs cannot be pickled, and are made again when they are needed.

@@ -128,13 +128,12 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
     reference = make_inputs(maps).take(jnp.array(0))
     # Those of whitened features are not the averages of their maps.
     reference = dataclasses.replace(reference, pooled=jnp.asarray(averages))
-    make = functools.partial(make_model, config, reference.channels)
     saved = Model.from_arrays(arrays["model"])
     functional: Functional
 
     def fresh(key: Key[Array, ""]) -> Model:
         nonlocal functional
-        functional, model = make(key)
+        functional, model = make_model(config, reference.channels, key)
         return model
 
     # Settings of strangers may ask for more than there is memory.

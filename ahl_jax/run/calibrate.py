@@ -223,9 +223,8 @@ def _scores_by_pooled(
     groups: Int[Array, " n"],
 ) -> Float[Array, " k"]:
     """Scores of single tiles by a detector that is fitted to others, by whitened features."""
-    known, seen = (functional.measured_pooled(model, z) for z in (normals, anomalies))
-    model = functional.prepared(model, known, seen, groups)
-    return functional.score_measured(model, functional.measured_pooled(model, left_out))
+    model = functional.prepared_by_pooled(model, normals, anomalies, groups)
+    return functional.score_by_pooled(model, left_out)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

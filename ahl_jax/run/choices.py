@@ -171,9 +171,6 @@ def left_out_auc(
     functional, model = make_detector(detector, channels, jax.random.key(0))
     averages = averages_of(normals, poolings)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
-    known, seen = (
-        functional.measured_pooled(model, jnp.asarray(whitening.whitened(part), jnp.float32))
-        for part in (normals, anomalies)
-    )
-    model = functional.prepared(model, known, seen, groups)
+    known, seen = (jnp.asarray(whitening.whitened(x), jnp.float32) for x in (normals, anomalies))
+    model = functional.prepared_by_pooled(model, known, seen, groups)
     return float(model.stats["left_out_auc"])
