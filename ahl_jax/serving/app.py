@@ -229,6 +229,8 @@ def _asked(request: Request, served: Served) -> _Asked:
         if name not in _QUERY:
             advice = nearest(name, _QUERY) or f"choose from {', '.join(_QUERY)}"
             raise HTTPException(400, f"there is no parameter {name!r}; {advice}")
+        if len(query.getlist(name)) > 1:
+            raise HTTPException(400, f"{name} is given more than once")
     if query.get("heat_map", "png") != "png":
         raise HTTPException(400, f"heat_map is {query['heat_map']!r}; it may be png")
     numbers = {}

@@ -208,6 +208,7 @@ def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -
         ("one/score?threshold=nan", b"x", 400, "a finite number"),
         ("one/score?fpr=0.1&threshold=1", b"x", 400, "give one of them"),
         ("one/score?heat_map=/etc/passwd", b"x", 400, "it may be png"),
+        ("one/score?fpr=0.1&fpr=0.5", b"x", 400, "fpr is given more than once"),
         ("one/score?thresold=3", b"x", 400, "no parameter 'thresold'; did you mean threshold?"),
         ("one/score?colour=1", b"x", 400, "'colour'; choose from heat_map, fpr, threshold"),
     ],
