@@ -222,5 +222,6 @@ def _uneven(array: Array) -> np.ndarray:
     products = values.ndim > 1 and jnp.issubdtype(values.dtype, jnp.floating)
     if products and values.size and (values == values.flat[0]).all():
         values = values.copy()
-        values.flat[0] = np.nextafter(values.flat[0], np.inf, dtype=values.dtype)
+        # JAX's, as NumPy has none for bfloat16.
+        values.flat[:1] = jax.lax.nextafter(values.flat[:1], values.dtype.type(np.inf))
     return values

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export as jax_export
@@ -198,6 +199,18 @@ def test_products_are_of_float32_on_a_cpu_and_of_the_precision_elsewhere(
     for platform, expected in {"cpu": False, "cuda": True}.items():
         exported = export_model(half, tmp_path / platform, platforms=[platform])
         assert ("bf16" in exported.mlir_module()) is expected, platform
+
+
+@pytest.mark.slow
+def test_a_reference_of_equal_values_is_exported_in_bfloat16_too(
+    predictor: Predictor, images: np.ndarray, tmp_path: Path
+) -> None:
+    blank = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.bfloat16), predictor.scorer.reference)
+    scorer = dataclasses.replace(predictor.scorer, reference=blank)
+    half = dataclasses.replace(predictor, scorer=scorer)
+    exported = export_model(half, tmp_path / "model.bin", platforms=["cpu"])
+    found = exported.call(images, np.float32("nan"))
+    np.testing.assert_allclose(found["score"], half.score(images), atol=0.02)
 
 
 def test_the_file_is_replaced_in_one_step(
