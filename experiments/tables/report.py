@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ahl_jax.common.errors import UserError
+from ahl_jax.common.files import as_written
 from ahl_jax.common.text import counted, markdown_table, mean_std
 from ahl_jax.sweeps.cells import FIGURES, Row
 from experiments.tables.cells import Cell, Table
@@ -60,7 +61,7 @@ def read_rows(path: Path) -> list[Row]:
             if missing := {*_KEYS, *kinds} - {*(reader.fieldnames or ())}:
                 raise ValueError(f"it has no column '{min(missing)}'")
             return [
-                {name: kinds.get(name, str)(value) for name, value in row.items()}
+                {name: kinds.get(name, as_written)(value) for name, value in row.items()}
                 | {"commit": row.get("commit", "unknown")}
                 for row in reader
             ]

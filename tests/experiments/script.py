@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ahl_jax.common.files import as_written
+
 COLUMNS = [
     "table", "setting", "shots", "dataset", "seen_class", "method", "seed", "auc_roc", "auc_pr",
     "seconds", "commit",
@@ -29,7 +31,8 @@ class Script:
         self.monkeypatch.setattr("sys.argv", words)
         importlib.import_module(f"experiments.{name}").main()
         with (out / f"{name}{variant}_quick.csv").open(newline="") as file:
-            return list(csv.DictReader(file)), (out / f"{name}{variant}_quick.md").read_text()
+            rows = [{k: as_written(v) for k, v in row.items()} for row in csv.DictReader(file)]
+            return rows, (out / f"{name}{variant}_quick.md").read_text()
 
 
 def scores(rows: list[dict[str, str]], method: str, seen: str = "") -> dict[int, float]:
