@@ -165,7 +165,10 @@ def loops(size: str, quick: bool) -> Iterator[Result]:
 def whole_runs(quick: bool) -> Iterator[Result]:
     """Whole trainings, of ELPV's numbers of images and the demo's size."""
     normals, anomalies = (96, 4) if quick else (1018, 10)
-    for name, settings in (("paper", {"detector": "dra"}), ("density", {"method": "ahl"})):
+    for name, settings in (
+        ("paper", {"detector": "dra"}),
+        ("density", {"method": "ahl", "poolings": 3, "views": 1}),
+    ):
         config = preset(name, "synthetic", **settings)
         if quick:
             small = {"pseudo_per_generator": 16, "epochs": 2, "steps": 2, "updates_per_epoch": 1}
@@ -187,6 +190,7 @@ def whole_run(config: Config, normals: int, anomalies: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         workdir = Workdir(Path(folder))
+        workdir.claim(config, overwrite=False)
         with Checkpoints(workdir.path) as checkpoints:
             problem = make_problem(config, *maps)
             run = Run(config, Split((), (), ()), "", workdir, checkpoints)
