@@ -1,11 +1,14 @@
-"""A convolution whose gradients are as quick as itself in a loop on a CPU too.
+"""Convolutions that are quick on a CPU too, and so are their gradients.
 
 XLA's CPU backend has one quick convolution, of NHWC by HWIO. It brings others to that form in a
 program's entry alone, not in the body of a ``lax.scan``: there the gradients that JAX makes take a
-naive loop. Here they are made of matrix products and of convolutions of that form.
+naive loop. Here they are made of matrix products and of convolutions of that form. A convolution of
+each channel by itself always takes a naive loop there, so it is made of shifted products.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +37,14 @@ def convolve(
     return _plain(x, kernel, stride, padding)
 
 
-def _plain(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def _plain(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=(padding, padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
         precision=PRECISION,
         preferred_element_type=jnp.float32,
     )
@@ -65,6 +69,78 @@ def _backward(stride: int, padding: Padding, kept: tuple, gradient: Array) -> tu
 
 
 convolve.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def convolve_each(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k c"],
+    bias: Float[Array, " c"] | None,
+    stride: int,
+    padding: Padding,
+) -> Float[Array, "b h2 w2 c"]:
+    """A convolution of each channel by itself, alike in height and width.
+
+    XLA fuses the shifted products into one loop on a CPU, where its own convolution of this kind
+    takes forty times as long; a TPU's compiler takes nine times as long for them.
+
+    Args:
+        x: what is convolved.
+        kernel: of the same dtype.
+        bias: added to every location.
+        stride: locations from one window to the next.
+        padding: zeros before and after.
+    """
+    return lax.platform_dependent(
+        x,
+        kernel,
+        bias,
+        cpu=functools.partial(_shifted, stride, padding),
+        default=functools.partial(_grouped, stride, padding),
+    )
+
+
+def _shifted(stride: int, padding: Padding, x: Array, kernel: Array, bias: Array | None) -> Array:
+    images, height, width, c = x.shape
+    rows, columns = height + sum(padding), width + sum(padding)
+    x = _fitted(x, padding[0], (rows, columns))
+    # The bias comes first, as features on disk were summed up.
+    total: Any = 0.0 if bias is None else bias
+    for row in range(len(kernel)):
+        for column in range(len(kernel)):
+            # For a symbolic number of images an index would be a gather.
+            ends = (rows - len(kernel) + row + 1, columns - len(kernel) + column + 1)
+            window = lax.slice(x, (0, row, column, 0), (images, *ends, c), (1, stride, stride, 1))
+            total = total + window * kernel[row, column]
+    return total
+
+
+def _grouped(stride: int, padding: Padding, x: Array, kernel: Array, bias: Array | None) -> Array:
+    found = _plain(x, kernel[:, :, None], stride, padding, groups=x.shape[-1])
+    return found if bias is None else found + bias
+
+
+def _forward_each(
+    x: Array, kernel: Array, bias: Array | None, stride: int, padding: Padding
+) -> tuple[Array, tuple]:
+    return convolve_each(x, kernel, bias, stride, padding), (x, kernel, bias)
+
+
+def _backward_each(
+    stride: int, padding: Padding, kept: tuple, gradient: Array
+) -> tuple[Array, Array, Array | None]:
+    def pulled_back(function: Callable[..., Array]) -> Callable[..., Any]:
+        def back(kept: tuple, gradient: Array) -> Any:
+            return jax.vjp(functools.partial(function, stride, padding), *kept)[1](gradient)
+
+        return back
+
+    return lax.platform_dependent(
+        kept, gradient, cpu=pulled_back(_shifted), default=pulled_back(_grouped)
+    )
+
+
+convolve_each.defvjp(_forward_each, _backward_each)
 
 
 # A convolution with a stride is one without, of tiles of stride x stride pixels, which become

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ahl_jax.backbones.batch_norm import WeightedBatchNorm
-from ahl_jax.backbones.convolution import PRECISION, Padding, convolve
+from ahl_jax.backbones.convolution import PRECISION, Padding, convolve, convolve_each
 
 Source = tuple[str, str | None]
 
@@ -167,11 +167,7 @@ class Linear(Pointwise):
 
 
 class Depthwise(Layer):
-    """A convolution of each channel by itself, with "same" padding; kernel [size, size, channels].
-
-    Computed as size * size shifted multiply-adds, which XLA fuses into one loop. Its grouped
-    convolution is about forty times slower on a CPU.
-    """
+    """A convolution of each channel by itself, "same"-padded; kernel [size, size, channels]."""
 
     kernel_axes: ClassVar[int] = 3
     """Axes of its kernel, which tell it from those of products."""
@@ -182,21 +178,7 @@ class Depthwise(Layer):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Convolves each channel."""
-        images, height, width, c = x.shape
         edges = same_padding(self.size, self.stride)
-        x = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
-        kernel = self.kernel[...]
-        # The bias comes first, as features on disk were summed up.
-        total: Array | float = self.bias[...] if self.norm is None else 0.0
-        for row in range(self.size):
-            for column in range(self.size):
-                # For a symbolic number of images an index would be a gather.
-                window = lax.slice(
-                    x,
-                    (0, row, column, 0),
-                    (images, row + height - self.stride + 1, column + width - self.stride + 1, c),
-                    (1, self.stride, self.stride, 1),
-                )
-                total = total + window * kernel[row, column]
-        assert isinstance(total, jax.Array)
-        return total if self.norm is None else self.finished(total)
+        if self.norm is not None:
+            return self.finished(convolve_each(x, self.kernel[...], None, self.stride, edges))
+        return convolve_each(x, self.kernel[...], self.bias[...], self.stride, edges)

@@ -8,16 +8,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from ahl_jax.backbones.convolution import convolve
+from ahl_jax.backbones.convolution import convolve, convolve_each
 
 
-def _plain(x, kernel, stride, padding):
+def _plain(x, kernel, stride, padding, groups=1):
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         (padding, padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
         preferred_element_type=jnp.float32,
     )
 
@@ -102,3 +103,28 @@ def test_naive_convolutions_are_not_in_the_compiled_gradient() -> None:
     assert len(found) == 2  # forward, and the gradient of what is convolved
     assert not any("hs_dilate" in line for line in found)
     assert all("b01f_01io->b01f" in line for line in found)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, (1, 1)), (5, 2, (1, 2))])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_convolution_of_each_channel_is_the_grouped_one(size, stride, padding, with_bias) -> None:
+    x, kernel = _arrays(9, 8, size)
+    kernel, bias = kernel[..., 0], jnp.arange(3.0) if with_bias else None
+
+    def grouped(x, kernel, bias, stride, padding):
+        y = _plain(x, kernel[:, :, None], stride, padding, groups=3)
+        return y if bias is None else y + bias
+
+    def both(function):
+        y, back = jax.vjp(lambda *args: function(*args, stride, padding), x, kernel, bias)
+        return jax.tree.leaves((y, back(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
+
+    _close(both(convolve_each), both(grouped))
+
+
+def test_elsewhere_than_on_a_cpu_a_channel_is_not_convolved_by_shifts() -> None:
+    x, kernel = _arrays(8, 8, 3)
+    function = jax.jit(lambda *args: convolve_each(*args, None, 1, (1, 1)))
+    for platform, there in (("cpu", False), ("cuda", True), ("tpu", True)):
+        text = function.trace(x, kernel[..., 0]).lower(lowering_platforms=(platform,)).as_text()
+        assert ("feature_group_count = 3" in text) == there

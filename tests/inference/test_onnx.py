@@ -14,6 +14,7 @@ from jax import export as jax_export
 from jax import lax
 
 from ahl_jax import UserError, load
+from ahl_jax.backbones.convolution import convolve_each
 from ahl_jax.cli.main import main
 from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.data.images import read_image
@@ -121,14 +122,8 @@ def test_images_in_another_layout_are_convolved_without_turning_between_layers()
         x = jnp.clip(
             lax.conv(x.transpose(0, 3, 1, 2), full.transpose(3, 2, 0, 1), (1, 1), "SAME"), 0, 6
         )
-        x = jnp.pad(x.transpose(0, 2, 3, 1), ((0, 0), (0, 1), (0, 1), (0, 0)))
-        total = jnp.full(4, 0.3)
-        for row in range(3):
-            for column in range(3):
-                end = (x.shape[0], row + 7, column + 7, 4)
-                window = lax.slice(x, (0, row, column, 0), end, (1, 2, 2, 1))
-                total = total + window * single[row, column]
-        return {"maps": jax.nn.relu(total) @ pixels}
+        found = convolve_each(x.transpose(0, 2, 3, 1), single, jnp.full(4, 0.3), 2, (0, 1))
+        return {"maps": jax.nn.relu(found) @ pixels}
 
     model = check(trunk, kernels, normal(3, 8, 8, 2))
     kinds = [node.op_type for node in model.graph.node]

@@ -1,6 +1,5 @@
 """Nodes and constants of an ONNX graph, as they are collected."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,24 +56,11 @@ class Tensor:
     value: np.ndarray | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
-class Taps:
-    """A sum of windows into an array [b, h, w, c], each times one factor per channel."""
-
-    source: Tensor
-    strides: tuple[int, int]
-    factors: dict[tuple[int, int], np.ndarray]
-    """By the first row and column of each window; [c]."""
-
-    bias: np.ndarray | float = 0.0
-
-
 class Graph:
     """A graph in the making.
 
     Equal nodes are one, nodes of constants are computed at once, and those that no output needs are
-    left out. A sum of ``Taps`` becomes a depthwise convolution, as runtimes do not fuse the
-    products and sums.
+    left out.
     """
 
     def __init__(self) -> None:
@@ -85,8 +71,6 @@ class Graph:
         self._constants: dict[Any, tuple[str, np.ndarray]] = {}
         self._transposed: dict[str, tuple[Tensor, Sequence[int]]] = {}
         self._clipped: dict[str, tuple[Tensor, float, float]] = {}
-        self._windows: dict[str, Taps] = {}
-        self._taps: dict[str, Taps] = {}
 
     def input(
         self, name: str, shape: Shape, dtype: Any, default: np.ndarray | None = None
@@ -144,13 +128,10 @@ class Graph:
         # Expanding a constant would only make the file larger.
         if op != "Expand" and all(t is None or t.value is not None for t in inputs):
             return tuple(map(self.constant, _computed(op, inputs, len(shapes), attributes)))
-        taps = self._taps_of(op, inputs)
-        if taps is None:
-            inputs = tuple(None if t is None else self._settled(t) for t in inputs)
-            if op in _ELEMENTWISE and (perm := self._layout(inputs)):
-                back = [self._turned(t, perm) for t in inputs]
-                found = self.node(op, *back, dtype=dtypes[0], **attributes)
-                return (self.transpose(found, perm),)
+        if op in _ELEMENTWISE and (perm := self._layout(inputs)):
+            back = [self._turned(t, perm) for t in inputs]
+            found = self.node(op, *back, dtype=dtypes[0], **attributes)
+            return (self.transpose(found, perm),)
         names = ["" if t is None else self._name(t) for t in inputs]
         key = op, tuple(names), tuple(sorted((k, repr(v)) for k, v in attributes.items()))
         if key not in self._made:
@@ -166,8 +147,6 @@ class Graph:
             )
             outputs = [t.name for t in self._made[key]]
             self._nodes.append(helper.make_node(op, names, outputs, **attributes))
-            if taps:
-                self._taps[outputs[0]] = taps
         return self._made[key]
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
@@ -223,12 +202,7 @@ class Graph:
             shape[perm[i]] = -(-(limits[i] - starts[i]) // strides[i])
         lists = [[each[i] for i in axes] for each in (starts, limits, perm, strides)]
         part = self.node("Slice", source, *map(self.integers, lists), shape=tuple(shape))
-        part = self.transpose(part, perm)
-        if part.name and len(x.shape) == 4 and set(axes) <= {1, 2}:
-            self._windows[part.name] = Taps(
-                x, (strides[1], strides[2]), {(starts[1], starts[2]): np.ones(())}
-            )
-        return part
+        return self.transpose(part, perm)
 
     def pad(self, x: Tensor, value: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
         """So many values before and after each axis; fewer of its own where negative."""
@@ -287,9 +261,7 @@ class Graph:
     def model(self, outputs: dict[str, Tensor]) -> onnx.ModelProto:
         """The model with these outputs."""
         for name, tensor in outputs.items():
-            self._nodes.append(
-                helper.make_node("Identity", [self._name(self._settled(tensor))], [name])
-            )
+            self._nodes.append(helper.make_node("Identity", [self._name(tensor)], [name]))
         needed, nodes = set(outputs), []
         for node in reversed(self._nodes):
             if needed.intersection(node.output):
@@ -325,7 +297,6 @@ class Graph:
 
     def _source(self, x: Tensor) -> tuple[Tensor, Sequence[int]]:
         """What ``x`` is a transpose of, and how; itself if of nothing."""
-        x = self._settled(x)
         return self._transposed.get(x.name, (x, range(len(x.shape))))
 
     def _layout(self, inputs: Sequence[Tensor | None]) -> Sequence[int] | None:
@@ -343,56 +314,6 @@ class Graph:
             return x
         x = self.reshape(x, (1,) * (len(perm) - len(x.shape)) + x.shape)
         return self.transpose(x, np.argsort(perm).tolist())
-
-    def _taps_of(self, op: str, inputs: Sequence[Tensor | None]) -> Taps | None:
-        """The output of a node as ``Taps``, if it is that."""
-        if op not in ("Add", "Mul"):
-            return None
-        x, y = sorted((t for t in inputs if t is not None), key=lambda t: t.value is not None)
-        # One number for each channel.
-        vector = y.value.ravel() if y.value is not None and y.shape[:-1] == (1, 1, 1) else None
-        if op == "Mul":
-            window = self._windows.get(x.name)
-            if vector is None or window is None:
-                return None
-            return dataclasses.replace(window, factors=dict.fromkeys(window.factors, vector))
-        one, two = self._taps.get(x.name), self._taps.get(y.name)
-        if one and vector is not None:
-            return dataclasses.replace(one, bias=one.bias + vector)
-        if one is None or two is None or one.factors.keys() & two.factors.keys():
-            return None
-        if (one.source, one.strides) != (two.source, two.strides):
-            return None
-        return Taps(one.source, one.strides, one.factors | two.factors, one.bias + two.bias)
-
-    def _settled(self, x: Tensor) -> Tensor:
-        """The array itself, or the convolution that gives it."""
-        taps = self._taps.get(x.name)
-        if taps is None or len(taps.factors) == 1:
-            return x
-        sides = [1 + max(window[axis] for window in taps.factors) for axis in (0, 1)]
-        fits = (
-            (taps.source.shape[axis + 1] - sides[axis]) // taps.strides[axis] + 1
-            == x.shape[axis + 1]
-            for axis in (0, 1)
-        )
-        if not all(fits):
-            return x
-        channels = x.shape[3]
-        kernel = np.zeros((channels, 1, *sides), x.dtype)
-        for (row, column), factors in taps.factors.items():
-            kernel[:, 0, row, column] = factors
-        bias = np.broadcast_to(np.asarray(taps.bias, x.dtype), channels)
-        product = self.node(
-            "Conv",
-            self.transpose(taps.source, (0, 3, 1, 2)),
-            self.constant(kernel),
-            self.constant(bias),
-            shape=tuple(x.shape[i] for i in (0, 3, 1, 2)),
-            group=channels,
-            strides=list(taps.strides),
-        )
-        return self.transpose(product, (0, 2, 3, 1))
 
 
 def broadcast(*shapes: Shape) -> Shape:
