@@ -129,15 +129,11 @@ def _forward_each(
 def _backward_each(
     stride: int, padding: Padding, kept: tuple, gradient: Array
 ) -> tuple[Array, Array, Array | None]:
-    def pulled_back(function: Callable[..., Array]) -> Callable[..., Any]:
-        def back(kept: tuple, gradient: Array) -> Any:
-            return jax.vjp(functools.partial(function, stride, padding), *kept)[1](gradient)
+    def pulled_back(function: Callable[..., Array], kept: tuple, gradient: Array) -> Any:
+        return jax.vjp(functools.partial(function, stride, padding), *kept)[1](gradient)
 
-        return back
-
-    return lax.platform_dependent(
-        kept, gradient, cpu=pulled_back(_shifted), default=pulled_back(_grouped)
-    )
+    by_shifts, by_xla = (functools.partial(pulled_back, each) for each in (_shifted, _grouped))
+    return lax.platform_dependent(kept, gradient, cpu=by_shifts, default=by_xla)
 
 
 convolve_each.defvjp(_forward_each, _backward_each)

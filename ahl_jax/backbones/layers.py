@@ -179,6 +179,6 @@ class Depthwise(Layer):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Convolves each channel."""
         edges = same_padding(self.size, self.stride)
-        if self.norm is not None:
-            return self.finished(convolve_each(x, self.kernel[...], None, self.stride, edges))
-        return convolve_each(x, self.kernel[...], self.bias[...], self.stride, edges)
+        bias = self.bias[...] if self.norm is None else None
+        found = convolve_each(x, self.kernel[...], bias, self.stride, edges)
+        return found if self.norm is None else self.finished(found)
