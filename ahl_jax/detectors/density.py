@@ -112,26 +112,36 @@ class Density(DeviationDetector):
         those of the run it starts from, in whitened channels.
         """
         width = len(self.direction[...])
+        directions = _unit(anomalies[:, :width])
         if len(anomalies):
-            self.direction[...] = _unit(anomalies[:, :width]).mean(0)
-        z, lengths = normals[:, :width], normals[:, width:]
-        raw = jnp.column_stack([lengths, self._seen(z)])
+            self.direction[...] = directions.mean(0)
         # Leaving an image out of mean and covariance makes it n / (n - 1) times as long, divides
         # its squared length by 1 - leverage, and its product with any other image by as much
         # (Sherman and Morrison). The factor counts where leverages are near 1: with few images.
-        n = len(z)
+        n = len(normals)
         without = n / max(n - 1, 1)
-        blocks = self._blocks(z)
-        leverage = without * jnp.square(blocks).sum(-1) / _largest_eigenvalue(blocks)
-        apart = jnp.sqrt(jnp.maximum(1 - leverage, _LEAST))[..., None]
-        longer = _length(jnp.square(blocks / apart).sum((1, 2)))
-        turned = (blocks / jnp.square(apart)).reshape(n, width) / longer[:, None]
-        unseen = raw.at[:, 0].multiply(without * longer / _length(jnp.square(z).sum(1)))
-        unseen = unseen.at[:, -1].set(turned @ self.direction[...])
+        # Pooling by pooling, as of 100,000 normals a copy of z takes a gigabyte.
+        side = self.metric.shape[1]
+        towards = jnp.vstack([self.direction[...], directions])
+
+        def of_pooling(start: Array) -> tuple[Array, Array, Array]:
+            block, other = (
+                jax.lax.dynamic_slice_in_dim(x, start, side, 1) for x in (normals, towards)
+            )
+            return jnp.square(block).sum(-1), block @ other.T, _largest_eigenvalue(block)
+
+        squares, products, largest = jax.lax.map(of_pooling, jnp.arange(0, width, side))
+        apart = jnp.maximum(1 - without * squares / largest[:, None], _LEAST)
+        short, longer = _length(squares.sum(0)), _length((squares / apart).sum(0))
+        seen = products[..., 0].sum(0) / short
+        turned = (products / apart[..., None]).sum(0) / longer[:, None]
+        raw = jnp.column_stack([normals[:, width:], seen])
+        unseen = raw.at[:, 0].multiply(without * longer / short).at[:, -1].set(turned[:, 0])
         member = jax.nn.one_hot(groups, len(self.centres[...]), axis=0)
         count = member.sum(1, keepdims=True)
         # A group with no members is far away from every image.
-        self.centres[...] = jnp.where(count > 0, member @ z / jnp.maximum(count, 1), jnp.inf)
+        sums = (member @ normals)[:, :width]
+        self.centres[...] = jnp.where(count > 0, sums / jnp.maximum(count, 1), jnp.inf)
         for k, scores in enumerate((raw, unseen)):
             mean, variance = scores.mean(0), scores.var(0)
             mean = (member @ scores + _SHRINK * mean) / (count + _SHRINK)
@@ -145,12 +155,8 @@ class Density(DeviationDetector):
             of_normals = (unseen[:, 0] - mean) / deviation
             mean, deviation = self._moments(anomalies[:, :width], training=False)
             of_anomalies = (anomalies[:, width] - mean[:, 0]) / deviation[:, 0]
-            directions = _unit(anomalies[:, :width])
             factor, auc = _fitted_factor(
-                of_normals,
-                of_anomalies,
-                turned @ directions.T,
-                directions @ directions.T,
+                of_normals, of_anomalies, turned[:, 1:], directions @ directions.T
             )
             self.factors[...] = self.factors[...].at[2].set(factor)
             self.left_out_auc[...] = auc
@@ -265,10 +271,10 @@ def _fitted_factor(
     return factor, auc(factor)
 
 
-def _largest_eigenvalue(z: Float[Array, "n p d"]) -> Float[Array, " p"]:
-    """Of every z_p^T z_p, by the smaller one of it and z_p z_p^T; positive where all are 0, too."""
-    products = "npd,npe->pde" if z.shape[0] > z.shape[2] else "npd,mpd->pnm"
-    return jnp.maximum(jnp.linalg.eigvalsh(jnp.einsum(products, z, z))[:, -1], _TINY)
+def _largest_eigenvalue(z: Float[Array, "n d"]) -> Float[Array, ""]:
+    """Of z^T z, by the smaller one of it and z z^T; positive where all are 0, too."""
+    products = z.T @ z if z.shape[0] > z.shape[1] else z @ z.T
+    return jnp.maximum(jnp.linalg.eigvalsh(products)[-1], _TINY)
 
 
 def _flat(inputs: Inputs) -> Float[Array, "b d"]:

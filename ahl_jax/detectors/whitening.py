@@ -4,7 +4,7 @@ Distances between whitened features are Mahalanobis distances: what hardly varie
 images counts as much as what varies a lot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ FLOOR = 1e-6
 
 ROUNDING = 1e-4
 """Deviation that float32 features may show by rounding alone, as a share of their size."""
+
+_ROWS = 4096
+"""Images in float64 at a time, so that whitening many takes next to no memory."""
 
 
 class Whitening(NamedTuple):
@@ -41,6 +44,12 @@ class Whitening(NamedTuple):
 
     def whitened(self, pooled: Float[np.ndarray | Array, "n p*d"]) -> Any:
         """Pooled features, scale beside scale, then the next pooling's; NumPy's or JAX's."""
+        if isinstance(pooled, np.ndarray) and len(pooled) > _ROWS:
+            found = np.empty_like(pooled)  # All rows at once would take three times as much.
+            for start in range(0, len(pooled), _ROWS):
+                rows = slice(start, start + _ROWS)
+                found[rows] = self.whitened(pooled[rows])
+            return found
         side = self.averages.shape[1]
         centred = (pooled - self.mean.reshape(-1)).reshape(pooled.shape[0], -1, side)
         white = centred.swapaxes(0, 1) @ self.averages.reshape(-1, side, side)
@@ -78,50 +87,78 @@ def _roots(
     features: Float[np.ndarray, "n d"], parts: Int[np.ndarray, " p"], which: Sequence[slice]
 ) -> list[Float[np.ndarray, "k k"]]:
     """The matrices that whiten some of the features each."""
-    size = float(np.sqrt(np.square(features).mean(dtype=np.float64)))
-    centred = features - features.mean(0, dtype=np.float64)
-    sizes = _part_sizes(centred, parts)
-    centred /= sizes  # In its place: of 100,000 normals a copy takes a gigabyte.
+    mean = features.mean(0, dtype=np.float64)
+    variances = sum(np.square(rows).sum(0) for rows in _in_blocks(features, mean))
+    size = np.sqrt((np.square(mean) + variances / len(features)).mean())
+    sizes = _part_sizes(variances, parts)
 
     def root(of: slice) -> Float[np.ndarray, "k k"]:
-        some = np.ascontiguousarray(centred[:, of])
-        whitening = _inverse_root(some, size / sizes[of].max())
+        whitening = _inverse_root(features[:, of], mean[of], sizes[of], size / sizes[of].max())
         return (whitening / sizes[of, None]).astype(np.float32)
 
     return [root(of) for of in which]
 
 
 def _part_sizes(
-    centred: Float[np.ndarray, "n d"], parts: Int[np.ndarray, " p"]
+    variances: Float[np.ndarray, " d"], parts: Int[np.ndarray, " p"]
 ) -> Float[np.ndarray, " d"]:
     """For every feature the root of its part's total variance, as a share of the largest."""
     if not len(parts):
-        return np.ones(centred.shape[1])
-    blocks = np.split(centred, np.cumsum(parts)[:-1], axis=1)
-    sizes = np.sqrt([np.square(block).sum() for block in blocks])
+        return np.ones(len(variances))
+    sizes = np.sqrt([part.sum() for part in np.split(variances, np.cumsum(parts)[:-1])])
     sizes = np.where(sizes > 0, sizes / max(sizes.max(), 1e-30), 1)
     return np.repeat(sizes, parts)
 
 
-def _inverse_root(centred: Float[np.ndarray, "n d"], size: float) -> Float[np.ndarray, "d d"]:
-    """The symmetric inverse square root of the shrunk covariance of features of this size."""
-    # Imported late: it takes a second, which those who fit nothing need not wait.
-    from sklearn.covariance import ledoit_wolf, ledoit_wolf_shrinkage
+def _in_blocks(
+    features: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " d"],
+    sizes: Float[np.ndarray, " d"] | float = 1.0,
+) -> Iterator[Float[np.ndarray, "b d"]]:
+    """The features less their mean, in sizes, in float64."""
+    for start in range(0, len(features), _ROWS):
+        yield (features[start : start + _ROWS] - mean) / sizes
 
-    n, d = centred.shape
+
+def _inverse_root(
+    features: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " d"],
+    sizes: Float[np.ndarray, " d"],
+    size: float,
+) -> Float[np.ndarray, "d d"]:
+    """The symmetric inverse square root of the covariance, shrunk as Ledoit and Wolf (2004) do.
+
+    Args:
+        features: in float32 or float64.
+        mean: that of each feature.
+        sizes: what to divide each feature by, at first.
+        size: of the features, which tells how large their rounding is.
+    """
+    n, d = features.shape
+    if n < d:
+        centred = (features - mean) / sizes
+        products = centred @ centred.T
+        fourths = np.square(np.diagonal(products)).sum()
+    else:
+        products, fourths = np.zeros((d, d)), 0.0
+        for rows in _in_blocks(features, mean, sizes):
+            products += rows.T @ rows
+            fourths += np.square(np.square(rows).sum(1)).sum()
+    # Their d^2, b^2 and m times d. X X^T and X^T X have the same trace and the same length.
+    total = np.trace(products) / n
+    length = np.square(products / n).sum()
+    apart = length - total**2 / d
+    noise = fourths / n**2 - length / n
+    shrinkage = min(noise, apart) / apart if noise > 0 and apart > 0 else 0.0
+    values, vectors = np.linalg.eigh(products)
     if n < d:
         # All other directions vary alike, as the shrinkage leaves them.
-        shrinkage = ledoit_wolf_shrinkage(centred, assume_centered=True)
-        others = shrinkage * np.square(centred).sum() / (n * d)
-        # A third of the time that singular values take.
-        squares, left = np.linalg.eigh(centred @ centred.T)
-        kept = squares > FLOOR**2 * squares[-1]
-        squares, left = squares[kept], left[:, kept]
-        vectors = centred.T @ (left / np.sqrt(squares))
-        values = (1 - shrinkage) * squares / n + others
+        kept = values > FLOOR**2 * values[-1]
+        values, vectors = values[kept], centred.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+        others = shrinkage * total / d
+        values = (1 - shrinkage) * values / n + others
     else:
-        covariance, _ = ledoit_wolf(centred, assume_centered=True)
-        values, vectors = np.linalg.eigh(covariance)
+        values = (1 - shrinkage) * values / n + shrinkage * total / d
         others = np.inf
     floor = max(FLOOR * values.max(initial=0), (ROUNDING * size) ** 2)
     if floor <= 0:

@@ -405,10 +405,14 @@ def global_averages(maps: Maps) -> Float[np.ndarray, "n d"]:
 
 def pooled_features(maps: Maps, poolings: int) -> Float[np.ndarray, "n p*d"]:
     """The first ``POOLINGS`` of each image, one after the other, each scale beside scale."""
-    pools = POOLINGS[:poolings]
-    # Summed in float64; of 100,000 images the result takes gigabytes.
-    found = [pool(m, np.float64).astype(np.float32) for pool in pools for m in maps]
-    return np.concatenate(found, axis=1)
+    n, width = len(maps[0]), poolings * sum(m.shape[-1] for m in maps)
+    found = np.empty((n, width), np.float32)
+    # Summed in float64, which of all images at once would take twice their maps' memory, or more.
+    for start in range(0, n, _ROWS):
+        few = [m[start : start + _ROWS] for m in maps]
+        rows = [pool(m, np.float64) for pool in POOLINGS[:poolings] for m in few]
+        np.concatenate(rows, axis=1, out=found[start : start + _ROWS], casting="same_kind")
+    return found
 
 
 def averages_of(pooled: Float[np.ndarray, "n p*d"], poolings: int) -> Float[np.ndarray, "n d"]:
