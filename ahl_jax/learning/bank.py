@@ -103,6 +103,11 @@ class HostBank:
         # Nobody else holds the host arrays, so on a CPU they may become the device's own.
         return jax.device_put(self.rows(np.arange(self.size)), may_alias=True)
 
+    def whitened_by(self, whitening: Whitening | None) -> Inputs:
+        """The whole bank on the default device, from now on with another whitening."""
+        self.whitening = whitening
+        return self.on_device()
+
     def put(self, sharding: NamedSharding) -> Inputs:
         """The bank on the devices of a sharding of its rows.
 
@@ -156,8 +161,17 @@ class Streamed:
         """Bytes that the whole bank would take on a device."""
         return self.bank.nbytes
 
+    def whitened_by(self, whitening: Whitening | None) -> "Streamed":
+        """The same bank, from now on with another whitening; compiled programs see it too."""
+        self.bank.whitening = whitening
+        return self
+
+    def release(self) -> None:
+        """Let go of the features; JAX's caches keep the bank itself as long as the process."""
+        self.bank.parts = ()
+
     def take(self, index: Int[Array, "*b"]) -> Inputs:
-        """The images at ``index``."""
+        """The images at ``index``, as the bank has them when the program runs."""
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((*index.shape, *leaf.shape[1:]), leaf.dtype),
             self.bank.one,

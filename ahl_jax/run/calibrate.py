@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.splits import hold_out
 from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
+from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import FeatureMaps, Store
 from ahl_jax.features.images import averages_of, pooled_features
@@ -29,7 +30,7 @@ from ahl_jax.inference.folder import found_images
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.scorer import detect
 from ahl_jax.inference.threshold import calibration_of
-from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
+from ahl_jax.learning.bank import SharedBank, Streamed, shared_bank
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
@@ -180,24 +181,27 @@ def scores_in_turn(
         return _scores_by_pooled(functional, model, *z, groups), None
 
     def by_maps(
-        rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
+        bank: SharedBank, rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
     ) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
         """The same by all that a detector reads, and its heat maps."""
+        assert not isinstance(bank.inputs, Inputs)
         made = np.zeros(0, int)
-        whitening = whitening_of(config, pooled[rest], parts)
-        (bank,) = shared_bank(
-            [(normals, seen, none)], config.features.precision,
-            on_device(options.feature_memory), whitening=whitening,
-        )  # fmt: skip
-        inputs = bank.inputs.on_device() if isinstance(bank.inputs, HostBank) else bank.inputs
+        inputs = bank.inputs.whitened_by(whitening_of(config, pooled[rest], parts))
         place = bank.place[np.concatenate([rest, labelled])]
         problem = problem_on(config, SharedBank(inputs, place), averages[rest], made, made)
         return _scores(
             problem.learner.functional, len(rest), problem.model, problem.data, bank.place[tested]
         )
 
-    kind = DETECTORS[config.detector.detector]
-    fitted = by_pooled if config.features.fine_heat and kind.by_pooled else by_maps
+    fitted: Callable[..., tuple[Array, Array | None]] = by_pooled
+    streamed = None
+    if not (config.features.fine_heat and DETECTORS[config.detector.detector].by_pooled):
+        (bank,) = shared_bank(
+            [(normals, seen, none)], config.features.precision,
+            on_device(options.feature_memory), whitening=whitening_of(config, pooled, parts),
+        )  # fmt: skip
+        fitted = functools.partial(by_maps, bank)
+        streamed = bank.inputs if isinstance(bank.inputs, Streamed) else None
     folds = make_folds(n, config.data.held_out, config.seed)
     scores: list[np.ndarray] = []
     heat: list[np.ndarray] = []
@@ -210,6 +214,8 @@ def scores_in_turn(
             if maps is not None:
                 heat.append(np.asarray(tiles.stitched(maps))[:own])
             bar.update(1)
+    if streamed:
+        streamed.release()
     return np.concatenate(scores), np.concatenate(heat) if heat else None, len(folds)
 
 

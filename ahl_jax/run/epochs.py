@@ -103,6 +103,8 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
                 _save(trainings, learner, (readable, references), histories)
         if options.progress:
             log.info("%s", _progress(logs, int(numbers[-1]) + 1, epochs, seconds))
+    if isinstance(data.inputs, Streamed):
+        data.inputs.release()
 
 
 def _traced(run: Run) -> contextlib.AbstractContextManager[None]:

@@ -1,7 +1,9 @@
 """Normals that are held out in turn, each scored by a detector that has not seen it."""
 
 import dataclasses
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,21 @@ def test_pooled_features_alone_give_the_scores_of_whole_maps(poolings: int, grou
     assert none is None
     assert heat is not None
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_streamed_features_give_the_same_and_are_let_go() -> None:
+    config = preset("density", "", groups=1, poolings=1, fine_heat=False)
+    normals, rest = _maps(23, 0), (_maps(4, 1), NONE_MARKED, ())
+    expected, expected_heat, _ = scores_in_turn(config, normals, *rest, OPTIONS)
+    streamed = dataclasses.replace(OPTIONS, feature_memory=1e-6)
+    scores, heat, _ = scores_in_turn(config, normals, *rest, streamed)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    np.testing.assert_allclose(heat, expected_heat, rtol=1e-5)
+    # A program that streams stays in JAX's caches, and the features would stay with it.
+    kept = weakref.ref(normals[0])
+    del normals
+    gc.collect()
+    assert kept() is None
 
 
 def test_two_normals_are_enough() -> None:
