@@ -43,10 +43,11 @@ _BY_FIT |= {"seed", "start"}
 class AHLDetector(ClassifierMixin, BaseEstimator):
     """Anomaly detection from normal images and a few labelled anomalies, as a classifier of two.
 
-    All anomalies that ``fit`` is given are trained on; with ``settings={"method": "fit"}``, which
-    trains nothing, there may be none. A share ``held_out`` of the normals is not: their scores
-    set the threshold, so that about ``fpr`` of normal images are called anomalies. Where nothing is
-    trained, the share is held out in turn until every normal was, and all of them are fitted to.
+    All anomalies that ``fit`` is given are trained on; there may be none with the method ``fit``,
+    which trains nothing and is the default preset's. A share ``held_out`` of the normals is not:
+    their scores set the threshold, so that about ``fpr`` of normal images are called anomalies.
+    Where nothing is trained, the share is held out in turn until every normal was, and all of them
+    are fitted to.
     There is no ``predict_proba``, as a detector of anomalies of any kind has no probability that
     an image is one; ``predictor_.probability`` has the share of normal images that score lower.
 
@@ -144,7 +145,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         if y is None:
             raise InputError(
                 "fit requires y to be passed, but the target y is None; for normal images alone, "
-                "give zeros and `settings={'method': 'fit'}`"
+                "give zeros"
             )
         labels = self._two(column_or_1d(y, warn=True))
         classes, normal = self._classes(labels)
@@ -318,7 +319,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         return np.unique([only, other]), only
 
     def _takes_normals_alone(self) -> bool:
-        return (self.settings or {}).get("method") == "fit"
+        return self._config(shots=1).learning.method == "fit"
 
     def _normal_labels(self) -> tuple[Any, ...]:
         return NORMAL_LABELS if self.normal_label is None else (self.normal_label,)

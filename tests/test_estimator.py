@@ -294,7 +294,7 @@ def test_what_trains_nothing_takes_normals_alone(
     assert set(found) <= {normal, anomaly}
     assert (found[truth == 1] == anomaly).mean() > 0.8
     with pytest.raises(ValueError, match="one class"):
-        AHLDetector(detector="patchcore").fit(paths[:20], [normal] * 20)
+        AHLDetector("paper").fit(paths[:20], [normal] * 20)
 
 
 @pytest.mark.slow

@@ -223,7 +223,8 @@ class Density(DeviationDetector):
 
     def _blocks(self, z: Float[Array, "b p*d"]) -> Float[Array, "b p d"]:
         """Z, pooling by pooling."""
-        return z.reshape(z.shape[0], -1, self.metric.shape[1])
+        width, side = self.metric.shape
+        return z.reshape(z.shape[0], width // side, side)
 
     def _seen(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         return _unit(z) @ self.direction[...]

@@ -50,9 +50,9 @@ class Whitening(NamedTuple):
                 rows = slice(start, start + _ROWS)
                 found[rows] = self.whitened(pooled[rows])
             return found
-        side = self.averages.shape[1]
-        centred = (pooled - self.mean.reshape(-1)).reshape(pooled.shape[0], -1, side)
-        white = centred.swapaxes(0, 1) @ self.averages.reshape(-1, side, side)
+        matrices = self.averages.reshape(-1, *[self.averages.shape[1]] * 2)
+        centred = (pooled - self.mean.reshape(-1)).reshape(-1, *matrices.shape[:2])
+        white = centred.swapaxes(0, 1) @ matrices
         return white.swapaxes(0, 1).reshape(pooled.shape)
 
 

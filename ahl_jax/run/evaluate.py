@@ -14,6 +14,7 @@ from ahl_jax.data.copies import copy_of
 from ahl_jax.data.masks import MaskSource, marks, masks_of, warn_of_unused
 from ahl_jax.data.remembered import Found, category_of, with_added
 from ahl_jax.data.types import Split
+from ahl_jax.distributed.memory import on_host
 from ahl_jax.features import Store
 from ahl_jax.features.split import (
     TestFeatures,
@@ -188,7 +189,7 @@ def load_test(
         log.warning(
             "the images are not the ones that %s was trained and tested with: %s", workdir, said
         )
-    return _test_data(predictor, config, split, cache_dir, found, progress=progress)
+    return _test_data(predictor, config, split, Store(cache_dir), found, progress=progress)
 
 
 def test_run(run: Run, options: RunOptions) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_run(run: Run, options: RunOptions) -> dict[str, Any]:
         predictor,
         moved(predictor.config, run.data or None),
         run.split,
-        options.cache_dir,
+        Store(options.cache_dir, on_host(options.feature_memory)),
         Found(run.split),
         progress=options.progress,
     )
@@ -224,11 +225,11 @@ def _test_data(
     predictor: Predictor,
     config: Config,
     split: Split,
-    cache_dir: Path | None,
+    store: Store,
     found: Found,
     *,
     progress: bool,
 ) -> TestData:
-    test = test_features(config, split, predictor.trunk, Store(cache_dir), progress=progress)
+    test = test_features(config, split, predictor.trunk, store, progress=progress)
     masks = masks_of(test.samples, copy_of(config.data.data))
     return TestData(predictor, config, split, test, found, masks)

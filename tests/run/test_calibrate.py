@@ -45,9 +45,11 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("poolings", "groups"), [(1, 3), (3, 1)])
-def test_pooled_features_alone_give_the_scores_of_whole_maps(poolings: int, groups: int) -> None:
-    given = _maps(23, 0), _maps(4, 1), NONE_MARKED, (), OPTIONS
+@pytest.mark.parametrize(("poolings", "groups", "labelled"), [(1, 3, 4), (3, 1, 4), (3, 1, 0)])
+def test_pooled_features_alone_give_the_scores_of_whole_maps(
+    poolings: int, groups: int, labelled: int
+) -> None:
+    given = _maps(23, 0), _maps(labelled, 1), NONE_MARKED, (), OPTIONS
     found = []
     for fine_heat in (True, False):
         config = preset("density", "", poolings=poolings, groups=groups, fine_heat=fine_heat)
