@@ -37,10 +37,17 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     made = (
         f"trained on {images} for {counted(epochs, 'epoch')}" if epochs else f"fitted to {images}"
     )
-    return (
+    said = (
         f"{method}, {made}, reaches an AUC-ROC of {metrics['auc_roc']:.4f} and an AUC-PR of "
         f"{metrics['auc_pr']:.4f} on {metrics['n_test']} test images; everything is in {workdir}."
     )
+    if at := metrics.get("at_threshold"):
+        said += (
+            f" At its threshold {at['threshold']:.4g} it finds {at['tpr']:.1%} of the anomalies, "
+            f"and {at['fpr']:.1%} of the normals are false alarms; for other thresholds see `ahl "
+            f"threshold {workdir}`."
+        )
+    return said
 
 
 def choices_in_words(
@@ -68,6 +75,9 @@ def choices_in_words(
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows]:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    if calibration.highest:
+        names = ", ".join(printable(name) for name in calibration.highest)
+        yield f"Of these normals the highest scores are those of {names}; see that they are good."
 
 
 def metrics_in_words(

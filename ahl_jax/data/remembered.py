@@ -179,6 +179,12 @@ def _normals(paths: Sequence[ImageSource]) -> list[Sample]:
     return [Sample(path, None) for path in paths]
 
 
+def names_in(data: str, paths: Sequence[ImageSource]) -> list[str]:
+    """Images as ``listed`` names them."""
+    folder = _folder(data)
+    return [_name(path, folder) for path in paths]
+
+
 def _name(path: ImageSource, folder: Path) -> str:
     if not isinstance(path, Path):
         return path.name

@@ -269,8 +269,11 @@ def defect_tiles(
 
 def held_out_features(
     config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
-) -> FeatureMaps:
+) -> tuple[FeatureMaps, list[ImageSource]]:
     """Extract, or read from the store, the normals that training does not see.
+
+    Returns:
+        The maps of those that can be read, and their paths.
 
     Raises:
         UserError: for a bad image, unless the config skips them; or if none is left.
@@ -289,7 +292,7 @@ def held_out_features(
             f"no held-out normal of {config.data.data} can be read; replace the images, or give "
             "`held_out=0`"
         )
-    return maps
+    return maps, [split.held_out[i] for i in kept]
 
 
 def test_features(

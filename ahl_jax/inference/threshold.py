@@ -35,6 +35,9 @@ FPR = 0.01
 RATES = (0.01, 0.02, 0.05, 0.1)
 """Rates that a table of thresholds has."""
 
+_NAMED = 3
+"""How many of the held-out normals that score highest are named."""
+
 _TAIL = 0.1
 """The share of the highest scores that the upper tail is fitted to."""
 
@@ -92,6 +95,10 @@ class Calibration:
 
     given: bool = False
     """Whether they are of photographs that ``recalibrate`` was given."""
+
+    highest: tuple[str, ...] = ()
+    """The images with the highest scores, the highest one first; runs of earlier versions name
+    none. A bad part among the good ones is likely to be here."""
 
     @property
     def contour(self) -> float:
@@ -163,12 +170,14 @@ class Calibration:
         values: dict[str, Any] = {"scores": [float(s) for s in self.scores]}
         values |= {"locations": [low, high]} | ({"folds": self.folds} if self.folds else {})
         values |= {"given": True} if self.given else {}
+        values |= {"highest": list(self.highest)} if self.highest else {}
         return json.dumps(values, indent=1) + "\n"
 
 
 def calibration_of(
     scores: Float[np.ndarray, " n"],
     locations: Float[np.ndarray, "..."],
+    names: Sequence[str] = (),
     folds: int = 0,
     *,
     given: bool = False,
@@ -178,6 +187,7 @@ def calibration_of(
     Args:
         scores: theirs, in any order.
         locations: the scores of all locations, of them or of some.
+        names: the images', if they have any.
         folds: in how many parts they were held out in turn; 0 for once.
         given: whether they are of photographs that ``recalibrate`` was given.
 
@@ -190,7 +200,9 @@ def calibration_of(
             "with a smaller `lr_base` and `overwrite=True`"
         )
     low, high = np.quantile(locations, [0.5, 0.999])
-    return Calibration(np.sort(scores), (float(low), float(high)), folds, given)
+    order = np.argsort(scores)
+    highest = tuple(names[i] for i in order[: -_NAMED - 1 : -1]) if names else ()
+    return Calibration(scores[order], (float(low), float(high)), folds, given, highest)
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -208,7 +220,8 @@ def read_calibration(folder: Path) -> Calibration | None:
         locations = float(low), float(high)
         if scores.ndim != 1 or not scores.size or not np.isfinite([*scores, *locations]).all():
             raise ValueError("its scores are no numbers")
-        how = int(values.get("folds", 0)), bool(values.get("given"))
+        highest = tuple(str(name) for name in values.get("highest", ()))
+        how = int(values.get("folds", 0)), bool(values.get("given")), highest
         return Calibration(np.sort(scores), locations, *how)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(

@@ -17,6 +17,8 @@ from ahl_jax.config.settings import Config
 from ahl_jax.data.copies import fetched
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
+from ahl_jax.data.records import ImageSource
+from ahl_jax.data.remembered import names_in
 from ahl_jax.data.splits import hold_out
 from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
@@ -60,9 +62,10 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
     store = Store(options.cache_dir, on_host(options.feature_memory))
     given = config, split, predictor.trunk, store
     folds, heat = 0, None
+    paths: Sequence[ImageSource]
     if split.held_out:
-        maps = held_out_features(*given, progress=options.progress)
-        scores, _, heat = predictor.outcome_of(maps, split.held_out)
+        maps, paths = held_out_features(*given, progress=options.progress)
+        scores, _, heat = predictor.outcome_of(maps, paths)
     else:
         maps, seen, marked, paths = fitted_features(*given, progress=options.progress)
         parts = predictor.trunk.parts
@@ -71,7 +74,8 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             heat = predictor.heat_maps(hold_out(paths, config.data.held_out)[1])
     assert heat is not None
-    calibration = calibration_of(scores, heat, folds)
+    names = names_in(config.data.data, paths)
+    calibration = calibration_of(scores, heat, names, folds)
     if options.progress:
         calibration.warn_of()
     run.workdir.write_calibration(calibration.text())
@@ -122,7 +126,9 @@ def recalibrate(
             outcome = predictor.outcome(list(paths.values()))
         except BadImageError as error:
             raise BadImageError(without_skipping(str(error))) from error
-        calibration = calibration_of(outcome.scores, outcome.heat, given=True)
+        calibration = calibration_of(
+            outcome.scores, outcome.heat, [*map(str, paths.values())], given=True
+        )
         run.write_calibration(calibration.text())
     return dataclasses.replace(predictor, calibration=calibration)
 
@@ -155,7 +161,7 @@ def scores_in_turn(
         options: how much memory there is, and whether to show progress.
 
     Returns:
-        The scores and the detector's own heat maps, fold after fold, and how many folds there are.
+        The scores, the detector's own heat maps, fold after fold, and how many folds there are.
         With ``fine_heat`` there are other heat maps, so these may be None.
     """
     n, tiles = len(normals[0]), tiles_of(config.features)
@@ -203,20 +209,19 @@ def scores_in_turn(
         fitted = functools.partial(by_maps, bank)
         streamed = bank.inputs if isinstance(bank.inputs, Streamed) else None
     folds = make_folds(n, config.data.held_out, config.seed)
-    scores: list[np.ndarray] = []
-    heat: list[np.ndarray] = []
+    scores, heat = np.empty(n, np.float32), []
     label = "fits without a part of the normals" if options.progress else None
     with Progress(len(folds), label) as bar:
         for left_out, own in folds:
             rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
             found, maps = fitted(rest, tile_of[left_out].ravel())
-            scores.append(np.asarray(tiles.worst(found)[0])[:own])
+            scores[left_out[:own]] = np.asarray(tiles.worst(found)[0])[:own]
             if maps is not None:
                 heat.append(np.asarray(tiles.stitched(maps))[:own])
             bar.update(1)
     if streamed:
         streamed.release()
-    return np.concatenate(scores), np.concatenate(heat) if heat else None, len(folds)
+    return scores, np.concatenate(heat) if heat else None, len(folds)
 
 
 @functools.partial(jax.jit, static_argnums=0)

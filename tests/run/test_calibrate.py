@@ -37,12 +37,13 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     scores, heat, parts = scores_in_turn(config, normals, none, NONE_MARKED[:0], (), OPTIONS)
     assert heat is not None
     assert (parts, heat.shape) == (10, (23, 6, 6))
-    pooled, expected = pooled_features(normals, poolings), []
+    pooled, expected = pooled_features(normals, poolings), np.zeros(23)
     for left_out, own in make_folds(23, 0.1, 3):
         known = np.delete(pooled, left_out, 0)
         whitening = fit_whitening(known, SCALES, poolings=poolings)
-        expected.append(np.linalg.norm(whitening.whitened(pooled[left_out[:own]]), axis=1))
-    np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-4)
+        tested = left_out[:own]
+        expected[tested] = np.linalg.norm(whitening.whitened(pooled[tested]), axis=1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("poolings", "groups", "labelled"), [(1, 3, 4), (3, 1, 4), (3, 1, 0)])
@@ -107,14 +108,21 @@ def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
     new = shutil.copytree(weave / "test/good", tmp_path / "new")
     shutil.copy(new / "00.png", new / "copy.png")
     main(["threshold", str(run), "--good", str(new)])
-    title, head, *rows = capsys.readouterr().out.splitlines()
+    title, head, *rows, said = capsys.readouterr().out.splitlines()
     assert title == "Thresholds by 9 held-out normals"
     assert head.split("  ")[-1] == "anomalies found"
     # These are the normals of the test.
     assert [row.split()[0] for row in rows] == ["0.01", "0.02", "0.05", "0.1"]
     assert all("at most 10.0%        0 of 9" in row for row in rows)
-    scores = load(run).score(sorted((weave / "test/good").iterdir()))
+    images = sorted((weave / "test/good").iterdir())
+    scores = load(run).score(images)
     np.testing.assert_allclose(load(run).calibrated().scores, np.sort(scores), atol=1e-4)
+    assert said.startswith("Of these normals the highest scores are those of ")
+    names = [Path(name).name for name in said.split(";")[0].split(" of ")[-1].split(", ")]
+    copied = {"copy.png": "00.png"}  # The second of two of the same content counts.
+    assert [copied.get(name, name) for name in names] == [
+        images[i].name for i in np.argsort(scores)[:-4:-1]
+    ]
     before = (run / "checkpoint/calibration.json").read_bytes()
     with pytest.raises(UserError, match=r"18 images of 20, .* were trained on"):
         recalibrate(run, [weave / "train/good"])
