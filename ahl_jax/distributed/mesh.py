@@ -24,6 +24,7 @@ from ahl_jax.distributed.part import Part
 
 Tree = TypeVar("Tree")
 Shared = TypeVar("Shared")
+Own = TypeVar("Own")
 Out = TypeVar("Out")
 
 log = logging.getLogger(__name__)
@@ -149,37 +150,49 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 
 def from_bank(
-    take: Callable[[Tree, jax.Array], Tree], bank: Tree, index: Int[jax.Array, " b"]
+    take: Callable[[Tree, jax.Array], Tree],
+    bank: Tree,
+    index: Int[jax.Array, " b"],
+    *,
+    same: bool = False,
 ) -> Tree:
     """``take(bank, index)`` where the bank may be divided among the devices of the ``data`` axis.
 
     Every device takes what it has of these images, and they add up to the batch. Left to itself,
     the compiler may put the whole bank on every device. Works only within ``jax.jit`` and the
-    mesh (``jax.sharding.use_abstract_mesh``); without one it is ``take`` alone.
+    mesh (``jax.sharding.use_abstract_mesh``); without one it is ``take`` alone. Where
+    ``over_subsets`` has given each device subsets of its own, each gets the images of its index.
 
     Args:
         take: images of a bank by their positions, which are the first axis of the result.
         bank: a pytree of arrays whose first axis is the images.
         index: positions in the bank.
+        same: whether all devices give the same ones, wherever they are; it takes less then.
     """
-    if data_shards() == 1:
+    apart = _subsets_apart()
+    if not apart and data_shards() == 1:
         return take(bank, index)
 
-    def part(bank: Tree, index: jax.Array) -> Tree:
+    def part(bank: Tree, index: Int[jax.Array, " b"]) -> Tree:
         rows = jax.tree.leaves(bank)[0].shape[0]
         here = index - jax.lax.axis_index("data") * rows
         mine = (here >= 0) & (here < rows)
         found = take(bank, jnp.clip(here, 0, rows - 1))
+        return jax.tree.map(
+            lambda leaf: jnp.where(jnp.expand_dims(mine, range(1, leaf.ndim)), leaf, 0), found
+        )
 
-        def summed(leaf: jax.Array) -> jax.Array:
-            kept = mine.reshape(-1, *(1,) * (leaf.ndim - 1))
-            return jax.lax.psum(jnp.where(kept, leaf, 0), "data")
-
-        return jax.tree.map(summed, found)
-
+    if apart and same:
+        return jax.lax.psum(part(bank, index), "data")
+    if apart:
+        found = part(bank, jax.lax.all_gather(index, "data", tiled=True))
+        return jax.tree.map(lambda leaf: jax.lax.psum_scatter(leaf, "data", tiled=True), found)
     split = PartitionSpec("data")
     return jax.shard_map(
-        part, in_specs=(split, PartitionSpec()), out_specs=PartitionSpec(), axis_names={"data"}
+        lambda bank, index: jax.lax.psum(part(bank, index), "data"),
+        in_specs=(split, PartitionSpec()),
+        out_specs=PartitionSpec(),
+        axis_names={"data"},
     )(bank, index)
 
 
@@ -203,31 +216,48 @@ def split_images(batch: Tree) -> Tree:
     return jax.tree.map(split, batch)
 
 
-def over_subsets(function: Callable[[Shared, Tree], Out], shared: Shared, own: Tree) -> Out:
-    """``function(shared, one)`` for each of the T subsets; each device computes its own ones.
+def over_subsets(
+    function: Callable[[Tree, Shared, Own], Out], bank: Tree, shared: Shared, own: Own
+) -> Out:
+    """``function(bank, shared, one)`` for each of the T subsets; each device computes its own ones.
 
     Left to itself, the compiler exchanges between subsets what it cannot divide (``top_k``). As
-    ``from_bank``, it needs the mesh to do more than a vmap.
+    ``from_bank``, it needs the mesh to do more than a vmap. Where the devices of the ``data`` axis
+    can share out the subsets, they do, and exchange nothing but images of the bank: a device that
+    divides each batch instead would have more subsets' parameters to update than images to see.
 
     Args:
-        function: exchanges nothing between subsets.
+        function: exchanges nothing between subsets; takes images by ``from_bank``.
+        bank: what the ``data`` axis divides, or nothing.
         shared: what all subsets have.
         own: a pytree of arrays with a leading subset axis.
 
     Returns:
         What ``function`` returns, with a leading subset axis.
     """
-    every = jax.vmap(function, in_axes=(None, 0))
-    if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
-        return every(shared, own)
-    split = PartitionSpec("subset")
+    shape = jax.sharding.get_abstract_mesh().shape
+    subsets = len(jax.tree.leaves(own)[0])
+    axes = {name for name in ("subset", "data") if shape.get(name, 1) > 1}
+    if subsets % math.prod(shape[name] for name in axes):
+        axes &= {"subset"}
+
+    def every(bank: Tree, shared: Shared, own: Own) -> Out:
+        if axes and len(jax.tree.leaves(own)[0]) == 1:
+            # An axis of one is not nothing to the compiler for TPUs: it copies for it.
+            found = function(bank, shared, jax.tree.map(lambda leaf: leaf[0], own))
+            return jax.tree.map(lambda leaf: leaf[None], found)
+        return jax.vmap(function, in_axes=(None, None, 0))(bank, shared, own)
+
+    if not axes:
+        return every(bank, shared, own)
+    split = PartitionSpec(tuple(name for name in ("subset", "data") if name in axes))
     return jax.shard_map(
         every,
-        in_specs=(PartitionSpec(), split),
+        in_specs=(PartitionSpec(*axes & {"data"}), PartitionSpec(), split),
         out_specs=split,
-        axis_names={"subset"},
+        axis_names=axes,
         check_vma=False,
-    )(shared, own)
+    )(bank, shared, own)
 
 
 def on_every_subset(tree: Tree) -> Tree:
@@ -242,7 +272,12 @@ def on_every_subset(tree: Tree) -> Tree:
 
 def data_shards() -> int:
     """How many parts a batch of images is divided into, in the mesh that is in use."""
-    return jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    return 1 if _subsets_apart() else jax.sharding.get_abstract_mesh().shape.get("data", 1)
+
+
+def _subsets_apart() -> bool:
+    """Whether the devices of the ``data`` axis have subsets of their own here."""
+    return "data" in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def on_this_process(tree: Tree, mesh: Mesh) -> Tree:

@@ -27,6 +27,7 @@ from ahl_jax.learning.learner import (
     apply_step,
     batch_loss,
     learning_rate,
+    of_each_subset,
     optimizer,
     train_steps,
 )
@@ -103,7 +104,7 @@ class CDL:
         def one_round(carry: tuple, xs: tuple) -> tuple:
             model, outer, importance = carry
             support, query, last = xs
-            base = over_subsets(self._train_base, (model, data, inner_rate), (support, query))
+            base = of_each_subset(self._train_base, data, (model, inner_rate), (support, query))
             # Not within the condition: devices may enter it at any time, and would then exchange
             # images in different orders. Where no scores are wanted it takes no steps.
             scores = self.scores(base.model, data, wanted=last)
@@ -133,9 +134,9 @@ class CDL:
         return CDLState(model, outer, importance, state.key), log
 
     def _train_base(
-        self, shared: tuple[Model, TrainingData, Array], own: tuple[Batch, Batch]
+        self, data: TrainingData, shared: tuple[Model, Array], own: tuple[Batch, Batch]
     ) -> BaseResult:
-        (start, data, rate), (support, query) = shared, own
+        (start, rate), (support, query) = shared, own
         return self.train_base(start, data, support, query, rate)
 
     @jax.named_scope("base models, Eq. 1")
@@ -212,20 +213,20 @@ class CDL:
         batch = min(SCORE_BATCH, images)
         batches = jnp.where(wanted, -(-images // batch), 0)
 
-        def of_one(shared: tuple[TrainingData, Array], model: Model) -> Float[Array, " n"]:
-            data, batches = shared
+        def of_one(data: TrainingData, batches: Array, model: Model) -> Float[Array, " n"]:
             reference = data.inference_reference()
 
             def score(number: Array, scores: Float[Array, " n"]) -> Float[Array, " n"]:
                 # The last batch overlaps with the one before, so that no shape differs.
                 start = jnp.minimum(number * batch, images - batch)
-                inputs = data.images(jax.lax.dynamic_slice(data.followed, (start,), (batch,)))
+                index = jax.lax.dynamic_slice(data.followed, (start,), (batch,))
+                inputs = data.images(index, same=True)
                 found = self.functional.label_score(model, inputs, reference)
                 return jax.lax.dynamic_update_slice(scores, found.astype(scores.dtype), (start,))
 
             return jax.lax.fori_loop(0, batches, score, jnp.zeros_like(data.labels))
 
-        return over_subsets(of_one, (data, batches), models).T
+        return of_each_subset(of_one, data, batches, models).T
 
     @jax.named_scope("batches")
     def _batches(self, key: Key[Array, ""], pools: PoolSet, rounds: int) -> Batch:
@@ -239,7 +240,7 @@ class CDL:
             references=self.config.detector.references,
         )
         keys = jax.random.split(key, subsets)
-        batches = over_subsets(lambda _, one: draw(*one), (), (keys, pools))
+        batches = over_subsets(lambda _, __, one: draw(*one), (), (), (keys, pools))
         return jax.tree.map(
             lambda x: x.reshape(subsets, rounds, -1, *x.shape[2:]).swapaxes(0, 1), batches
         )

@@ -5,9 +5,8 @@ from jaxtyping import Array, Key
 
 from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Functional, Model
-from ahl_jax.distributed.mesh import over_subsets
 from ahl_jax.learning.base import Plain
-from ahl_jax.learning.learner import EpochLog, TrainingData, TrainState
+from ahl_jax.learning.learner import EpochLog, TrainingData, TrainState, of_each_subset
 
 
 class Ensemble:
@@ -28,8 +27,8 @@ class Ensemble:
         self, state: tuple[TrainState, Key[Array, " t"]], data: TrainingData, epoch: Array
     ) -> tuple[tuple[TrainState, Key[Array, " t"]], EpochLog]:
         """One epoch of every model; the losses are their means."""
-        state, log = over_subsets(
-            lambda shared, one: self.plain.epoch(one, *shared), (data, epoch), state
+        state, log = of_each_subset(
+            lambda data, epoch, one: self.plain.epoch(one, data, epoch), data, epoch, state
         )
         return state, jax.tree.map(lambda x: x.mean(0), log)
 

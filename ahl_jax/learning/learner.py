@@ -15,7 +15,7 @@ from ahl_jax.config.settings import LearningConfig
 from ahl_jax.detectors.inputs import Inputs, mean_of
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.protocol import Functional, Model, Params
-from ahl_jax.distributed.mesh import data_shards, from_bank, split_images
+from ahl_jax.distributed.mesh import data_shards, from_bank, over_subsets, split_images
 from ahl_jax.learning.bank import FeatureBank
 from ahl_jax.learning.batches import Batch, PoolSet
 
@@ -64,19 +64,47 @@ class TrainingData:
 
     prior: Prior
 
-    def images(self, index: Int[Array, " b"]) -> Inputs:
-        """A batch of images of the bank, divided among the devices of the mesh's data axis."""
-        bank: Any = self.inputs
-        return split_images(from_bank(_take, bank, index))
+    def images(self, index: Int[Array, " b"], *, same: bool = False) -> Inputs:
+        """A batch of images of the bank, divided among the devices of the mesh's data axis.
 
-    def reference_of(self, index: Int[Array, " r"], weights: Float[Array, " r"]) -> Inputs:
-        """The weighted mean of images of the bank, with no batch axis."""
+        Args:
+            index: positions in the bank.
+            same: whether they are the same for all subsets.
+        """
         bank: Any = self.inputs
-        return mean_of(from_bank(_take, bank, index), weights)
+        return split_images(from_bank(_take, bank, index, same=same))
+
+    def reference_of(
+        self, index: Int[Array, " r"], weights: Float[Array, " r"], *, same: bool = False
+    ) -> Inputs:
+        """The weighted mean of images of the bank, with no batch axis; ``same`` as above."""
+        bank: Any = self.inputs
+        return mean_of(from_bank(_take, bank, index, same=same), weights)
 
     def inference_reference(self) -> Inputs:
         """The mean of the reference normals, the same images at every scale."""
-        return self.reference_of(self.reference, jnp.ones(self.reference.shape, self.labels.dtype))
+        weights = jnp.ones(self.reference.shape, self.labels.dtype)
+        return self.reference_of(self.reference, weights, same=True)
+
+
+def of_each_subset(
+    function: Callable[[TrainingData, Any, Any], Any], data: TrainingData, shared: Any, own: Any
+) -> Any:
+    """``over_subsets`` of functions of the training data.
+
+    Args:
+        function: of the data, ``shared`` and one subset's ``own``.
+        data: its bank may be divided among devices.
+        shared: what all subsets have.
+        own: a pytree of arrays with a leading subset axis.
+    """
+
+    def one(bank: Any, shared: tuple[TrainingData, Any], own: Any) -> Any:
+        rest, others = shared
+        return function(dataclasses.replace(rest, inputs=bank), others, own)
+
+    rest = dataclasses.replace(data, inputs=NO_BANK)
+    return over_subsets(one, data.inputs, (rest, shared), own)
 
 
 def _take(inputs: Any, index: Int[Array, "*b"]) -> Any:

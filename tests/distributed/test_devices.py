@@ -190,6 +190,23 @@ def test_along_the_data_axis_the_images_are_really_divided() -> None:
     assert not whole & dots
 
 
+@pytest.mark.slow
+def test_devices_of_the_data_axis_share_out_the_subsets_where_they_can() -> None:
+    found = on_devices(4, seeds=1, shards=2, program=True, beside_one=True)
+    assert found["mesh"] == [1, 2, 2]
+    np.testing.assert_allclose(found["weights"], found["one"]["weights"], rtol=1e-6)
+    np.testing.assert_allclose(found["params"], found["one"]["params"], rtol=1e-6)
+    assert found["rows"] == [38, 19]
+    assert "[38,2,36]" not in found["program"]
+    # Whole batches of one subset, 17 support and 16 query images of 11 locations.
+    dots = set(re.findall(r"= f64(\[[0-9,]+\])\S* dot\(", found["program"]))
+    assert {"[187,2]", "[176,2]"} <= dots
+    # Of images each gets those of its own batch; no gradients are exchanged in a step.
+    scattered = re.findall(r"= f64\[([0-9,]+)\]\S* reduce-scatter\(", found["program"])
+    assert {"17,11,4", "16,11,4"} <= set(scattered)
+    assert all(len(shape.split(",")) == 3 for shape in scattered)
+
+
 def test_no_device_ever_holds_the_whole_bank() -> None:
     found = on_devices(8, seeds=1, shards=4, script=_FROM_THE_HOST)
     assert found["mesh"] == [1, 2, 4]
