@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -49,6 +50,9 @@ def run(command: Export) -> None:
     frame, size = predictor.frame, file.stat().st_size / 2**20
     pixels = f"{frame.width} x {frame.height} pixels"
     print(f"{file} scores RGB images of {pixels} {where} ({size:.0f} MiB).")
+    part = f"the crop {' '.join(map(str, frame.crop))}" if frame.crop else "all"
+    fit = "within a margin that keeps its aspect" if frame.keep_aspect else "stretched"
+    print(f"An image is {part} of a photograph, {fit}; docs/examples/onnx/score.py reads it so.")
 
 
 def export_model(
@@ -75,10 +79,9 @@ def export_model(
 
     - ``probability``: float32 [n], the share of normal images that score lower.
 
-    ``height`` and ``width`` are in ``in_avals[0].shape`` of what ``deserialize`` gives. Where the
-    run has a crop, a margin or tiles, ``ahl_jax.data.images.read_image`` with the run's
-    ``ahl_jax.features.tiles.frame_of`` reads images as they have to be. On a CPU the trunk's
-    products are of float32, elsewhere of the run's ``precision``.
+    ``fun_name`` of what ``deserialize`` gives is JSON: the fields of ``ahl_jax.data.frame.Frame``,
+    which say how photographs become such images. ``read`` in docs/examples/onnx/score.py takes
+    them. On a CPU the trunk's products are of float32, elsewhere of the run's ``precision``.
 
     Args:
         detector: a run's folder, or what ``load`` gave.
@@ -115,6 +118,8 @@ def export_model(
     program = functools.partial(model, arrays)
     inputs = _inputs(predictor).values()
     exported = jax_export.export(jax.jit(program), platforms=list(platforms))(*inputs)
+    # The one text that the format has a place for.
+    exported = dataclasses.replace(exported, fun_name=_framing(predictor))
     with writing(file, "name another file"):
         replace_file(file, bytes(exported.serialize()))
     return exported
@@ -131,6 +136,7 @@ def export_onnx(
 
     The input ``images`` and the outputs are those of ``export_model``. ``set_threshold`` may be
     left out; it stands in the place of the threshold that is stored. All products are of float32.
+    The metadata ``frame`` is what ``fun_name`` is there.
 
     Args:
         detector: as for ``export_model``.
@@ -142,7 +148,7 @@ def export_onnx(
         UserError: as by ``export_model``; if the package onnx is missing, the detector is of more
             than 2 GiB, or it computes what there is no ONNX for here.
     """
-    library("onnx", "writing ONNX", "onnx")
+    onnx = library("onnx", "writing ONNX", "onnx")
     from ahl_jax.inference.onnx.convert import to_onnx
 
     check_cut(fpr, threshold)
@@ -160,6 +166,7 @@ def export_onnx(
         )
     model, stored = _program(predictor, fpr, threshold)
     written = to_onnx(model, arrays, _inputs(predictor), {"set_threshold": np.array(stored)})
+    onnx.helper.set_model_props(written, {"frame": _framing(predictor)})
     with writing(file, "name another file"):
         replace_file(file, written.SerializeToString())
 
@@ -202,6 +209,11 @@ def _program(
         return found
 
     return model, stored
+
+
+def _framing(predictor: Predictor) -> str:
+    """How photographs become images, in JSON."""
+    return json.dumps(dataclasses.asdict(predictor.frame))
 
 
 def _inputs(predictor: Predictor) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import subprocess
 import sys
 import venv
@@ -17,6 +18,7 @@ from PIL import Image
 from ahl_jax import Predictor, UserError, export_model, export_onnx, load
 from ahl_jax.cli.main import main
 from ahl_jax.config.presets import with_settings
+from ahl_jax.data.frame import Frame
 from ahl_jax.data.images import read_image
 from tests.runs import FinishedRun
 
@@ -133,7 +135,9 @@ def _kinds(folder: Path) -> list[Path]:
 def test_the_example_in_the_documentation_reads_images_as_files_are_read(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs"
+    monkeypatch.syspath_prepend(docs / "examples/onnx")
+    page = (docs / "serving.md").read_text(encoding="utf-8")
     (tmp_path / "images").mkdir()
     paths = _kinds(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
@@ -142,11 +146,15 @@ def test_the_example_in_the_documentation_reads_images_as_files_are_read(
     names: dict[str, Any] = {}
     exec(page.partition("```python\n")[2].partition("```")[0], names)
     assert "True" in (said := capsys.readouterr().out) or "False" in said
-    for path in paths:
-        for size in (64, 192):
-            np.testing.assert_array_equal(
-                names["read"](path, size), read_image(path, size), path.name
-            )
+    assert names["framing"](120, 90, "model") == {"width": 90, "height": 120}
+    crop = (20, 10, 120, 130)
+    for frame in (
+        Frame(64, 64), Frame(192, 192), Frame(90, 120, crop), Frame(90, 120, keep_aspect=True),
+        Frame(200, 90, crop, keep_aspect=True),
+    ):  # fmt: skip
+        for path in paths:
+            found = names["read"](path, **dataclasses.asdict(frame))
+            np.testing.assert_array_equal(found, read_image(path, frame), f"{path.name}, {frame}")
 
 
 def test_the_file_says_what_it_takes_and_where_it_runs(
@@ -159,6 +167,7 @@ def test_the_file_says_what_it_takes_and_where_it_runs(
     assert images.dtype == np.uint8
     assert jax_export.is_symbolic_dim(images.shape[0])
     assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert json.loads(exported.fun_name) == dataclasses.asdict(predictor.frame)
 
 
 def test_a_threshold_that_is_given_stands_in_the_place_of_the_stored_one(

@@ -1,5 +1,8 @@
 """ONNX files against JAX: primitives, detectors, trunks, and a run from images to decisions."""
 
+import contextlib
+import dataclasses
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +16,10 @@ import pytest
 from jax import export as jax_export
 from jax import lax
 
-from ahl_jax import UserError, load
+from ahl_jax import Predictor, UserError, load
 from ahl_jax.backbones.convolution import convolve_each
 from ahl_jax.cli.main import main
+from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.data.images import read_image
 from ahl_jax.detectors import DETECTORS, make_detector, make_inputs
@@ -23,7 +27,7 @@ from ahl_jax.detectors.inputs import mean_of
 from ahl_jax.detectors.localizer import Localizer, heat_of
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features.images import two_scales
-from ahl_jax.features.tiles import UNCUT
+from ahl_jax.features.tiles import Tiles
 from ahl_jax.inference.scorer import detect
 from ahl_jax.inference.threshold import Calibration
 from experiments.benchmarks.extract import benchmark_trunk
@@ -37,6 +41,7 @@ from ahl_jax.inference.onnx.convert import to_onnx  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/onnx/score.py"
 SAME = 1e-4
+TILES = Tiles(1, 2, 0.25)
 
 
 def session(model: Any) -> Any:
@@ -133,7 +138,7 @@ def test_images_in_another_layout_are_convolved_without_turning_between_layers()
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_each_detector_scores_maps_as_in_jax(name: str) -> None:
+def test_each_detector_scores_maps_of_tiles_as_in_jax(name: str) -> None:
     config = DetectorConfig(detector=name, hidden=6, coreset=40, groups=2)
     functional, model = make_detector(config, core_inputs.CHANNELS, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -141,6 +146,7 @@ def test_each_detector_scores_maps_as_in_jax(name: str) -> None:
         lambda x: np.abs(x + 0.3 * rng.normal(size=x.shape)).astype(np.float32), model
     )
     images, others = core_inputs.maps()
+    images = [np.concatenate([each, each[::-1]], axis=1) for each in images]
     width = 2 * core_inputs.CHANNELS
     whitening = Whitening(
         normal(2, width // 2), normal(2, width // 2, width // 2), normal(width, width)
@@ -150,16 +156,16 @@ def test_each_detector_scores_maps_as_in_jax(name: str) -> None:
 
     def program(arrays: Any, *maps: jax.Array) -> dict[str, jax.Array]:
         model, reference, whitening = arrays
-        inputs = make_inputs(maps, None, whitening)
-        scores, heads, heat = detect(functional, UNCUT, model, reference, inputs)
+        inputs = make_inputs([*map(TILES.apart, maps)], None, whitening)
+        scores, heads, heat = detect(functional, TILES, model, reference, inputs)
         chance = calibration.probability(scores, jnp)
         return {"score": scores, "heads": heads, "heat": heat, "probability": chance}
 
     check(program, (model, reference, whitening), *images)
 
 
-def test_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
-    kernel, location = normal(4, 4, 3, 5) / 100, normal(4, 4, 5)
+def test_tiles_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
+    kernel, location = normal(4, 4, 3, 5) / 100, normal(8, 4, 5)
     localizer = Localizer(location, normal(5, 5), normal(30, 5))
 
     def trunk(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -169,10 +175,13 @@ def test_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
 
     def program(arrays: Any, images: jax.Array) -> dict[str, jax.Array]:
         kernel, localizer = arrays
-        large, small, fine = two_scales(trunk, 8, jnp.dtype(jnp.float32), kernel, images)
-        return {"large": large, "small": small, "heat": heat_of(localizer, fine)}
+        cut = TILES.cut(images, 16)
+        maps = two_scales(trunk, 8, jnp.dtype(jnp.float32), kernel, cut)
+        large, small, fine = map(TILES.together, maps)
+        heat = TILES.stitched(TILES.apart(heat_of(localizer, fine)))
+        return {"large": large, "small": small, "heat": heat}
 
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 28, 3)).astype(np.uint8)
     check(program, (kernel, localizer), images)
 
 
@@ -198,17 +207,40 @@ def test_what_has_no_rule_is_one_sentence_that_names_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def file(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def predictor(finished: FinishedRun) -> Predictor:
+    """Of a run with a crop and a margin."""
+    whole = load(finished.workdir)
+    framing = {"crop": (5, 10, 80, 60), "keep_aspect": True}
+    return dataclasses.replace(whole, config=with_settings(whole.config, framing))
+
+
+@pytest.fixture(scope="module")
+def exported(
+    predictor: Predictor, finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The file and the message."""
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    main(["export", str(finished.workdir), str(path), "--fpr", "0.2"])
-    return path
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr("ahl_jax.inference.export.load", lambda _: predictor)
+        main(["export", str(finished.workdir), str(path), "--fpr", "0.2"])
+    return path, said.getvalue()
 
 
-def test_a_run_scores_images_as_predict_does(finished: FinishedRun, file: Path) -> None:
-    predictor, written = load(finished.workdir), session(str(file))
+@pytest.fixture(scope="module")
+def file(exported: tuple[Path, str]) -> Path:
+    return exported[0]
+
+
+def test_the_message_says_how_photographs_are_read(exported: tuple[Path, str]) -> None:
+    assert "RGB images of 192 x 192 pixels with ONNX Runtime" in exported[1]
+    assert "is the crop 5 10 80 60 of a photograph, within a margin that keeps its" in exported[1]
+
+
+def test_a_run_scores_images_as_predict_does(predictor: Predictor, file: Path) -> None:
+    written = session(str(file))
     images = np.random.default_rng(3).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
     images = images.repeat(16, 1).repeat(16, 2)
-    expected = predictor.outcome(images)
+    expected = predictor.of_arrays(images)
     chances = predictor.calibrated().probability(expected.scores)
     for rows in (1, 3):
         found = results(written, {"images": images[:rows]})
@@ -225,10 +257,12 @@ def test_a_run_scores_images_as_predict_does(finished: FinishedRun, file: Path) 
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_example_says_the_same_without_jax(file: Path, weave: Path, runtime: str) -> None:
+def test_the_example_says_the_same_without_jax(
+    predictor: Predictor, file: Path, weave: Path, runtime: str
+) -> None:
     pytest.importorskip(runtime)
     paths = [weave / "test/spot/00.png", weave / "test/good/00.png"]
-    images = np.stack([read_image(path, 192) for path in paths])
+    images = np.stack([read_image(path, predictor.frame) for path in paths])
     found = results(session(str(file)), {"images": images})
     hide = "import runpy, sys; sys.modules['jax'] = sys.modules['ahl_jax'] = None; "
     code = hide + "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -243,12 +277,6 @@ def test_the_example_says_the_same_without_jax(file: Path, weave: Path, runtime:
         assert name == str(path)
         assert float(number) == pytest.approx(score, abs=2e-3)
         assert decision == ("anomaly" if anomaly else "normal")
-
-
-def test_the_example_reads_images_as_the_one_in_the_documentation_does() -> None:
-    page = (EXAMPLE.parents[2] / "serving.md").read_text(encoding="utf-8")
-    read = page[page.index("def read(") : page.index("\n\n\nmodel = ")]
-    assert read in EXAMPLE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

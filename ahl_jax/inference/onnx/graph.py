@@ -64,7 +64,7 @@ class Graph:
     """
 
     def __init__(self) -> None:
-        self._inputs: list[onnx.ValueInfoProto] = []
+        self._inputs: list[Tensor] = []
         self._defaults: list[onnx.TensorProto] = []
         self._nodes: list[onnx.NodeProto] = []
         self._made: dict[Any, tuple[Tensor, ...]] = {}
@@ -76,10 +76,10 @@ class Graph:
         self, name: str, shape: Shape, dtype: Any, default: np.ndarray | None = None
     ) -> Tensor:
         """An input; one with a default may be left out when the model is run."""
-        self._inputs.append(_info(name, shape, np.dtype(dtype)))
         if default is not None:
             self._defaults.append(numpy_helper.from_array(np.asarray(default, dtype), name))
-        return Tensor(shape, np.dtype(dtype), name)
+        self._inputs.append(Tensor(shape, np.dtype(dtype), name))
+        return self._inputs[-1]
 
     def constant(self, value: Any, dtype: Any = None) -> Tensor:
         """A constant, of a type that graphs compute with."""
@@ -248,14 +248,15 @@ class Graph:
         return self.node("Expand", x, target, shape=shape)
 
     def _side(self, side: Any) -> Tensor:
-        """The length, int64 [1], of a symbolic side that an input has."""
-        for info in self._inputs:
-            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-                if dim.dim_param == str(side):
-                    named = Tensor((), np.dtype(np.int64), info.name)
-                    return self.node(
-                        "Shape", named, shape=(1,), dtype=np.int64, start=axis, end=axis + 1
+        """The length, int64 [1], of a symbolic side: a multiple of one that an input has."""
+        for x in self._inputs:
+            for axis, one in enumerate(x.shape):
+                times = side // one
+                if isinstance(times, int) and same_side(times * one, side):
+                    length = self.node(
+                        "Shape", x, shape=(1,), dtype=np.int64, start=axis, end=axis + 1
                     )
+                    return self.node("Mul", length, self.integers([times]))
         raise UnsupportedError(f"an array with a side of {side}")
 
     def model(self, outputs: dict[str, Tensor]) -> onnx.ModelProto:
@@ -275,8 +276,8 @@ class Graph:
         graph = helper.make_graph(
             nodes[::-1],
             "ahl_jax",
-            self._inputs,
-            [_info(name, tensor.shape, tensor.dtype) for name, tensor in outputs.items()],
+            [_info(x.name, x) for x in self._inputs],
+            [_info(name, x) for name, x in outputs.items()],
             self._defaults + initializers,
         )
         return helper.make_model(
@@ -348,6 +349,6 @@ def _computed(
     return found
 
 
-def _info(name: str, shape: Shape, dtype: np.dtype) -> onnx.ValueInfoProto:
-    sides = [side if isinstance(side, int) else str(side) for side in shape]
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), sides)
+def _info(name: str, x: Tensor) -> onnx.ValueInfoProto:
+    sides = [side if isinstance(side, int) else str(side) for side in x.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), sides)

@@ -3,23 +3,48 @@
 pip install pillow numpy onnxruntime        # or openvino
 python score.py model.onnx part.png other.png
 python score.py model.onnx *.png --runtime openvino --threshold 2.5
+
+`read` and `framing` are for a file of JAX, model.bin, too.
 """
 
 import argparse
+import json
 
 import numpy as np
 from PIL import Image, ImageOps
 
 
-def read(path, size):
-    """An image as `ahl predict` reads it: upright, RGB, 16 bits and floats as 0 to 255."""
+def read(path, width, height, crop=None, keep_aspect=False):
+    """A photograph as `ahl predict` reads it: upright, RGB, 16 bits and floats as 0 to 255.
+
+    The crop (left, top, width and height in pixels), or all of it, becomes width x height pixels,
+    within a grey margin where it is to keep its aspect.
+    """
+
+    def fitted(w, h):
+        scale = min(width / w, height / h)
+        kept = max(1, round(w * scale)), max(1, round(h * scale))
+        return kept if keep_aspect else (width, height)
+
+    def placed(image):
+        left, top, w, h = crop or (0, 0, *image.size)
+        w2, h2 = fitted(w, h)
+        part = image.resize((w2, h2), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
+        canvas = Image.new(image.mode, (width, height), "#747474")
+        canvas.paste(part, ((width - w2) // 2, (height - h2) // 2))
+        return np.asarray(canvas)
+
     with open(path, "rb") as file:
         image = Image.open(file)
-        image.draft(None, (2 * size, 2 * size))
+        if crop is None:
+            # EXIF's orientations from 5 on exchange width and height.
+            turn = -1 if image.getexif().get(0x0112, 1) > 4 else 1
+            w, h = fitted(*image.size[::turn])[::turn]
+            image.draft(None, (2 * w, 2 * h))
         image.load()
     image = ImageOps.exif_transpose(image)
     if not image.mode.startswith(("I", "F")):
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        return placed(image.convert("RGB"))
     values = np.asarray(image)
     if image.mode == "F":
         values = values * np.float32(255 if values.max() <= 1 else 1)
@@ -29,12 +54,17 @@ def read(path, size):
         values = values.astype(np.uint8)
     else:
         values = values.astype(np.float32) / 257
-    grey = np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.BILINEAR))
+    grey = placed(Image.fromarray(values))
     return np.rint(grey).clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
+def framing(height, width, said):
+    """What `read` takes: as a model's file says, or else, in earlier ones, the size alone."""
+    return json.loads(said) if said.startswith("{") else {"width": width, "height": height}
+
+
 def onnxruntime_model(path):
-    """The side of the images, and a function of images and options that gives arrays by name."""
+    """How to read photographs, and a function of such images that gives arrays by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -48,16 +78,18 @@ def onnxruntime_model(path):
             given["set_threshold"] = np.array(threshold, np.float32)
         return dict(zip(names, session.run(names, given), strict=True))
 
-    return session.get_inputs()[0].shape[1], run
+    said = session.get_modelmeta().custom_metadata_map.get("frame", "")
+    return framing(*session.get_inputs()[0].shape[1:3], said), run
 
 
 def openvino_model(path):
     """The same with OpenVINO, which takes the threshold in the file for a constant."""
     import openvino
 
+    core = openvino.Core()
+    file = core.read_model(path)
     # By itself it computes in bfloat16 where the CPU can, and scores differ.
-    precision = {"INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(path, "CPU", precision)
+    model = core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(images, threshold=None):
         found = model({"images": images})
@@ -67,7 +99,10 @@ def openvino_model(path):
             found["decision"] = ~(found["score"] <= threshold)
         return found
 
-    return model.input("images").partial_shape[1].get_length(), run
+    where = ["framework", "frame"]
+    said = file.get_rt_info(where).astype(str) if file.has_rt_info(where) else ""
+    sides = [file.input("images").partial_shape[axis].get_length() for axis in (1, 2)]
+    return framing(*sides, said), run
 
 
 def main():
@@ -79,10 +114,10 @@ def main():
     parser.add_argument("--threshold", type=float)
     args = parser.parse_args()
     load = {"onnxruntime": onnxruntime_model, "openvino": openvino_model}[args.runtime]
-    size, run = load(args.model)
+    frame, run = load(args.model)
     for start in range(0, len(args.images), 16):
         paths = args.images[start : start + 16]
-        found = run(np.stack([read(path, size) for path in paths]), args.threshold)
+        found = run(np.stack([read(path, **frame) for path in paths]), args.threshold)
         for path, score, anomaly in zip(paths, found["score"], found["decision"], strict=True):
             print(f"{path}\t{score:.4f}\t{'anomaly' if anomaly else 'normal'}")
 
