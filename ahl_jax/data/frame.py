@@ -26,6 +26,10 @@ WHOLE = Seen()
 """All of a photograph, stretched over all that a detector sees."""
 
 
+class CropError(ValueError):
+    """A photograph is not as large as the crop takes it to be."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """How photographs of any size become images of one size."""
@@ -45,14 +49,14 @@ class Frame:
         """Where a photograph of that size goes.
 
         Raises:
-            ValueError: if the crop is not within it.
+            CropError: if the crop is not within it.
         """
         box: Box | None = None
         if self.crop is not None:
             left, top, width_of_crop, height_of_crop = self.crop
             box = left, top, left + width_of_crop, top + height_of_crop
             if box[2] > width or box[3] > height:
-                raise ValueError(
+                raise CropError(
                     f"{width} x {height} pixels, which the crop {' '.join(map(str, self.crop))} "
                     "goes beyond"
                 )
@@ -67,7 +71,7 @@ class Frame:
         """Where in a photograph of that size the images lie.
 
         Raises:
-            ValueError: as by ``place``.
+            CropError: as by ``place``.
         """
         place = self.place(width, height)
         left, top, right, bottom = place.box or (0, 0, width, height)
@@ -81,7 +85,7 @@ class Frame:
         """How many pixels of a photograph of that size, in a line, become one.
 
         Raises:
-            ValueError: as by ``place``.
+            CropError: as by ``place``.
         """
         place = self.place(width, height)
         left, top, right, bottom = place.box or (0, 0, width, height)

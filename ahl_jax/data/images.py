@@ -24,7 +24,7 @@ from ahl_jax.data.arrays import (
     resized,
 )
 from ahl_jax.data.formats import ENCODED, open_encoded, remedy
-from ahl_jax.data.frame import Frame, square
+from ahl_jax.data.frame import CropError, Frame, square
 from ahl_jax.data.records import ImageSource, InMemory
 
 Picture = Path | str | Image.Image | np.ndarray
@@ -396,13 +396,21 @@ def _from_memory(
 
 
 def _no_image(name: str, error: Exception) -> BadImageError:
+    if isinstance(error, CropError):
+        return BadImageError(_beyond(name, error))
     return BadImageError(
         f"{name} is no image ({error}); give a file, a PIL image, or an array [h, w], [h, w, 1] or "
         "[h, w, 3]"
     )
 
 
+def _beyond(name: object, error: CropError) -> str:
+    return f"{name} has {error}; train with a `crop` that is within them"
+
+
 def _bad(path: ImageSource, error: Exception) -> BadImageError:
+    if isinstance(error, CropError):
+        return BadImageError(f"{_beyond(path, error)}{_SKIPPING}")
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror.lower()

@@ -153,9 +153,11 @@ def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> N
         1 + max(0, math.ceil((side / _SHRINKING - config.image_size) / step))
         for side in (high, wide)
     )
+    if rows <= config.tiles[0] and columns <= config.tiles[1]:
+        return
     _log.warning(
         "photographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels is "
-        "one then: give `tiles`, here %d %d, or `crop` for the part that counts",
+        "one then: train with `tiles`, here %d %d, or with `crop` for the part that counts",
         width, height, shrinking, shrinking, rows, columns,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.config.settings import FeatureConfig
 from ahl_jax.data.frame import Frame
 from ahl_jax.data.images import as_image, read_image
+from ahl_jax.data.records import InMemory
 from ahl_jax.features.tiles import (
     Tiles,
     frame_of,
@@ -62,8 +63,10 @@ def test_a_large_jpeg_is_cropped_where_its_pixels_are(tmp_path: Path) -> None:
 
 
 def test_a_crop_beyond_the_photograph_is_one_sentence(photograph: Path) -> None:
-    with pytest.raises(BadImageError, match="128 x 64 pixels, which the crop 100 0 40 20 goes"):
-        read_image(photograph, Frame(32, 32, crop=(100, 0, 40, 20)))
+    said = "has 128 x 64 pixels, which the crop 100 0 40 20 goes beyond; train with a `crop` that"
+    for source in (photograph, InMemory("1.png", np.asarray(Image.open(photograph)))):
+        with pytest.raises(BadImageError, match=said):
+            read_image(source, Frame(32, 32, crop=(100, 0, 40, 20)))
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
@@ -161,6 +164,9 @@ def test_photographs_that_shrink_too_much_are_named(
     caplog.clear()
     warn_of_shrinking([tmp_path / "large.png"], FeatureConfig(tiles=(4, 5)))
     warn_of_shrinking([tmp_path / "large.png"], FeatureConfig(crop=(0, 0, 512, 512)))
+    # Whole pixels of two tiles that overlap by a tenth: a little more than four times.
+    Image.new("L", (1945, 1945)).save(tmp_path / "square.png")
+    warn_of_shrinking([tmp_path / "square.png"], FeatureConfig(tiles=(2, 2), tile_overlap=0.1))
     assert not caplog.text
 
 
