@@ -183,13 +183,21 @@ class App:
                     raise HTTPException(406, "image/png is for one file; ask for ?heat_map=png")
                 with self._waiting.of(len(files) - 1):
                     found = await _all(self._found(file, served, asked) for file in files)
-        if asked.picture:
-            return Response(found[0].picture, media_type="image/png"), 1
-        answers = [each.answer(served.predictor, asked.cut) for each in found]
+        first, *others = found
+        if isinstance(first, HTTPException) and not others:
+            raise first
+        if asked.picture and isinstance(first, _Found):
+            return Response(first.picture, media_type="image/png"), 1
+        answers = [
+            {"error": each.detail}
+            if isinstance(each, HTTPException)
+            else each.answer(served.predictor, asked.cut)
+            for each in found
+        ]
         if not is_form(request):
             return JSONResponse(answers[0]), 1
         named = [{"file": str(file)} | each for file, each in zip(files, answers, strict=True)]
-        return JSONResponse({"images": named}), len(files)
+        return JSONResponse({"images": named}), sum(isinstance(each, _Found) for each in found)
 
     async def _found(self, file: Encoded, served: Served, asked: _Asked) -> _Found:
         image = await self._in_turn(decoded, file, served.predictor, self.limits.max_pixels)
@@ -203,16 +211,16 @@ class App:
             return await asyncio.to_thread(function, *args)
 
 
-async def _all(works: Iterable[Awaitable[T]]) -> list[T]:
+async def _all(works: Iterable[Awaitable[T]]) -> list[T | HTTPException]:
     """The results of all, once the last one has ended: until then each takes its room.
 
     Raises:
-        BaseException: the first that one of them ended with.
+        BaseException: the first that one of them ended with, unless it is a refusal.
     """
     ended = await asyncio.gather(*works, return_exceptions=True)
-    results: list[T] = []
+    results: list[T | HTTPException] = []
     for each in ended:
-        if isinstance(each, BaseException):
+        if isinstance(each, BaseException) and not isinstance(each, HTTPException):
             raise each
         results.append(each)
     return results

@@ -156,9 +156,21 @@ def test_a_form_has_several_files(url: str, weave: Path) -> None:
     assert [each.pop("file") for each in answer["images"]] == ["a.png", "b/../c.png"]
     for each, content in zip(answer["images"], contents, strict=True):
         assert each["score"] == pytest.approx(ask(address, content)[1]["score"], abs=1e-4)
-    body, kind = form(("a.png", contents[0]), ("/etc/passwd", b"text"))
+    body, kind = form(("/etc/passwd", b"text"))
     status, answer = ask(address, body, **{"Content-Type": kind})
     assert (status, "/etc/passwd cannot be read" in answer["error"]) == (415, True)
+    # Of several, those that cannot be read cost the others nothing.
+    refused = [("/etc/passwd", b"text"), ("cut.png", contents[1][:99]), ("large.png", bomb(10_000))]
+    body, kind = form(refused[0], ("a.png", contents[0]), *refused[1:], ("none.png", b""))
+    scored = ask(f"{url}/metrics")[1].decode().split('ahl_images_total{detector="one"} ')[1]
+    status, answer = ask(address, body, **{"Content-Type": kind})
+    names = ["/etc/passwd", "a.png", "cut.png", "large.png", "none.png"]
+    assert (status, [each["file"] for each in answer["images"]]) == (200, names)
+    reasons = ["cannot be read", "", "truncated", "pixels", "empty file"]
+    for each, why in zip(answer["images"], reasons, strict=True):
+        assert (each.keys() == {"file", "error"} and why in each["error"]) if why else each["score"]
+    figures = ask(f"{url}/metrics")[1].decode()
+    assert f'ahl_images_total{{detector="one"}} {float(scored.split()[0]) + 1}' in figures
     status, _ = ask(address, body[:50], **{"Content-Type": kind})
     assert status == 400
     both = {"Content-Type": kind, "Accept": "image/png"}
