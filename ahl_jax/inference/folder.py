@@ -147,7 +147,7 @@ def _outputs_in(given: Path, out: Path) -> list[Path]:
 def _all_of(
     paths: Sequence[Path], predictor: Predictor, results: Results, label: str | None
 ) -> list[tuple[Path, str, bool]]:
-    """Score those that are not done.
+    """Score those that are not done, or not drawn.
 
     Args:
         paths: image files.
@@ -167,7 +167,7 @@ def _all_of(
         except BadImageError as error:
             bad.append((path, without_skipping(str(error)), False))
             continue
-        if image.key not in results.done:
+        if results.wanted(image):
             left.append(image)
 
     def note(path: ImageSource, why: str) -> None:

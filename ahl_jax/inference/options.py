@@ -19,7 +19,8 @@ class Predict:
     """Score images with a trained detector; write scores.csv and a heat map for each.
 
     The same command goes on with one that was stopped: images that scores.csv has, by path and
-    content, are left out. With another threshold it decides anew by the scores that are there.
+    content, are left out, unless a file that `save` names is missing. With another threshold it
+    decides anew by the scores that are there.
     """
 
     workdir: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -41,7 +42,7 @@ class Predict:
     """The score above which an image is an anomaly, in the place of `fpr`."""
 
     save: tuple[Literal["overlay", "mask", "boxes", "raw"], ...] = ("overlay",)
-    """What to write for each image that is scored: heat_maps/ with the heat map drawn over it,
+    """What to write for each image: heat_maps/ with the heat map drawn over it,
     defect_masks/ with white where it is outlined there, defect_boxes/ with a rectangle around each
     outline as JSON, heat_values/ with the score of each pixel as TIFF of 32 bits."""
 
@@ -55,7 +56,8 @@ class Predict:
     """Go on with the images that come into the folders, until stopped."""
 
     overwrite: bool = False
-    """Replace the scores of another detector that `out` holds."""
+    """Score and draw all images anew, in the place of the results that `out` holds, also where
+    they are of another detector."""
 
 
 @dataclass(frozen=True)

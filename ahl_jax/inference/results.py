@@ -6,12 +6,13 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ahl_jax.common.files import (
     reason,
     replace_file,
 )
-from ahl_jax.common.remote import url_of
+from ahl_jax.common.remote import objects, url_of
 from ahl_jax.common.text import counted, printable
 from ahl_jax.data.copies import copy_of, origin
 from ahl_jax.data.folder import OUTPUTS, PREDICTION
@@ -49,6 +50,9 @@ _DIGITS = 6
 
 _DEFECT = ("defect_area", "defect_left", "defect_top", "defect_width", "defect_height")
 """The columns of what is outlined: its share of the image, and a rectangle around the hottest."""
+
+_SUFFIXES = {"overlay": ".png", "mask": ".png", "boxes": ".json", "raw": ".tif"}
+"""Of the files of ``OUTPUTS``."""
 
 _LONGEST = 230
 """Bytes of a file's name, without digest and suffix; most file systems take 255 in all."""
@@ -113,8 +117,10 @@ class Results:
         self.columns = [
             "path", "score", "probability", "decision", *predictor.heads, *_DEFECT, "sha256",
         ]  # fmt: skip
-        self.done: set[tuple[str, str]] = set()
+        # The images with a row, and the paths of what is drawn of them.
+        self.done: dict[tuple[str, str], Path] = {}
         self._drawn: dict[Path, NamedImage] = {}
+        self._there: set[str] = set()
         self.anomalies = 0
         self._table: bytearray | None = None
         self._written, self._due = 0, 0.0
@@ -158,17 +164,45 @@ class Results:
             self._written = len(self._table)
         for row in rows:
             image = NamedImage(copy_of(row[0]), row[-1])
-            self.done.add(image.key)
-            self._name(image)
+            self.done.setdefault(image.key, self._name(image))
+        if rows:
+            folders = [OUTPUTS[kind] for kind in self._save]
+            # Names as the table has them.
+            self._there = {printable(f"{a}/{b}") for a in folders for b in self._files(a)}
         self.anomalies = sum(row[3] == "anomaly" for row in rows)
 
+    def _files(self, folder: str) -> Collection[str]:
+        """The paths of the files below a folder of results."""
+        path = self.folder / folder
+        if url_of(path):
+            return objects(path)
+        return [each.relative_to(path).as_posix() for each in path.rglob("*")]
+
+    def wanted(self, image: NamedImage) -> bool:
+        """Whether an image has no row, or one of the files that are to be written is missing."""
+        return image.key not in self.done or bool(self._missing(image))
+
+    def _missing(self, image: NamedImage) -> list[str]:
+        """What of ``OUTPUTS`` is to be written of an image: where it has no row, all of it."""
+        name = self.done.get(image.key)
+        return [
+            kind
+            for kind in self._save
+            if name is None or printable(_file(kind, name)) not in self._there
+        ]
+
     def write(self, images: Sequence[NamedImage], found: Outcome) -> None:
-        """Add the results of some images; the table last, so that it names nothing unfinished."""
+        """Add the results of some images; the table last, so that it names nothing unfinished.
+
+        Of one that has a row, only what is missing beside it.
+        """
         hot = list(map(self._regions, images, found.heat))
-        rows = list(self._rows(images, found, hot))
+        new = [image.key not in self.done for image in images]
+        rows = list(itertools.compress(self._rows(images, found, hot), new))
         for image, heat, where in zip(images, found.heat, hot, strict=True):
-            for kind in self._save:
-                self._write(kind, image, heat, where)
+            name = self.done.get(image.key) or self._name(image)
+            for kind in self._missing(image):
+                self._write(kind, image, name, heat, where)
         self._append("".join(csv_line(row[c] for c in self.columns) for row in rows).encode())
         if self._lines:
             for row in rows:
@@ -176,7 +210,8 @@ class Results:
         if self._tell:
             for row in rows:
                 log.info("%s: %s %s", row["path"], row["score"], row["decision"])
-        self.done.update(image.key for image in images)
+        for image in images:
+            self.done.setdefault(image.key, self._name(image))
         self.anomalies += sum(row["decision"] == "anomaly" for row in rows)
 
     def close(self) -> None:
@@ -258,13 +293,14 @@ class Results:
         self,
         kind: str,
         image: NamedImage,
+        name: Path,
         heat: Float[np.ndarray, "h w"],
         where: Sequence[Region] | None,
     ) -> None:
+        file = _file(kind, name)
         try:
-            suffix, content = self._content(kind, image, heat, where)
-            name = self._name(image)
-            target = self.folder / OUTPUTS[kind] / name.with_name(name.name + suffix)
+            content = self._content(kind, image, heat, where)
+            target = self.folder / file
             if not is_inside(target, self.folder):
                 raise UserError(
                     f"{target.parent} is a link out of {self.folder}; put a folder there, or give "
@@ -272,6 +308,7 @@ class Results:
                 )
             make_folder(target.parent)
             replace_file(target, content)
+            self._there.add(printable(file))
         except BadImageError as error:
             log.warning("no %s: %s", kind, without_skipping(str(error)))
         except OSError as error:
@@ -285,19 +322,24 @@ class Results:
         image: NamedImage,
         heat: Float[np.ndarray, "h w"],
         where: Sequence[Region] | None,
-    ) -> tuple[str, bytes]:
-        """The suffix and the bytes of what is written of an image."""
+    ) -> bytes:
+        """The bytes of what is written of an image."""
         if kind == "boxes":
-            return ".json", f"{json.dumps([each._asdict() for each in where or ()])}\n".encode()
+            return f"{json.dumps([each._asdict() for each in where or ()])}\n".encode()
         if kind == "overlay":
-            return ".png", _encoded(self._predictor.picture(image.path, heat), "PNG")
+            return _encoded(self._predictor.picture(image.path, heat), "PNG")
         calibration, (width, height) = self._predictor.calibration, seen_size(image.path)[0]
         seen = self._predictor.frame.seen(width, height)
         values = upsampled(heat, height, width, seen)
         if kind == "raw":
-            return ".tif", _encoded(values, "TIFF")
+            return _encoded(values, "TIFF")
         assert calibration is not None
-        return ".png", _encoded(np.uint8(255) * (values > calibration.contour), "PNG")
+        return _encoded(np.uint8(255) * (values > calibration.contour), "PNG")
+
+
+def _file(kind: str, name: Path) -> str:
+    """The path of what is written of an image, within the folder of results."""
+    return f"{OUTPUTS[kind]}/{name.as_posix()}{_SUFFIXES[kind]}"
 
 
 def output_name(path: Path) -> Path:

@@ -137,6 +137,27 @@ def test_one_that_was_killed_goes_on(
     assert printed == [str(some / name) for name in names]
 
 
+def test_what_is_missing_beside_a_row_is_written(
+    finished: FinishedRun, some: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    _predict(finished, some, "--out", out, "--no-heat-maps")
+    whole = (out / "scores.csv").read_bytes()
+    _predict(finished, some, "--out", out, "--json")
+    drawn = {path: path.read_bytes() for path in (heat_map(out, p) for p in some.rglob("*.png"))}
+    assert len(drawn) == 4
+    # A file that is there is left as it is.
+    gone, kept, *_ = drawn
+    gone.unlink()
+    kept.write_bytes(b"mine")
+    _predict(finished, some, "--out", out, "--json")
+    assert {path: path.read_bytes() for path in drawn} == drawn | {kept: b"mine"}
+    _predict(finished, some, "--out", out, "--json", "--save", "overlay", "raw")
+    assert len(list(out.rglob("*.tif"))) == 4
+    assert (kept.read_bytes(), (out / "scores.csv").read_bytes()) == (b"mine", whole)
+    assert not capsys.readouterr().out
+
+
 def test_an_image_is_known_by_path_and_content(
     finished: FinishedRun, some: Path, tmp_path: Path
 ) -> None:
