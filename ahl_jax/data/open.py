@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import url_of
+from ahl_jax.common.text import printable
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.builders import NAMES
 from ahl_jax.data.copies import fetched
@@ -45,8 +46,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     if not path.is_dir():
         known = ", ".join(sorted(NAMED))
         raise UserError(
-            f"{config.data!r} is neither a folder nor a CSV file nor a known data set; name an "
-            f"existing one, or one of: {known}"
+            f"'{printable(config.data)}' is neither a folder nor a CSV file nor a known data set; "
+            f"name an existing one, or one of: {known}"
         )
     from ahl_jax.data import folder, visa
 

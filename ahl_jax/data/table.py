@@ -7,11 +7,14 @@ here; anomalies without one are drawn from, unless others are labelled by ``trai
 """
 
 import csv
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import as_written, is_inside
+from ahl_jax.common.text import printable
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.formats import SUFFIXES, remedy
 from ahl_jax.data.splits import split_normals
@@ -19,6 +22,9 @@ from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
 
 _LABELS = dict.fromkeys((*NORMAL_WORDS, "0"), False) | dict.fromkeys((*ANOMALY_WORDS, "1"), True)
 _DELIMITERS = ",;\t"
+
+_SEPARATOR = re.compile(rf'"?sep=[{_DELIMITERS}]"?\s*', re.IGNORECASE)
+"""A first line that tells spreadsheets the delimiter."""
 
 
 def load(config: DataConfig) -> Dataset:
@@ -37,7 +43,9 @@ def load(config: DataConfig) -> Dataset:
     for where, row in rows(file, ("path", "label"), ("class", "split", "mask")):
         path = file_in(file.parent, row["path"], where)
         if path in seen:
-            raise UserError(f"{where} lists {row['path']!r} once more; leave one of the lines out")
+            raise UserError(
+                f"{where} lists '{printable(row['path'])}' once more; leave one of the lines out"
+            )
         seen.add(path)
         split, kind = row["split"].casefold(), row["class"]
         anomalous = _LABELS.get(row["label"].casefold())
@@ -80,7 +88,7 @@ def masks(file: Path) -> dict[Path, Path]:
         UserError: as ``load`` does.
     """
     return {
-        file.parent / row["path"]: file_in(file.parent, row["mask"], where)
+        file_in(file.parent, row["path"], where): file_in(file.parent, row["mask"], where)
         for where, row in rows(file, ("path",), ("mask",))
         if row["mask"]
     }
@@ -103,7 +111,10 @@ def rows(
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
-            names, delimiter = max(_headers(text.readline()), key=lambda each: len(each[0]))
+            first, before = text.readline(), 1
+            if _SEPARATOR.fullmatch(first):
+                first, before = text.readline(), 2
+            names, delimiter = max(_headers(first), key=lambda each: len(each[0]))
             header = [name.strip().casefold() for name in names]
             if absent := [name for name in columns if name not in header]:
                 raise UserError(
@@ -115,7 +126,7 @@ def rows(
             for values in reader:
                 if not any(value.strip() for value in values):
                     continue
-                where = f"line {reader.line_num + 1} of {file}"
+                where = f"line {reader.line_num + before} of {file}"
                 row = dict(zip(header, values, strict=False))
                 if len(values) > len(header) or not row.keys() >= {*wanted}:
                     raise UserError(f"{where} does not have {len(header)} values; mend it")
@@ -123,7 +134,11 @@ def rows(
                     where,
                     {name: as_written(row.get(name, "").strip()) for name in (*columns, *others)},
                 )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} cannot be read as a CSV file (it is not in UTF-8); save it as CSV UTF-8"
+        ) from error
+    except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read as a CSV file ({reason}); mend it") from error
 
@@ -136,20 +151,22 @@ def _headers(line: str) -> Iterator[tuple[list[str], str]]:
 
 
 def file_in(folder: Path, name: str, where: str) -> Path:
-    """The image of a name relative to a folder.
+    """The image of a name relative to a folder, also as Windows writes it.
 
     Raises:
         UserError: if it is not there, is no image, or leads out of the folder.
     """
-    path = folder / name
+    if "\\" in name and os.sep == "/" and not (folder / name).is_file():
+        name = name.replace("\\", "/")
+    path, shown = folder / name, f"'{printable(name)}'"
     parts = PurePosixPath(name)
     if not name or parts.is_absolute() or ".." in parts.parts:
-        raise UserError(f"{where} has the path {name!r}; write one inside of {folder}")
+        raise UserError(f"{where} has the path {shown}; write one inside of {folder}")
     if path.suffix.lower() not in SUFFIXES:
         how = remedy(name) or "leave the line out"
-        raise UserError(f"{where} names {name!r}, which is not an image that can be read; {how}")
+        raise UserError(f"{where} names {shown}, which is not an image that can be read; {how}")
     if not path.is_file():
-        raise UserError(f"{where} names {name!r}, which is not in {folder}; mend the path")
+        raise UserError(f"{where} names {shown}, which is not in {folder}; mend the path")
     if not is_inside(path, folder):
-        raise UserError(f"{where} names {name!r}, a link out of {folder}; put the file there")
+        raise UserError(f"{where} names {shown}, a link out of {folder}; put the file there")
     return path

@@ -50,14 +50,33 @@ def test_a_list_of_images(tmp_path):
     }
 
 
+@pytest.mark.parametrize("first", ["", "sep=,\n", '"SEP=,"\n'])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_the_list_of_a_spreadsheet(tmp_path, delimiter):
-    text = "\ufeff" + HEADER.title() + 'a.png,0,,train\n"b, c.png",NG,hole,Train\n,,,\n'
+def test_the_list_of_a_spreadsheet(tmp_path, delimiter, first):
+    text = f"\ufeff{first}{HEADER.title()}" + 'a.png,0,,train\n"b, c.png",NG,hole,Train\n,,,\n'
     quoted = text.replace("b, c", "b# c").replace(",", delimiter).replace("#", ",")
     config = listed(tmp_path, quoted.replace("\n", "\r\n"), "a.png", "b, c.png")
     dataset = load_dataset(config)
     assert len(dataset.train_normals) == 1
     assert {k: names(v, tmp_path) for k, v in dataset.labelled.items()} == {"hole": ["b, c.png"]}
+    (tmp_path / "b, c.png").unlink()
+    with pytest.raises(UserError, match=f"line {3 + bool(first)} of .* names 'b, c.png', which"):
+        load_dataset(config)
+
+
+@pytest.mark.skipif(os.sep != "/", reason="there it is the separator")
+def test_a_list_made_on_windows_names_files_here(tmp_path):
+    text = "path,label,split,mask\nin\\a.png,good,train,\nin\\b.png,bad,test,m\\b.png\n"
+    config = listed(tmp_path, text + "c\\d.png,good,test,\n", "in/a.png", "in/b.png", "m/b.png")
+    (tmp_path / "c\\d.png").touch()
+    dataset = load_dataset(config)
+    (image,) = dataset.anomalies["anomaly"]
+    normals = names((*dataset.train_normals, *dataset.test_normals), tmp_path)
+    assert (normals, image) == (["in/a.png", "c\\d.png"], tmp_path / "in/b.png")
+    assert find_masks([image], tmp_path / "images.csv") == {0: tmp_path / "m/b.png"}
+    for name in (r"..\images.png", r"\etc\hostname.png"):
+        with pytest.raises(UserError, match="write one inside"):
+            load_dataset(listed(tmp_path, f"path,label\n{name},good\n"))
 
 
 def test_a_list_without_splits_is_split(tmp_path):
@@ -128,6 +147,7 @@ def test_a_bad_line_is_named(tmp_path, case):
         (b"", "no column 'path'"),
         (b"path,class,split\n", "no column 'label'.*path,label,class,split,mask"),
         (b"\xff\xfe\x00", "cannot be read as a CSV file"),
+        ("path,label\nä.png,good\n".encode("cp1252"), "not in UTF-8.; save it as CSV UTF-8"),
         (b"path,label,class,split\n\x00\n", "images.csv"),
     ],
 )
