@@ -95,7 +95,8 @@ def _value(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     if get_origin(kind) is tuple:
-        return f"{_value(get_args(kind)[0])} ..."
+        kinds = get_args(kind)
+        return " ".join("..." if each is Ellipsis else _value(each) for each in kinds)
     if isinstance(kind, UnionType):
         return _value(next(each for each in get_args(kind) if each is not NoneType))
     return _KINDS[kind]

@@ -98,7 +98,7 @@ def _run(words: Sequence[str]) -> None:
         whole = "--help-all" in asked
         print(explained(name, command, values, names_of(_kinds()), whole=whole))
         return
-    check_words(name, rest, list(options_of(command.kind, values)))
+    check_words(name, rest, list(options_of(command.kind, values)), COMMANDS)
     with PATHS:
         chosen: Any = tyro.cli(
             command.kind,

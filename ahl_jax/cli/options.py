@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
@@ -12,7 +12,7 @@ import tyro
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import any_path, url_of
-from ahl_jax.common.text import nearest
+from ahl_jax.common.text import counted, nearest
 from ahl_jax.config.checks import ANYWHERE
 
 
@@ -59,13 +59,15 @@ class Option:
         return next(filter(None, named), None) or ""
 
     @property
-    def most(self) -> int:
-        """How many words its value takes at the most."""
+    def counts(self) -> tuple[int, int]:
+        """How many words its value takes, at the least and at the most."""
         if self.kind is bool:
-            return 0
-        several = get_origin(_given(self.kind)) is tuple
-        several = several and tyro.conf.UseAppendAction not in self.marks
-        return sys.maxsize if several else 1
+            return 0, 0
+        kind = _given(self.kind)
+        if get_origin(kind) is not tuple or tyro.conf.UseAppendAction in self.marks:
+            return 1, 1
+        kinds = get_args(kind)
+        return (1, sys.maxsize) if Ellipsis in kinds else (len(kinds), len(kinds))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -109,16 +111,20 @@ def _default(field: dataclasses.Field[Any], values: Any) -> Any:
     return tyro.MISSING_NONPROP if default in (dataclasses.MISSING, tyro.MISSING) else default
 
 
-def check_words(command: str, words: Sequence[str], options: Sequence[Option]) -> None:
+def check_words(
+    command: str, words: Sequence[str], options: Sequence[Option], commands: Mapping[str, Command]
+) -> None:
     """Find an option that the command has not, and values that are missing or of another type.
 
     Args:
         command: its name.
         words: what follows the name.
         options: those that it has.
+        commands: all commands by their names.
 
     Raises:
-        UserError: for the first one; for an unknown option it names the nearest that there is.
+        UserError: for the first one; for an unknown option it names the commands that have it, or
+            the nearest that there is.
     """
     of_word = {word: each for each in options if not each.positional for word in each.words}
     places: list[str] = []
@@ -131,14 +137,19 @@ def check_words(command: str, words: Sequence[str], options: Sequence[Option]) -
             continue
         option = of_word.get(word.replace("_", "-"))
         if option is None:
+            having = [f"`ahl {name}`" for name, each in commands.items() if _has(each, word)]
             advice = nearest(word, of_word) or f"`ahl {command} --help` lists them"
+            if having:
+                advice = f"{', '.join(having)} {'has' if len(having) == 1 else 'have'} it"
             raise UserError(f"there is no option {word}; {advice}")
         given.add(option.name)
         values = [value] if equals else []
-        while rest and not rest[0].startswith("--") and len(values) < option.most:
+        least, most = option.counts
+        while rest and not rest[0].startswith("--") and len(values) < most:
             values.append(rest.pop(0))
-        if option.most and not values:
-            raise UserError(f"{word} has no value; give it one")
+        if len(values) < least:
+            found = counted(len(values), "value") if values else "no value"
+            raise UserError(f"{word} has {found}; give it {'one' if least == 1 else least}")
         for value in values:
             _check_value(word, value, option.kind)
     _check_complete(command, options, given, places)
@@ -206,10 +217,15 @@ def _check_complete(
     for word in missing:
         if word in required:
             raise UserError(f"{word} is missing; `ahl {command} --help` explains it")
-    if len(places) > sum(each.most for each in positional):
+    if len(places) > sum(each.counts[1] for each in positional):
         raise UserError(
             f"there is no place for '{places[-1]}'; `ahl {command} --help` has them all"
         )
+
+
+def _has(command: Command, word: str) -> bool:
+    """Whether a command has an option that is written so."""
+    return any(word in each.words for each in options_of(command.kind) if not each.positional)
 
 
 def _given(kind: Any) -> Any:

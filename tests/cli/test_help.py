@@ -69,7 +69,12 @@ def test_the_list_of_commands_can_be_of_one_group(capsys: Capture) -> None:
         ),
         (["evaluate", "x", "--qqq"], "there is no option --qqq; `ahl evaluate --help` lists them"),
         (["--verion"], "there is no option --verion; did you mean --version?"),
-        (["ablate", "x", "--distributed"], "there is no option --distributed;"),
+        (["ablate", "x", "--distributed"], "there is no option --distributed; `ahl train` has it"),
+        (
+            ["train", "x", "--fpr=0.05"],
+            "there is no option --fpr; `ahl evaluate`, `ahl predict`, `ahl report`, `ahl compare`, "
+            "`ahl export`, `ahl serve` have it",
+        ),
         (["trian", "x"], "there is no command trian; did you mean train?"),
         (["data", "prepair", "x"], "there is no command data prepair; did you mean data prepare?"),
         (["data"], "a command is missing; choose from data list, data prepare, data show"),
@@ -93,6 +98,12 @@ def test_an_unknown_word_is_answered_with_the_nearest(
         ("train x --epochs --workdir r", "--epochs has no value; give it one"),
         ("train x --workdir r --limit x", "--limit is 'x'; it must be a whole number"),
         ("train x --workdir r --crop 4 0 20 q", "--crop is 'q'; it must be a whole number"),
+        ("train x --workdir r --crop 4 0 20", "--crop has 3 values; give it 4"),
+        ("train x --workdir r --tiles", "--tiles has no value; give it 2"),
+        (
+            "train x --workdir r --tiles 1 2 3",
+            "there is no place for '3'; `ahl train --help` has them all",
+        ),
         ("train x", "--workdir is missing; `ahl train --help` explains it"),
         ("train --workdir r", "DATA is missing; `ahl train --help` explains it"),
         ("export r", "FILE is missing; `ahl export --help` explains it"),
