@@ -220,7 +220,7 @@ def _category(root: Path, category: str | None) -> Path:
         raise UserError(f"{root} holds several categories; choose one with `category`: {names}")
     raise UserError(
         f"{root} has no folder train/good; lay the images out as train/good, test/good and "
-        "test/CLASS, or as good and bad"
+        "test/CLASS, or as good and bad; of good parts alone train/good will do"
     )
 
 
