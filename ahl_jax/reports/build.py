@@ -225,4 +225,6 @@ def _setting(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value == "auto":
+        return "auto: chosen from the data"
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -12,6 +12,7 @@ from PIL import Image
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.images import read_display
 from ahl_jax.data.records import ImageSource
+from ahl_jax.data.remembered import category_of
 from ahl_jax.inference.heatmaps import legend, overlay
 from ahl_jax.reports.scored import Scored
 
@@ -81,9 +82,10 @@ def data_uri(image: UInt8[np.ndarray, "h w 3"], side: int = _SIDE) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def file_name(path: ImageSource) -> str:
-    """The name of an image, without its folders."""
-    return path.name.replace("\\", "/").rsplit("/", 1)[-1]
+def file_name(run: Scored, path: ImageSource) -> str:
+    """The name of an image without its folders, but for its category where several are joined."""
+    name, data = path.name.replace("\\", "/").rsplit("/", 1)[-1], run.config.data
+    return f"{category_of(path, data.data)}/{name}" if data.joint else name
 
 
 def labelled(run: Scored) -> list[Sample]:
@@ -93,7 +95,7 @@ def labelled(run: Scored) -> list[Sample]:
         sample = seen[i]
         with contextlib.suppress(BadImageError):  # Training left it out, and warned.
             image = data_uri(read_display(sample.path), SMALL)
-            found.append(Sample(image, f"{sample.anomaly_class}, {file_name(sample.path)}"))
+            found.append(Sample(image, f"{sample.anomaly_class}, {file_name(run, sample.path)}"))
     return found
 
 
@@ -120,7 +122,7 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
         ("Normals with the highest scores", "The false alarms come first from these.",
          worst_normals),
         ("Anomalies with the lowest scores", "These are missed first.", worst_anomalies),
-        ("Anomalies with the highest scores", "The surest finds.", best_anomalies),
+        ("Anomalies with the highest scores", "These are found first.", best_anomalies),
         ("Normals with the lowest scores", "The most normal images.", best_normals),
     ]  # fmt: skip
     calibration = run.calibration
@@ -136,7 +138,7 @@ def sheet(run: Scored, shown: int = 6) -> list[Strip]:
         score = float(scores[number])
         alarm = None if run.threshold is None else score > run.threshold
         return Scene(
-            name=file_name(sample.path),
+            name=file_name(run, sample.path),
             kind="normal" if sample.anomaly_class is None else sample.anomaly_class,
             image=data_uri(image),
             heat=data_uri(overlay(image, heat_of[number], scale, seen, run.predictor.contour)),

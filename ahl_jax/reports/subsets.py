@@ -99,7 +99,7 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
             return Sample(data_uri(image, SMALL), f"pseudo-anomaly by {name}")
         path = [*normals, *anomalies][position]
         kind = "normal" if position < len(normals) else f"labelled anomaly, {classes[path]}"
-        return Sample(data_uri(read_image(path, frame), SMALL), f"{kind}, {file_name(path)}")
+        return Sample(data_uri(read_image(path, frame), SMALL), f"{kind}, {file_name(run, path)}")
 
     def side(subset: Subset, k: int, *, pictured: bool) -> Side:
         sets = (subset.normals[k], subset.anomalies[k], subset.pseudo[k])

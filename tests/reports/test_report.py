@@ -206,6 +206,15 @@ def test_its_heat_maps_have_the_outlines_of_a_prediction(
     assert [each for each in written.of("img") if str(each["alt"]).startswith("Colours of the")]
 
 
+def test_images_of_a_joint_run_have_their_category(finished: FinishedRun) -> None:
+    run = score(finished.workdir, fpr=None, threshold=None, progress=False)
+    (image, *_), config = run.split.train_normals, run.config
+    data = dataclasses.replace(config.data, joint=True, data=str(Path(config.data.data).parent))
+    joint = dataclasses.replace(run, config=dataclasses.replace(config, data=data))
+    names = pictures.file_name(run, image), pictures.file_name(joint, image)
+    assert names == (image.name, f"{Path(config.data.data).name}/{image.name}")
+
+
 def test_settings_of_its_own_come_before_all_settings(written: Page) -> None:
     assert "Settings that differ from the preset debug" in written.text
     assert "shots 4 3" in written.text
