@@ -157,8 +157,8 @@ def _plain(
         raise UserError(f"in {normals[0]} {error}") from error
     others = {*_subfolders(root)} - {*normals, *anomalies}
     log.info(
-        "%s has no folders train and test: the %d images of %s are normals, a quarter of them for "
-        "the test, and the %d of %s are anomalies%s",
+        "%s has no folders train and test: the %d images of %s are normals, of which a training "
+        "leaves a quarter to the test, and the %d of %s are anomalies%s",
         root,
         len(good),
         _named(normals),

@@ -134,8 +134,8 @@ def marks(
             yield mask
     if empty:
         log.warning(
-            "%s of anomalies, such as %s, left out of the pixel metrics: nothing in them is "
-            "marked, as all is black",
+            "%s of anomalies, such as %s, left out of the pixel metrics: nothing is marked, "
+            "as all is black",
             counted(len(empty), "mask"),
             empty[0],
         )

@@ -254,7 +254,8 @@ def fine_maps(
     """
     dtype = trunk_dtype(config.precision, jax.default_backend())
     found = []
-    with Progress(len(paths), "fine features of training normals" if progress else None) as bar:
+    label = "fine features of some training normals" if progress else None
+    with Progress(len(paths), label) as bar:
         for _, images in iter_batches(paths, frame_of(config), config.image_batch):
             fine = _all_maps(trunk, images, config, dtype)[SCALES]
             found.append(np.asarray(fine)[: len(images)])

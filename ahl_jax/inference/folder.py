@@ -100,7 +100,7 @@ def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results:
         bad[path] = why
     log.info(
         "%s in %s%s", counted(len(results.done), "row"), results.csv,
-        f", {results.anomalies} of them anomalies" if results.cut else "",
+        f", with {counted(results.anomalies, 'anomal', 'y', 'ies')}" if results.cut else "",
     )  # fmt: skip
     if bad:
         for why in bad.values():

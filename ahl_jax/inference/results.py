@@ -396,7 +396,7 @@ def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
         rows = [[r[0], *(value.replace(",", ".") for value in r[1:])] for r in rows]
     whole = [row for row in rows if _is_whole(row)]
     if lost := len(found) - len(whole) - (not text.endswith("\n")):
-        log.warning("%s of %s cannot be read; these images are scored again",
+        log.warning("%s of %s cannot be read; what is missing is scored again",
                     counted(lost, "row"), file)  # fmt: skip
     return whole
 

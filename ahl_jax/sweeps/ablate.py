@@ -46,7 +46,7 @@ def ablate(
 
     Returns:
         The rows of ``ablation.csv``, one per point and seed: over, value, seed, auc_roc, auc_pr,
-        seconds, epoch_seconds, run. ``seconds`` is the time of training, compilation left out;
+        seconds, epoch_seconds, run. ``seconds`` is the time of the epochs alone;
         ``epoch_seconds`` is the median epoch.
 
     Raises:

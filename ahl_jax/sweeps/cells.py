@@ -31,7 +31,7 @@ Row = dict[str, Any]
 """A run in a table; it has ``FIGURES``, and the columns that the table adds."""
 
 FIGURES = ("seed", "auc_roc", "auc_pr", "seconds")
-"""Columns of every table; ``seconds`` is the time of training, compilation left out."""
+"""Columns of every table; ``seconds`` is the time of the epochs alone."""
 
 
 @dataclass(frozen=True)
