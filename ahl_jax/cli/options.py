@@ -135,9 +135,10 @@ def check_words(
         if not word.startswith("--"):
             places.append(word)
             continue
-        option = of_word.get(word.replace("_", "-"))
+        written = word.replace("_", "-")
+        option = of_word.get(written)
         if option is None:
-            having = [f"`ahl {name}`" for name, each in commands.items() if _has(each, word)]
+            having = [f"`ahl {name}`" for name, each in commands.items() if _has(each, written)]
             advice = nearest(word, of_word) or f"`ahl {command} --help` lists them"
             if having:
                 advice = f"{', '.join(having)} {'has' if len(having) == 1 else 'have'} it"

@@ -154,7 +154,7 @@ def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> N
         for side in (high, wide)
     )
     if rows <= config.tiles[0] and columns <= config.tiles[1]:
-        return
+        return  # Whole pixels make it a little more.
     _log.warning(
         "photographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels is "
         "one then: train with `tiles`, here %d %d, or with `crop` for the part that counts",
