@@ -265,13 +265,15 @@ def test_a_run_lives_in_a_bucket(place, tmp_path, monkeypatch, weave):
     assert json.loads(said.stdout)["auc_roc"] == metrics["auc_roc"]
     subprocess.run(_ahl("report", run), check=True)
     assert "<html" in (run / "report.html").read_text()
+    drawn = []
     for _ in range(2):  # The second time all is there.
         subprocess.run(_ahl("predict", run, data / "test", "--out", place / "out"), check=True)
+        drawn.append(remote.objects(place / "out" / "heat_maps"))
     table = (place / "out" / "scores.csv").read_text().splitlines()
     assert len(table) == 1 + len(list((weave / "test").rglob("*.png")))
     assert table[1].startswith(f"{data}/test/good/00.png,")
-    drawn = [name for name in remote.objects(place / "out") if name.startswith("heat_maps/")]
-    assert len(drawn) == len(table) - 1
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == len(table) - 1
     kept = remote.objects(place / "cache")
     assert any(name.endswith(".safetensors") for name in kept)
     assert any(name.startswith("compiled/") for name in kept)
