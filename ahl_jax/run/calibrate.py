@@ -119,9 +119,9 @@ def recalibrate(
             paths = {image_digest(path): path for path in found}
             if known := _trained_on(run, moved(predictor.config, data)) & paths.keys():
                 raise UserError(
-                    f"{counted(len(known), 'image')} of {len(paths)}, such as {paths[min(known)]}, "
-                    "were trained on, and score lower than new ones; give photographs of other "
-                    "parts"
+                    f"training has seen {counted(len(known), 'image')} of {len(paths)}, such as "
+                    f"{paths[min(known)]}, and such score lower than new ones; give photographs of "
+                    "other parts"
                 )
             outcome = predictor.outcome(list(paths.values()))
         except BadImageError as error:
