@@ -115,6 +115,8 @@ def _set_up_logging(names: Collection[str]) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     sys.unraisablehook = _unraisable
+    # Pillow's own limit is lower than ours, which the message of a refusal names.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
 
 

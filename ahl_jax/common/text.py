@@ -5,6 +5,9 @@ import re
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Steers a terminal, or the direction of what follows."""
+
 
 def mean_std(values: Sequence[float], digits: int) -> str:
     """``mean ± standard deviation`` in words; one value has no deviation."""
@@ -15,7 +18,7 @@ def mean_std(values: Sequence[float], digits: int) -> str:
 def printable(name: object) -> str:
     """A name in one line of UTF-8: what else a file's name may hold becomes escapes."""
     text = str(name).encode(errors="backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def counted(number: int, what: str, one: str = "", more: str = "s") -> str:

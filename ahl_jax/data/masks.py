@@ -186,6 +186,9 @@ def marked(picture: Image.Image) -> Bool[np.ndarray, "h w"]:
     if picture.mode.startswith(("I", "F")):
         # Of more than 8 bits, which Pillow's conversions would cut.
         return np.asarray(picture) > 0
+    if picture.mode == "LAB":
+        # Pillow takes it for RGB; the first band is the lightness.
+        return np.asarray(picture)[..., 0] > 0
     if picture.has_transparency_data:
         pixels = np.asarray(picture.convert("RGBA"))
         return (pixels[..., :3].max(-1) > 0) & (pixels[..., 3] > 0)

@@ -38,6 +38,9 @@ RATES = (0.01, 0.02, 0.05, 0.1)
 _NAMED = 3
 """How many of the held-out normals that score highest are named."""
 
+_LONGEST = 4096
+"""Letters of a name."""
+
 _TAIL = 0.1
 """The share of the highest scores that the upper tail is fitted to."""
 
@@ -216,13 +219,20 @@ def read_calibration(folder: Path) -> Calibration | None:
         return None
     try:
         values = read_json(text)
-        scores, (low, high) = np.asarray(values["scores"], np.float32), values["locations"]
-        locations = float(low), float(high)
-        if scores.ndim != 1 or not scores.size or not np.isfinite([*scores, *locations]).all():
+        scores, (low, high) = np.asarray(values["scores"], np.float64), values["locations"]
+        locations, folds = (float(low), float(high)), int(values.get("folds", 0))
+        most = np.finfo(np.float32).max
+        # What is no number compares as false.
+        if scores.ndim != 1 or not scores.size or not (abs(scores) <= most).all():
             raise ValueError("its scores are no numbers")
-        highest = tuple(str(name) for name in values.get("highest", ()))
-        how = int(values.get("folds", 0)), bool(values.get("given")), highest
-        return Calibration(np.sort(scores), locations, *how)
+        if not np.isfinite(locations).all() or folds < 0:
+            raise ValueError("its numbers are none that are written")
+        highest = values.get("highest", [])
+        few = isinstance(highest, list) and len(highest) <= _NAMED
+        if not (few and all(isinstance(name, str) and len(name) <= _LONGEST for name in highest)):
+            raise ValueError("its names are none that are written")
+        how = folds, bool(values.get("given")), tuple(highest)
+        return Calibration(np.sort(scores).astype(np.float32), locations, *how)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{folder / CALIBRATION} is damaged ({error}); delete it, and give the training's "

@@ -98,12 +98,13 @@ def test_marked_is_what_a_person_sees(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(_read(path, tmp_path), MARKS)
 
 
-@pytest.mark.parametrize("kind", ["F", "I", "CMYK", "1"])
+@pytest.mark.parametrize("kind", ["F", "I", "CMYK", "LAB", "1"])
 def test_tiffs_too(tmp_path: Path, kind: str) -> None:
     mask = {
         "F": Image.fromarray(MARKS.astype(np.float32) / 255),
         "I": Image.fromarray(MARKS.astype(np.int32) * 70_000),
         "CMYK": Image.fromarray((MARKS * 255).astype(np.uint8)).convert("RGB").convert("CMYK"),
+        "LAB": Image.merge("LAB", [Image.fromarray((MARKS * 255).astype(np.uint8))] * 3),
         "1": Image.fromarray(MARKS),
     }[kind]
     path = _image(tmp_path)

@@ -1,5 +1,6 @@
 """Thresholds and probabilities by held-out normals."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -140,3 +141,30 @@ def test_a_threshold_stands_in_the_place_of_a_rate() -> None:
 def test_scores_that_are_no_numbers_set_no_threshold() -> None:
     with pytest.raises(UserError, match="the training diverged"):
         calibration_of(np.array([1, np.nan]), np.ones(4))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"scores": [1, 1e300]},
+        {"scores": []},
+        {"locations": [0, float("inf")]},
+        {"folds": -3},
+        {"highest": "abc"},
+        {"highest": [1]},
+        {"highest": ["a"] * 4},
+        {"highest": ["a" * 5000]},
+    ],
+)
+def test_a_calibration_of_a_stranger_holds_what_is_written(changed: dict, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    written = calibration_of(np.arange(4.0), np.ones(4), ["a", "b", "c", "d"], 4)
+    (folder / "calibration.json").write_text(written.text())
+    read = read_calibration(folder)
+    assert read is not None
+    assert read.highest == ("d", "c", "b")
+    values = json.loads(written.text()) | changed
+    (folder / "calibration.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="is damaged"):
+        read_calibration(folder)
