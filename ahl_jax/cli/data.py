@@ -143,12 +143,14 @@ def run_check(command: Check) -> None:
         UserError: for a data set that is not there, or is not as it should be.
     """
     from ahl_jax.data.check import check
+    from ahl_jax.data.copies import copy_of
     from ahl_jax.data.open import categories, load_dataset
 
     clean = True
     several = categories(command.data) if command.category is None else ()
     for category in several or (command.category,):
-        found = check(load_dataset(DataConfig(command.data, category=category)))
+        dataset = load_dataset(DataConfig(command.data, category=category))
+        found = check(dataset, copy_of(command.data))
         for line in _check_in_words(found, None if command.all else _SHOWN):
             print(printable(line))
         clean = clean and found.clean
@@ -167,10 +169,11 @@ def _check_in_words(found: "Found", limit: int | None) -> Iterator[str]:
     yield f"Modes: {_tally(found.modes)}"
     if found.few:
         yield f"Classes with fewer images than --shots {SHOTS} takes: {_tally(found.few)}"
-    if found.unreadable:
-        yield f"Cannot be read: {counted(len(found.unreadable), 'image')}"
-        yield from (f"  {reason}" for _, reason in found.unreadable[:limit])
-        yield from _rest(found.unreadable, limit)
+    for bad, what in ((found.unreadable, "image"), (found.masks, "mask")):
+        if bad:
+            yield f"Cannot be read: {counted(len(bad), what)}"
+            yield from (f"  {reason}" for _, reason in bad[:limit])
+            yield from _rest(bad, limit)
     contradicting = [group for group in found.groups if group.contradicts]
     leaks = [group for group in found.groups if group.leaks and not group.contradicts]
     others = [group for group in found.groups if not group.leaks and not group.contradicts]

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.data.contact_sheet import rows
 from ahl_jax.data.images import image_digest, image_mode, read_pixels, without_skipping
+from ahl_jax.data.masks import find_masks, read_mask
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Dataset
 
@@ -95,6 +97,7 @@ class Check:
         sizes: Width and height of the images, the most frequent first.
         modes: What the images hold, see ``ahl_jax.data.images.image_mode``.
         unreadable: Images that cannot be read, and a sentence on each.
+        masks: Images whose masks cannot be read or do not fit, and a sentence on each.
         groups: Images that are there more than once; each image is in one group at most.
         few: Anomaly classes to draw from with fewer than ``SHOTS`` images; no fault of the data.
     """
@@ -104,13 +107,14 @@ class Check:
     sizes: Mapping[tuple[int, int], int]
     modes: Mapping[str, int]
     unreadable: tuple[tuple[ImageSource, str], ...]
+    masks: tuple[tuple[ImageSource, str], ...]
     groups: tuple[Group, ...]
     few: Mapping[str, int]
 
     @property
     def clean(self) -> bool:
-        """Whether all images can be read and none is there twice."""
-        return not self.unreadable and not self.groups
+        """Whether all images and masks can be read and no image is there twice."""
+        return not (self.unreadable or self.masks or self.groups)
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,15 @@ class _Look:
     thumbnail: Float[np.ndarray, "side side"]
 
 
-def check(dataset: Dataset, *, progress: bool = True) -> Check:
-    """Reads every image once, and compares thumbnails of all with each other.
+def check(dataset: Dataset, root: Path, *, progress: bool = True) -> Check:
+    """Reads every image and mask once, and compares thumbnails of all with each other.
 
     Pixels are compared as detectors see them: in 8 bits and three channels. What is kept of an
     image is a thumbnail, so that 20,000 images take about 200 MB.
 
     Args:
         dataset: The images.
+        root: Its folder, or the file in it that lists the images, for masks.
         progress: Whether to show progress on stderr.
     """
     members = [
@@ -160,6 +165,13 @@ def check(dataset: Dataset, *, progress: bool = True) -> Check:
             sizes[look.size] += 1
             modes[look.mode] += 1
     readable = [members[i] for i in seen]
+    marked = [member.path for member in readable if member.anomaly_class is not None]
+    masks: list[tuple[ImageSource, str]] = []
+    for i, mask in find_masks(marked, root).items():
+        try:
+            read_mask(marked[i], mask)
+        except BadImageError as error:
+            masks.append((marked[i], str(error)))
     # Where the data names the labelled anomalies, none is drawn.
     drawn = {} if dataset.labelled else {n: len(each) for n, each in dataset.anomalies.items()}
     return Check(
@@ -168,6 +180,7 @@ def check(dataset: Dataset, *, progress: bool = True) -> Check:
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
         unreadable=tuple(unreadable),
+        masks=tuple(masks),
         groups=tuple(_groups(readable, digests, thumbnails[: len(seen)])),
         few={name: n for name, n in drawn.items() if n < SHOTS},
     )

@@ -48,7 +48,7 @@ def upsampled(
         heat: of what the detector saw.
         height: the photograph's.
         width: the photograph's.
-        seen: which part of it that was; all else is as cold as the coldest location.
+        seen: which part of it that was; all else is as cold as the coldest location there.
     """
     plane = Image.fromarray(np.ascontiguousarray(heat, np.float32))
     left, top, right, bottom = (round(at) for at in pixels(seen.photograph, width, height))
@@ -56,7 +56,7 @@ def upsampled(
     part = plane.resize(size, Image.Resampling.BILINEAR, pixels(seen.canvas, *plane.size))
     if size == (width, height):
         return np.asarray(part)
-    whole = Image.new("F", (width, height), float(heat.min()))
+    whole = Image.new("F", (width, height), float(np.asarray(part).min()))
     whole.paste(part, (left, top))
     return np.asarray(whole)
 

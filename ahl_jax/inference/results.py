@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _DIGITS = 6
 """Of the numbers in the table, after the point."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 _DEFECT = ("defect_area", "defect_left", "defect_top", "defect_width", "defect_height")
 """The columns of what is outlined: its share of the image, and a rectangle around the hottest."""
@@ -402,12 +405,14 @@ def read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
 
 
 def _is_whole(row: Sequence[str]) -> bool:
-    try:
-        float(row[1])
-        [float(value or 0) for value in (row[2], *row[4:-1])]
-    except ValueError:
-        return False
-    return "\0" not in row[0] and re.fullmatch("[0-9a-f]{16}", row[-1]) is not None
+    path, score, probability, decision, *others, digest = row
+    numbers = [score, *filter(None, (probability, *others))]
+    return (
+        "\0" not in path
+        and all(_NUMBER.fullmatch(each) and math.isfinite(float(each)) for each in numbers)
+        and decision in ("anomaly", "normal", "")
+        and re.fullmatch("[0-9a-f]{16}", digest) is not None
+    )
 
 
 def _decoded(content: bytes) -> str:

@@ -74,7 +74,7 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             heat = predictor.heat_maps(hold_out(paths, config.data.held_out)[1])
     assert heat is not None
-    names = names_in(config.data.data, paths)
+    names = names_in(run.data, paths)
     calibration = calibration_of(scores, heat, names, folds)
     if options.progress:
         calibration.warn_of()

@@ -88,7 +88,7 @@ async def _files(request: Request, limits: Limits) -> list[Encoded]:
             sent = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
             files = [Encoded(printable(each.filename or ""), await each.read()) for each in sent]
     if not any(each.content for each in files):
-        raise HTTPException(400, "the request is empty; send an image file")
+        raise HTTPException(400, "the request holds no whole file; send an image file")
     return files
 
 

@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def found(data: Path) -> Check:
-    return check(load_dataset(DataConfig(str(data))), progress=False)
+    return check(load_dataset(DataConfig(str(data))), data, progress=False)
 
 
 def names(group: Group) -> list[str]:
@@ -70,6 +70,18 @@ def test_unreadable_files_are_named_with_the_reason(data: Path) -> None:
     assert not result.clean
     assert sum(result.modes.values()) == 11
     assert result.counts["train: good"] == 6
+
+
+def test_masks_that_cannot_be_used_are_named(data: Path) -> None:
+    masks = data / "ground_truth/dent"
+    masks.mkdir(parents=True)
+    Image.new("L", (320, 240), 255).save(masks / "0_mask.png")
+    Image.new("L", (32, 24), 255).save(masks / "1_mask.png")
+    (masks / "2_mask.png").write_bytes(b"no picture")
+    result = found(data)
+    assert [path.name for path, _ in result.masks] == ["1.png", "2.png"]
+    assert "32 x 24 pixels" in result.masks[0][1]
+    assert not result.clean
 
 
 def test_copies_are_of_three_kinds(data: Path) -> None:

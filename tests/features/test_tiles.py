@@ -152,6 +152,11 @@ def test_a_heat_map_is_on_the_part_that_was_seen() -> None:
     margins[0] = 9  # above the photograph
     kept = upsampled(margins, 64, 128, Frame(32, 32, keep_aspect=True).seen(128, 64))
     assert kept.max() < 9 / 2
+    cropped = Frame(32, 32, crop=(40, 8, 32, 64), keep_aspect=True).seen(128, 128)
+    colder = np.full((4, 4), 5, np.float32)
+    colder[:, 0] = 1  # beside the photograph
+    shown = upsampled(colder, 128, 128, cropped)
+    assert shown[0, 0] == shown[8:72, 40:72].min() > 1
 
 
 def test_photographs_that_shrink_too_much_are_named(

@@ -659,11 +659,14 @@ def test_rows_that_a_program_spoilt_are_scored_again(
     out = tmp_path / "out"
     _predict(finished, some, "--out", out, "--no-heat-maps")
     head, first, *rest = (out / "scores.csv").read_text().splitlines()
-    spoilt = first.rpartition(",")[0] + ",1.23E+15"
-    (out / "scores.csv").write_text("\n".join([head, spoilt, *rest]) + "\n")
-    _predict(finished, some, "--out", out, "--no-heat-maps")
-    assert sorted((out / "scores.csv").read_text().splitlines()) == sorted([head, first, *rest])
-    assert "1 row of" in capsys.readouterr().err
+    cells = first.split(",")
+    for column, value in ((-1, "1.23E+15"), (1, "nan"), (1, "1e999"), (2, "1_0"), (3, "TRUE")):
+        spoilt = [*cells]
+        spoilt[column] = value
+        (out / "scores.csv").write_text("\n".join([head, ",".join(spoilt), *rest]) + "\n")
+        _predict(finished, some, "--out", out, "--no-heat-maps")
+        assert sorted((out / "scores.csv").read_text().splitlines()) == sorted([head, first, *rest])
+        assert "1 row of" in capsys.readouterr().err
 
 
 def test_a_deleted_table_is_written_anew(finished: FinishedRun, some: Path, tmp_path: Path) -> None:
