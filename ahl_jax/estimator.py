@@ -74,7 +74,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
             ``ahl_jax.preset``).
         detector: the base detector; None, here and below, for the preset's.
         epochs: epochs of training.
-        image_size: side in pixels that images are brought to, a multiple of 64.
+        image_size: side in pixels that images are brought to, a multiple of 64 from 192 on.
         views: 1, 2, 4 or 8 turned and mirrored copies of an image, or auto.
         held_out: the share of the normals that sets the threshold, in turn all of them unless
             ``settings={"in_turn": False}``.

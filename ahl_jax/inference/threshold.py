@@ -225,7 +225,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         # What is no number compares as false.
         if scores.ndim != 1 or not scores.size or not (abs(scores) <= most).all():
             raise ValueError("its scores are no numbers")
-        if not np.isfinite(locations).all() or folds < 0:
+        if not np.isfinite(locations).all() or not 0 <= folds <= len(scores):
             raise ValueError("its numbers are none that are written")
         highest = values.get("highest", [])
         few = isinstance(highest, list) and len(highest) <= _NAMED

@@ -129,7 +129,14 @@ def compare(
     same = {
         label: run is not first and _test_images(run) == images for label, run in scored.items()
     }
-    settings = {label: run.settings() for label, run in scored.items()}
+    settings = {
+        label: run.settings()
+        | {
+            "training normals": run.metrics["n_train_normal"],
+            "labelled anomalies": run.metrics["n_seen"],
+        }
+        for label, run in scored.items()
+    }
     names = dict.fromkeys(name for each in settings.values() for name in each)
     by_class = {label: results.metrics_by_class(run) for label, run in scored.items()}
     confusions = {label: rows for label, run in scored.items() if (rows := results.confusion(run))}

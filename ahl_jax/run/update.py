@@ -10,6 +10,7 @@ from ahl_jax.data.copies import fetched
 from ahl_jax.data.folder import anomalies_below, images_below
 from ahl_jax.data.splits import extended
 from ahl_jax.data.types import Sample
+from ahl_jax.inference.threshold import read_calibration
 from ahl_jax.run.again import find_split, moved, tell_places
 from ahl_jax.run.options import run_options
 from ahl_jax.run.train import train_runs
@@ -78,6 +79,12 @@ def update(
     normals = [path for folder in _folder(good) for path in images_below(folder)]
     split = extended(found.split, anomalies, normals, config.held_out_once)
     metrics = train_runs([config], [any_path(workdir)], how, [split])
+    before = read_calibration(old.path / "checkpoint")
+    if before and before.given and how.progress:
+        log.warning(
+            "the thresholds of %s were set by photographs of good parts; give them once more, with "
+            "`ahl threshold %s --good`", run, workdir,
+        )  # fmt: skip
     return metrics[0] if metrics else {}
 
 
