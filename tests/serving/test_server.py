@@ -199,7 +199,7 @@ def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -
 @pytest.mark.parametrize(
     ("query", "body", "status", "message"),
     [
-        ("one/score", b"", 400, "empty"),
+        ("one/score", b"", 400, "no whole file"),
         ("one/score", b"no image", 415, "PNG"),
         (
             "one/score",
