@@ -151,15 +151,14 @@ def _inverse_root(
     noise = fourths / n**2 - length / n
     shrinkage = min(noise, apart) / apart if noise > 0 and apart > 0 else 0.0
     values, vectors = np.linalg.eigh(products)
+    others = shrinkage * total / d
     if n < d:
         # All other directions vary alike, as the shrinkage leaves them.
         kept = values > FLOOR**2 * values[-1]
         values, vectors = values[kept], centred.T @ (vectors[:, kept] / np.sqrt(values[kept]))
-        others = shrinkage * total / d
-        values = (1 - shrinkage) * values / n + others
-    else:
-        values = (1 - shrinkage) * values / n + shrinkage * total / d
-        others = np.inf
+    values = (1 - shrinkage) * values / n + others
+    if n >= d:
+        others = np.inf  # There are none.
     floor = max(FLOOR * values.max(initial=0), (ROUNDING * size) ** 2)
     if floor <= 0:
         return np.eye(d)
