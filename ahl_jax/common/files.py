@@ -353,6 +353,8 @@ def reason(error: Exception) -> str:
     """The reason of a failure, in a few words."""
     if "No space left" in str(error):
         return "the disk is full"
+    if "File too large" in str(error):
+        return "files may not be that large here, see ulimit -f"
     if said := getattr(error, "strerror", None):
         return said.lower()
     return first_line(error)

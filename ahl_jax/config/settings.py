@@ -62,8 +62,9 @@ class DataConfig:
     fit without stage one, which fits within seconds. Others hold it out once."""
 
     keep_copies: bool = False
-    """Keep images in the test of which training has the same file. They flatter every figure; give
-    it to compare with figures of splits that had them."""
+    """Keep images in the test of which training has the same file, and count copies among the
+    normals that set thresholds. They flatter every figure; give it to compare with figures of
+    splits that had them."""
 
     skip_bad_images: bool = False
     """Leave out images that cannot be read, with a warning, instead of stopping."""

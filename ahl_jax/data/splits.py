@@ -2,7 +2,7 @@
 
 import unicodedata
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -113,6 +113,29 @@ def shared_images(split: Split) -> list[tuple[ImageSource, ImageSource]]:
         if twin := digests[size].get(_digest(path) or ""):
             pairs.append((twin, path))
     return pairs
+
+
+def distinct(images: Sequence[ImageSource], known: Sequence[ImageSource] = ()) -> list[int]:
+    """Positions of the images that are no copies, byte for byte, of known or of earlier ones.
+
+    Only files whose sizes agree are read. One that cannot be read is a copy of none.
+
+    Args:
+        images: the images.
+        known: others.
+    """
+    sizes = Counter(map(_size, (*known, *images)))
+
+    def content(path: ImageSource) -> str | None:
+        return _digest(path) if sizes[_size(path)] > 1 else None
+
+    seen = set(map(content, known))
+    positions = []
+    for i, what in enumerate(map(content, images)):
+        if what is None or what not in seen:
+            positions.append(i)
+        seen.add(what)
+    return positions
 
 
 def _draw(

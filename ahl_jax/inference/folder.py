@@ -22,7 +22,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.features.tiles import warn_of_shrinking
 from ahl_jax.inference.options import Predict
 from ahl_jax.inference.predictor import Predictor, load
-from ahl_jax.inference.results import NamedImage, Results
+from ahl_jax.inference.results import NamedImage, Results, begun_in
 from ahl_jax.inference.threshold import check_cut
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,10 @@ def run(command: Predict) -> None:
         raise UserError("no images are named; name image files or folders after RUN")
     if command.watch and any(map(url_of, command.images)):
         raise UserError("folders in object storage cannot be watched; leave `watch` out")
-    command = dataclasses.replace(
-        command, images=tuple(map(fetched, command.images)), out=any_path(command.out)
-    )
+    out, images = any_path(command.out), tuple(map(fetched, command.images))
+    if begun_in(out, overwrite=command.overwrite) != Path.cwd():
+        images = tuple(path.absolute() for path in images)
+    command = dataclasses.replace(command, images=images, out=out)
     for path in command.images:
         try:
             path.stat()

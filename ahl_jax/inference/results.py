@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import csv
+import dataclasses
 import errno
 import hashlib
 import io
@@ -132,11 +133,13 @@ class Results:
     def _claim(self, overwrite: bool) -> None:
         calibration = self._predictor.calibration
         text = calibration.text() if calibration else ""
+        begun = begun_in(self.folder, overwrite=overwrite)
         about = {
             "detector": digest(self._predictor.scorer.arrays()),
             "fpr": self.cut.promised_fpr if self.cut else None,
             "threshold": self.cut.threshold if self.cut else None,
             "calibration": hashlib.sha256(text.encode()).hexdigest(),
+            "folder": str(begun),
         }
         path = self.folder / PREDICTION
         held = None if overwrite else _read_json(path)
@@ -152,7 +155,8 @@ class Results:
                 "`overwrite=True` to replace it"
             )
         # Earlier versions did not say which calibration it was.
-        if held is not None and rows and about != about | held:
+        decided_by = ("fpr", "threshold", "calibration")
+        if held is not None and rows and any(held.get(k, about[k]) != about[k] for k in decided_by):
             log.info("%s decided anew, by another threshold", counted(len(rows), "row"))
             decided = self._decided([float(row[1]) for row in rows])
             for row, (probability, decision) in zip(rows, decided, strict=True):
@@ -167,7 +171,8 @@ class Results:
             self._written = len(self._table)
         for row in rows:
             image = NamedImage(copy_of(row[0]), row[-1])
-            self.done.setdefault(image.key, self._name(image))
+            placed = dataclasses.replace(image, path=begun / image.path)
+            self.done.setdefault(placed.key, self._name(image))
         if rows:
             folders = [OUTPUTS[kind] for kind in self._save]
             # Names as the table has them.
@@ -338,6 +343,22 @@ class Results:
             return _encoded(values, "TIFF")
         assert calibration is not None
         return _encoded(np.uint8(255) * (values > calibration.contour), "PNG")
+
+
+def begun_in(folder: Path, *, overwrite: bool) -> Path:
+    """Where relative paths of a table of scores begin: where its first images were named.
+
+    Args:
+        folder: the table's.
+        overwrite: whether the table is about to be replaced.
+
+    Raises:
+        UserError: if that cannot be read.
+    """
+    held = None if overwrite else _read_json(folder / PREDICTION)
+    begun = held and held.get("folder")
+    there = isinstance(begun, str) and "\0" not in begun and Path(begun).is_dir()
+    return Path(str(begun)) if there else Path.cwd()
 
 
 def _file(kind: str, name: Path) -> str:

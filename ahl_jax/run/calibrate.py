@@ -19,7 +19,7 @@ from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.remembered import names_in
-from ahl_jax.data.splits import hold_out
+from ahl_jax.data.splits import distinct, hold_out
 from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.inputs import Inputs
@@ -63,23 +63,41 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
     given = config, split, predictor.trunk, store
     folds, heat = 0, None
     paths: Sequence[ImageSource]
+    # A copy of what a fit has seen is not unseen.
     if split.held_out:
         maps, paths = held_out_features(*given, progress=options.progress)
-        scores, _, heat = predictor.outcome_of(maps, paths)
+        own = _own(config, paths, split.train_normals)
+        maps = tuple(each[own] for each in maps)
+        scores, _, heat = predictor.outcome_of(maps, [paths[i] for i in own])
     else:
         maps, seen, marked, paths = fitted_features(*given, progress=options.progress)
-        parts = predictor.trunk.parts
-        scores, heat, folds = scores_in_turn(config, maps, seen, marked, parts, options)
+        own, parts = _own(config, paths), predictor.trunk.parts
+        scores, heat, folds = scores_in_turn(config, maps, seen, marked, parts, options, own)
         if predictor.scorer.localizer is not None:
             # It was not fitted to these, see ``ahl_jax.run.extract``.
-            heat = predictor.heat_maps(hold_out(paths, config.data.held_out)[1])
+            fitted, unseen = hold_out(paths, config.data.held_out)
+            heat = predictor.heat_maps([unseen[i] for i in _own(config, unseen, fitted)])
     assert heat is not None
-    names = names_in(run.data, paths)
+    if options.progress and len(own) < len(paths):
+        log.warning(
+            "thresholds are set by %s of %s: the others are copies",
+            counted(len(own), "training normal"),
+            len(paths),
+        )
+    names = names_in(run.data, [paths[i] for i in own])
     calibration = calibration_of(scores, heat, names, folds)
     if options.progress:
         calibration.warn_of()
     run.workdir.write_calibration(calibration.text())
     return dataclasses.replace(predictor, calibration=calibration)
+
+
+def _own(
+    config: Config, normals: Sequence[ImageSource], known: Sequence[ImageSource] = ()
+) -> list[int]:
+    """Positions of the ``distinct`` normals; of all where copies count, or too few are left."""
+    found = [] if config.data.keep_copies else distinct(normals, known)
+    return found if len(found) > 1 else [*range(len(normals))]
 
 
 def recalibrate(
@@ -149,6 +167,7 @@ def scores_in_turn(
     marked: Int[np.ndarray, "m k"],
     parts: Sequence[int],
     options: RunOptions,
+    own: Sequence[int] | None = None,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w"] | None, int]:
     """Scores of n normals, each by a detector that is fitted without it.
 
@@ -159,19 +178,22 @@ def scores_in_turn(
         marked: the ``ahl_jax.features.split.marked_pixels`` of these.
         parts: channels of the trunk's levels.
         options: how much memory there is, and whether to show progress.
+        own: which n of the normals to look at; by default all.
 
     Returns:
         The scores, the detector's own heat maps, fold after fold, and how many folds there are.
         With ``fine_heat`` there are other heat maps, so these may be None.
     """
-    n, tiles = len(normals[0]), tiles_of(config.features)
+    tiles = tiles_of(config.features)
+    own = range(len(normals[0])) if own is None else own
+    n = len(own)
     normals = tuple(map(tiles.apart, normals))
     poolings, none = poolings_of(config.detector), tuple(each[:0] for each in normals)
     pooled = pooled_features(normals, poolings)
     averages = averages_of(pooled, poolings)
     seen = defect_tiles(tiles, seen, averages, marked, parts)
     anomalies = pooled_features(seen, poolings)
-    tile_of = np.arange(len(averages)).reshape(n, -1)
+    tile_of = np.arange(len(averages)).reshape(-1, tiles.count)[np.asarray(own)]
     labelled = len(averages) + np.arange(len(seen[0]))
 
     def by_pooled(

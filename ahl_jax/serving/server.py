@@ -75,6 +75,7 @@ def running(app: App, listener: socket.socket) -> Iterator[Future[None]]:
         timeout_graceful_shutdown=_LAST,
     )
     server = uvicorn.Server(config)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     # Its signals are those of ``ahl_jax.common.stop`` in any other thread than the main one.
     with ThreadPoolExecutor(1, "server") as thread:
         ended = thread.submit(server.run, [listener])
@@ -83,6 +84,11 @@ def running(app: App, listener: socket.socket) -> Iterator[Future[None]]:
         finally:
             server.should_exit = True
     ended.result()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that requests are given up at the end: whoever waits for them is told by ``App``."""
+    return not str(record.msg).startswith("Cancel ")
 
 
 def address_of(listener: socket.socket) -> str:

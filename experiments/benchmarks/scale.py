@@ -90,7 +90,7 @@ def measured(args: Scale) -> Iterator[dict[str, Any]]:
             for path in few:
                 os.link(path, some / path.name)
             train = f"train {data} --workdir {run} --image-size 192 --levels 1 --views 1 "
-            train += f"--no-fine-heat --feature-memory {args.feature_memory}"
+            train += f"--no-fine-heat --keep-copies --feature-memory {args.feature_memory}"
             commands = {
                 "data show": f"data show {data}",
                 "train": train,

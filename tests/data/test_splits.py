@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
-from ahl_jax.data.splits import extended, make_split, shared_images
+from ahl_jax.data.splits import distinct, extended, make_split, shared_images
 from ahl_jax.data.types import Dataset, Sample, Split
 
 
@@ -256,6 +256,14 @@ def test_shared_images_pairs_training_with_test(tmp_path):
         (parts.train_normals[1], parts.test_normals[0]),
         (parts.anomalies["cut"][0], parts.test_normals[2]),
     ]
+
+
+def test_copies_are_found_among_images_and_in_others(tmp_path):
+    parts = on_disk(tmp_path, train=["a", "b", "long", "b"], test=["c", "long", "b", "c", "d"])
+    normals = [*parts.test_normals, tmp_path / "gone", tmp_path / "nowhere"]
+    assert distinct(parts.train_normals) == [0, 1, 2]
+    assert distinct(normals) == [0, 1, 2, 4, 5, 6]
+    assert distinct(normals, parts.train_normals) == [0, 4, 5, 6]
 
 
 def test_nothing_may_be_left_after_copies_are_out(tmp_path):

@@ -1,5 +1,6 @@
 """Heat maps of finer features, from training to prediction, evaluation and export."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ SETTINGS = {"method": "fit", "detector": "density", "whiten": True, "fine_heat":
 
 @pytest.fixture(scope="module")
 def run(marked: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    config = preset("debug", str(marked), shots=4, **SETTINGS)
+    data = shutil.copytree(marked, tmp_path_factory.mktemp("data") / "marked")
+    shutil.copy(data / "train/good/03.png", data / "train/good/copy.png")
+    config = preset("debug", str(data), shots=4, **SETTINGS)
     workdir = tmp_path_factory.mktemp("runs") / "fine"
     return FinishedRun(config, workdir, train(config, workdir, progress=False))
 
@@ -62,6 +65,11 @@ def test_the_hottest_place_is_the_defect(
     assert pixel["aupro"] > max(metrics["pixel"]["aupro"], 0.5)
     assert metrics["auc_roc"] == run.metrics["auc_roc"]
     assert load(run.workdir.with_name("coarse")).outcome(images[:1]).heat.shape == (1, 6, 6)
+
+
+def test_a_copy_sets_no_threshold(run: FinishedRun, predictor: Predictor) -> None:
+    normals = gather.load_split(run.config).train_normals
+    assert len(predictor.calibrated().scores) == len(normals) - 1
 
 
 def test_the_scale_of_their_colours_is_that_of_held_out_normals(run: FinishedRun) -> None:

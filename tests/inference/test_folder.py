@@ -294,9 +294,25 @@ def test_one_photograph_by_two_paths_has_one_row(
     _predict(finished, given, "--out", out)
     monkeypatch.chdir(some)
     _predict(finished, "spot", "good/00.png", "--out", out)
-    rows = _rows(out)
-    # The first is known by its relative path, which leads elsewhere from here.
-    assert [row["path"] for row in rows] == ["some/spot/00.png", "spot/00.png", "good/00.png"]
+    rows = [row["path"] for row in _rows(out)]
+    # Relative paths in one table all begin in one folder.
+    assert rows == ["some/spot/00.png", str(some / "good/00.png")]
+    assert {path.name for path in (out / "heat_maps").rglob("*.png")} == {"00.png"}
+    assert len([*(out / "heat_maps").rglob("*.png")]) == 2
+
+
+def test_a_table_moves_with_its_photographs(
+    finished: FinishedRun, some: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(some)
+    _predict(finished, "spot/00.png", "--out", "out")
+    moved = some.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    before = (moved / "out/scores.csv").read_bytes()
+    _predict(finished, "spot", "--out", "out")
+    assert (moved / "out/scores.csv").read_bytes() == before
+    _predict(finished, "good/00.png", "--out", "out")
+    assert [row["path"] for row in _rows(moved / "out")] == ["spot/00.png", "good/00.png"]
 
 
 def test_every_row_has_a_heat_map_of_its_own(

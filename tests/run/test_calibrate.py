@@ -76,6 +76,19 @@ def test_streamed_features_give_the_same_and_are_let_go() -> None:
     assert kept() is None
 
 
+@pytest.mark.parametrize("fine_heat", [True, False])
+def test_a_copy_of_a_normal_is_in_no_fit(fine_heat: bool) -> None:
+    config = preset("density", "", groups=1, poolings=1, fine_heat=fine_heat)
+    normals, rest = _maps(23, 0), (_maps(4, 1), NONE_MARKED, (), OPTIONS)
+    expected, _, folds = scores_in_turn(config, normals, *rest)
+    order = [i for i in range(23) for _ in range(1 + i % 3)]
+    own = [order.index(i) for i in range(23)]
+    twice = tuple(each[order] for each in normals)
+    scores, _, parts = scores_in_turn(config, twice, *rest, own)
+    assert parts == folds
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+
+
 def test_two_normals_are_enough() -> None:
     config = preset("density", "", groups=1, poolings=1)
     scores, _, parts = scores_in_turn(config, _maps(2, 1), _maps(3, 2), NONE_MARKED, (), OPTIONS)
