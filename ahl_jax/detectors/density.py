@@ -27,13 +27,13 @@ _FLAT = 0.02
 """Smallest deviation of a score, as a share of its mean: of lengths it is a tenth or more."""
 
 _SPREAD = 1.5
-"""Standard deviation of the prior of the logarithm of the seen head's factor."""
+"""Standard deviation of the priors of the logarithms of the factors."""
 
 _EACH = 5.0
 """How much the share of normals that each labelled anomaly passes counts against the prior."""
 
-_GRID = 2 * _SPREAD * np.linspace(-1, 1, 33)
-"""Logarithms of the factors that are tried, as shares of the prior's."""
+_GRID = 2 * _SPREAD * np.linspace(-1, 1, 17)
+"""Logarithms of the factors that are tried, as shares of the priors'."""
 
 
 class Density(DeviationDetector):
@@ -44,26 +44,28 @@ class Density(DeviationDetector):
 
     - density: the length of A z, at first a Mahalanobis distance to the normal images;
     - local: the mean length of the ``top_k`` longest x_l, averaged over the scales;
-    - seen: the mean cosine between z and the z of each labelled anomaly.
+    - seen: the mean cosine between z and the z of each labelled anomaly, and, by a share, that
+      with the z of each pseudo-anomaly.
 
     Each is standardised by its mean and standard deviation over the normals of the image's group,
     so that all are on the scale of the deviation loss, and score = density + factor x seen. The
     local head is what heat maps show; the score does without it. The groups are k-means clusters
     of the normals, and an image belongs to the one whose mean z is nearest. Trained are the metric
     A, at first the identity, of a block for each pooling, and a gain for every channel of x_l. The
-    directions of the labelled anomalies stay as they are: so few of them do not tell any better.
+    direction of the anomalies stays as it is: so few that are labelled do not tell any better.
 
     Training normals lie closer than others do, because they took part in the covariance that z is
     whitened by. So there are two sets of moments: those of the training normals as they are, for
     training, and those that they would have had without their own part, for any other image.
 
-    The factor of the seen head is fitted: how far it is to be trusted differs from data to data.
-    Each labelled anomaly is compared with the normals by the directions of the others; see
-    ``_fitted_factor``.
+    The factor of the seen head and the share of the pseudo-anomalies are fitted: how far either is
+    to be trusted differs from data to data. Each labelled anomaly is compared with the normals by
+    the directions of the others; see ``_fitted_factors``.
     """
 
     whitened = True
     by_pooled = True
+    by_pseudo = True
     table = (
         Head("density", targets=(0, 1, 1)),
         Head("local", targets=(0, 1, 1)),
@@ -104,25 +106,26 @@ class Density(DeviationDetector):
         self,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],
+        pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
     ) -> None:
-        """The direction of the labelled anomalies, the moments of all scores over normals, factors.
+        """The direction of the anomalies, the moments of all scores over normals, factors.
 
-        Without labelled anomalies the direction and its factor stay as they are: fine-tuning keeps
+        Without any anomalies the direction and its factor stay as they are: fine-tuning keeps
         those of the run it starts from, in whitened channels.
         """
-        width = len(self.direction[...])
-        directions = _unit(anomalies[:, :width])
-        if len(anomalies):
-            self.direction[...] = directions.mean(0)
+        width, n, m = len(self.direction[...]), len(normals), len(anomalies)
+        directions = _unit(jnp.vstack([anomalies, pseudo])[:, :width])
+        labelled, made = directions[:m], directions[m:]
+        if not len(directions):
+            made = self.direction[...][None]
         # Leaving an image out of mean and covariance makes it n / (n - 1) times as long, divides
         # its squared length by 1 - leverage, and its product with any other image by as much
         # (Sherman and Morrison). The factor counts where leverages are near 1: with few images.
-        n = len(normals)
         without = n / max(n - 1, 1)
         # Pooling by pooling, as of 100,000 normals a copy of z takes a gigabyte.
         side = self.metric.shape[1]
-        towards = jnp.vstack([self.direction[...], directions])
+        towards = jnp.vstack([made.sum(0) / max(len(made), 1), labelled])
 
         def of_pooling(start: Array) -> tuple[Array, Array, Array]:
             block, other = (
@@ -133,34 +136,53 @@ class Density(DeviationDetector):
         squares, products, largest = jax.lax.map(of_pooling, jnp.arange(0, width, side))
         apart = jnp.maximum(1 - without * squares / largest[:, None], _LEAST)
         short, longer = _length(squares.sum(0)), _length((squares / apart).sum(0))
-        seen = products[..., 0].sum(0) / short
-        turned = (products / apart[..., None]).sum(0) / longer[:, None]
-        raw = jnp.column_stack([normals[:, width:], seen])
-        unseen = raw.at[:, 0].multiply(without * longer / short).at[:, -1].set(turned[:, 0])
+        cosines = products.sum(0) / short[:, None]
+        unseen = (products / apart[..., None]).sum(0) / longer[:, None]
         member = jax.nn.one_hot(groups, len(self.centres[...]), axis=0)
         count = member.sum(1, keepdims=True)
         # A group with no members is far away from every image.
         sums = (member @ normals)[:, :width]
         self.centres[...] = jnp.where(count > 0, sums / jnp.maximum(count, 1), jnp.inf)
-        for k, scores in enumerate((raw, unseen)):
+        rest = normals[:, width:]
+        rest_unseen = rest.at[:, 0].multiply(without * longer / short)
+        self._set_moments(member, slice(-1), rest, rest_unseen)
+        share = jnp.array(1.0)
+        if m:
+            mean, deviation = self.mean[...][1, groups, 0], self.deviation[...][1, groups, 0]
+            of_normals = (rest_unseen[:, 0] - mean) / deviation
+            mean, deviation = self._moments(anomalies[:, :width], training=False)
+            of_anomalies = (anomalies[:, width] - mean[:, 0]) / deviation[:, 0]
+            factor, share, auc = _fitted_factors(
+                of_normals, of_anomalies, unseen[:, 1:], labelled @ labelled.T,
+                unseen[:, 0], labelled @ towards[0],
+            )  # fmt: skip
+            self.factors[...] = self.factors[...].at[2].set(factor)
+            self.left_out_auc[...] = auc
+        elif len(pseudo):
+            self.factors[...] = self.factors[...].at[2].set(_share(0))
+        mix = jnp.concatenate([share[None], jnp.ones(m) / max(m, 1)])
+        self.direction[...] = mix @ towards
+        self._set_moments(member, slice(-1, None), *(x @ mix[:, None] for x in (cosines, unseen)))
+        self.factors[...] = self.factors[...].at[1].set(0)
+
+    def _set_moments(
+        self,
+        member: Float[Array, "g n"],
+        columns: slice,
+        seen: Float[Array, "n c"],
+        unseen: Float[Array, "n c"],
+    ) -> None:
+        """Moments over each group of some scores of the normals, as they are and as if unseen."""
+        count = member.sum(1, keepdims=True)
+        for k, scores in enumerate((seen, unseen)):
             mean, variance = scores.mean(0), scores.var(0)
             mean = (member @ scores + _SHRINK * mean) / (count + _SHRINK)
             square = jnp.einsum("gn,gnr->gr", member, jnp.square(scores - mean[:, None]))
             deviation = jnp.sqrt((square + _SHRINK * variance) / (count + _SHRINK))
-            self.mean[...] = self.mean[...].at[k].set(mean)
             least = _TINY + _FLAT * jnp.abs(mean)
-            self.deviation[...] = self.deviation[...].at[k].set(jnp.maximum(deviation, least))
-        if len(anomalies):
-            mean, deviation = self.mean[...][1, groups, 0], self.deviation[...][1, groups, 0]
-            of_normals = (unseen[:, 0] - mean) / deviation
-            mean, deviation = self._moments(anomalies[:, :width], training=False)
-            of_anomalies = (anomalies[:, width] - mean[:, 0]) / deviation[:, 0]
-            factor, auc = _fitted_factor(
-                of_normals, of_anomalies, turned[:, 1:], directions @ directions.T
-            )
-            self.factors[...] = self.factors[...].at[2].set(factor)
-            self.left_out_auc[...] = auc
-        self.factors[...] = self.factors[...].at[1].set(0)
+            self.mean[...] = self.mean[...].at[k, :, columns].set(mean)
+            deviation = jnp.maximum(deviation, least)
+            self.deviation[...] = self.deviation[...].at[k, :, columns].set(deviation)
 
     def total_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
         """Density, and the seen head by its factor."""
@@ -230,46 +252,69 @@ class Density(DeviationDetector):
         return _unit(z) @ self.direction[...]
 
 
-def _fitted_factor(
+def _share(labelled: int) -> float:
+    """The prior's median of the factor of pseudo-anomalies: labelled ones make them matter less."""
+    return 1 / (labelled + 2)
+
+
+def _fitted_factors(
     normals: Float[Array, " n"],
     anomalies: Float[Array, " m"],
     of_normals: Float[Array, "n m"],
     of_anomalies: Float[Array, "m m"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The factor of the seen head, by how well density + factor x seen tells anomalies left out.
+    pseudo_normals: Float[Array, " n"],
+    pseudo_anomalies: Float[Array, " m"],
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """By how well density + f x labelled + g x pseudo tells labelled anomalies that are left out.
 
-    The prior's median is m / (m + 1): few directions tell little. The likelihood of a factor is the
-    AUC-ROC of the m labelled anomalies against the normals, where an anomaly's seen score and the
-    normals' are their mean cosines with the other anomalies. The result is the posterior's
-    geometric mean; one anomaly leaves the prior's median.
+    Each of the three is standardised over the normals. The priors' medians are m / (m + 1) for f,
+    as few directions tell little, and ``_share`` for g. The likelihood of both is the AUC-ROC of
+    the m labelled anomalies against the normals, where an anomaly's score and the normals' are by
+    their mean cosines with the other anomalies. The results are by the posterior's geometric means;
+    one anomaly leaves the prior's median of f.
 
     Args:
         normals: standardised density scores of the normals, without their own part.
-        anomalies: the same of the labelled anomalies.
+        anomalies: the same of the m labelled anomalies, one or more.
         of_normals: cosines between normals and anomalies, without the normals' own part.
         of_anomalies: cosines between the anomalies.
+        pseudo_normals: mean cosines of the normals with pseudo-anomalies; 0 where there are none.
+        pseudo_anomalies: those of the anomalies.
 
     Returns:
-        The factor, and the AUC-ROC of anomalies left out with it; of one anomaly by density alone.
+        The factor of both cosines together, standardised; the share of pseudo-anomalies, where
+        the mean cosine with the labelled ones has 1; and the AUC-ROC of anomalies left out.
     """
     m = len(anomalies)
-    prior = m / (m + 1)
-    if m == 1:
-        return jnp.array(prior), (anomalies > normals[:, None]).mean()
     # Column i: the mean cosine with all anomalies but i.
-    seen = (of_normals.sum(1, keepdims=True) - of_normals) / (m - 1)
-    own = (of_anomalies.sum(1) - jnp.diagonal(of_anomalies)) / (m - 1)
-    mean, deviation = seen.mean(0), jnp.maximum(seen.std(0), _TINY)
-    seen, own = (seen - mean) / deviation, (own - mean) / deviation
+    seen = (of_normals.sum(1, keepdims=True) - of_normals) / max(m - 1, 1)
+    own = (of_anomalies.sum(1) - jnp.diagonal(of_anomalies)) / max(m - 1, 1)
+    seen, own = _standardised(seen, own)
+    made, made_own = _standardised(pseudo_normals, pseudo_anomalies)
 
-    def auc(factor: Float[Array, ""]) -> Float[Array, ""]:
-        return (anomalies + factor * own > normals[:, None] + factor * seen).mean()
+    def auc(factors: Float[Array, "2"]) -> Float[Array, ""]:
+        f, g = factors
+        above = anomalies + f * own + g * made_own > (normals + g * made)[:, None] + f * seen
+        return above.mean()
 
-    grid = jnp.asarray(_GRID, seen.dtype)
+    grid = jnp.stack(jnp.meshgrid(*[jnp.asarray(_GRID, seen.dtype)] * 2), -1).reshape(-1, 2)
+    prior = jnp.array([m / (m + 1), _share(m)], seen.dtype)
     fit = _EACH * m * jax.lax.map(auc, prior * jnp.exp(grid))
-    weights = jax.nn.softmax(fit - jnp.square(grid / _SPREAD) / 2)
-    factor = prior * jnp.exp(weights @ grid)
-    return factor, auc(factor)
+    weights = jax.nn.softmax(fit - jnp.square(grid / _SPREAD).sum(1) / 2)
+    f, g = factors = prior * jnp.exp(weights @ grid)
+    mean = of_normals.mean(1)
+    deviation = jnp.maximum(mean.std(), _TINY)
+    share = g / f * deviation / jnp.maximum(pseudo_normals.std(), _TINY)
+    both = (mean + share * pseudo_normals).std()
+    return f * both / deviation, share, auc(factors)
+
+
+def _standardised(
+    normals: Float[Array, "n ..."], others: Float[Array, " m"]
+) -> tuple[Float[Array, "n ..."], Float[Array, " m"]]:
+    """Scores by their moments over the normals."""
+    mean, deviation = normals.mean(0), jnp.maximum(normals.std(0), _TINY)
+    return (normals - mean) / deviation, (others - mean) / deviation
 
 
 def _largest_eigenvalue(z: Float[Array, "n d"]) -> Float[Array, ""]:

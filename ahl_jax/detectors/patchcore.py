@@ -38,10 +38,11 @@ class PatchCore(DeviationDetector):
         self,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],
+        pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
     ) -> None:
         """Fill the memory."""
-        del anomalies, groups
+        del anomalies, pseudo, groups
         count, width = self.memory[...].shape
         locations = normals.reshape(-1, width)
         self.memory[...] = locations[greedy_coreset(locations, count)]

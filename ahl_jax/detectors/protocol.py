@@ -41,6 +41,9 @@ class Detector(nnx.Module):
     """Whether pooled features alone decide its scores, until it is trained: it has
     ``measure_pooled`` and ``measured_scores`` then."""
 
+    by_pseudo: ClassVar[bool] = False
+    """Whether ``prepare`` reads pseudo-anomalies, so that those who only fit it make some."""
+
     trained: ClassVar[bool] = True
     """Whether there is anything to train after ``prepare``; otherwise only ``fit`` takes it."""
 
@@ -72,13 +75,15 @@ class Detector(nnx.Module):
         self,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],
+        pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
     ) -> None:
         """Set, in place, what training starts from by the training images; by default nothing.
 
         Args:
             normals: what ``measure`` gives of all training normals.
-            anomalies: the same of all labelled anomalies; in fine-tuning there may be none.
+            anomalies: the same of all labelled anomalies, of which there may be none.
+            pseudo: the same of all pseudo-anomalies, if the detector is ``by_pseudo``; else none.
             groups: to which of the ``DetectorConfig.groups`` groups each normal belongs.
         """
 
@@ -225,11 +230,12 @@ class Functional:
         model: Model,
         normals: Float[Array, "n r"],
         anomalies: Float[Array, "m r"],
+        pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
     ) -> Model:
         """The model after ``Detector.prepare``."""
         detector = self.merge(model)
-        detector.prepare(normals, anomalies, groups)
+        detector.prepare(normals, anomalies, pseudo, groups)
         return functional(detector)[1]
 
     def prepared_by_pooled(
@@ -237,11 +243,13 @@ class Functional:
         model: Model,
         normals: Float[Array, "n d"],
         anomalies: Float[Array, "m d"],
+        pseudo: Float[Array, "p d"],
         groups: Int[Array, " n"],
     ) -> Model:
         """The same by whitened pooled features alone, of a detector that is ``by_pooled``."""
         measure = self.merge(model).measure_pooled
-        return self.prepared(model, measure(normals), measure(anomalies), groups)
+        rows = measure(normals), measure(anomalies), measure(pseudo)
+        return self.prepared(model, *rows, groups)
 
     def score_by_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """``score`` by whitened pooled features alone."""

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ahl_jax.backbones import Trunk
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.config.settings import Config
+from ahl_jax.config.settings import Config, PseudoConfig
 from ahl_jax.data.copies import copy_of
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.masks import find_masks, read_mask
@@ -19,7 +19,7 @@ from ahl_jax.data.open import load_dataset
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import make_split
 from ahl_jax.data.types import Dataset, Sample, Split
-from ahl_jax.detectors import poolings_of
+from ahl_jax.detectors import DETECTORS, poolings_of
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
@@ -65,6 +65,23 @@ class TrainingFeatures:
     def maps(self) -> tuple[FeatureMaps, FeatureMaps, FeatureMaps]:
         """This process's part of the normals, anomalies and pseudo-anomalies."""
         return self.normals.maps, self.anomalies.maps, self.pseudo.maps
+
+
+@dataclass(frozen=True)
+class FittedFeatures:
+    """What ``training_features`` extracted for a run of the method ``fit``, in one process."""
+
+    normals: FeatureMaps
+    paths: Sequence[ImageSource]
+    """Of the normals."""
+
+    seen: FeatureMaps
+    """The maps of the labelled anomalies."""
+
+    marked: Int[np.ndarray, "m k"]
+    """The ``marked_pixels`` of these."""
+
+    pseudo: PseudoFeatures
 
 
 @dataclass(frozen=True)
@@ -178,16 +195,20 @@ def training_features(
         marked = marked_pixels(config, own)
         maps = defect_tiles(tiles, anomalies.maps, averages, marked, trunk.parts)
     anomalies = dataclasses.replace(anomalies, maps=maps)
-    made = config.pseudo
-    if config.learning.method == "fit":
-        made = dataclasses.replace(made, pseudo_per_generator=0)  # Nobody would look at them.
     with together():
         pseudo = extract_pseudo(
-            normals.paths, trunk, config.features, made, config.seed, store, part,
+            normals.paths, trunk, config.features, _made(config), config.seed, store, part,
             progress=progress,
         )  # fmt: skip
     counts = np.array([normals.counts, anomalies.counts, part.lengths(len(pseudo.origin))]).T
     return TrainingFeatures(normals, averages, pooled, anomalies, pseudo, counts)
+
+
+def _made(config: Config) -> PseudoConfig:
+    """The pseudo-anomalies that a run looks at."""
+    if config.learning.method != "fit" or DETECTORS[config.detector.detector].by_pseudo:
+        return config.pseudo
+    return dataclasses.replace(config.pseudo, pseudo_per_generator=0)
 
 
 def check_enough(config: Config, normals: int) -> None:
@@ -204,12 +225,8 @@ def check_enough(config: Config, normals: int) -> None:
 
 def fitted_features(
     config: Config, split: Split, trunk: Trunk, store: Store, *, progress: bool
-) -> tuple[FeatureMaps, FeatureMaps, Int[np.ndarray, "m k"], list[ImageSource]]:
-    """All that ``training_features`` extracted for a run of the method ``fit``, in one process.
-
-    Returns:
-        The maps of the training normals and of the labelled anomalies, the ``marked_pixels`` of
-        these, and the normals' paths.
+) -> FittedFeatures:
+    """``FittedFeatures`` from the store, or extracted anew.
 
     Raises:
         UserError: as by ``training_features``.
@@ -226,7 +243,11 @@ def fitted_features(
         label="labelled anomalies",
     )  # fmt: skip
     marked = marked_pixels(config, [labelled[i] for i in readable])
-    return maps, seen, marked, [split.train_normals[i] for i in kept]
+    paths = [split.train_normals[i] for i in kept]
+    pseudo = extract_pseudo(
+        paths, trunk, config.features, _made(config), config.seed, store, progress=progress
+    )
+    return FittedFeatures(maps, paths, seen, marked, pseudo)
 
 
 def marked_pixels(config: Config, paths: Sequence[ImageSource]) -> Int[np.ndarray, "m k"]:

@@ -127,12 +127,14 @@ def prepared(functional: Functional, model: Model, data: TrainingData, normals: 
         data: the training images; ``followed`` begins with the normals.
         normals: how many normals there are.
     """
+    made = data.everything.pseudo.members
+    read = jnp.concatenate([data.followed, made]) if functional.kind.by_pseudo else data.followed
+    ends = [normals, len(data.followed)]
 
     def one(model: Model) -> Model:
-        rows = in_batches(
-            lambda index: functional.measured(model, data.images(index)), data.followed
-        )
-        return functional.prepared(model, rows[:normals], rows[normals:], data.groups)
+        rows = in_batches(lambda index: functional.measured(model, data.images(index)), read)
+        of_normals, of_anomalies, of_pseudo = jnp.split(rows, ends)
+        return functional.prepared(model, of_normals, of_anomalies, of_pseudo, data.groups)
 
     return functional.each(one, model)
 

@@ -24,9 +24,14 @@ from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.distributed.memory import on_device, on_host
-from ahl_jax.features import FeatureMaps, Store
+from ahl_jax.features import Store
 from ahl_jax.features.images import averages_of, pooled_features
-from ahl_jax.features.split import defect_tiles, fitted_features, held_out_features
+from ahl_jax.features.split import (
+    FittedFeatures,
+    defect_tiles,
+    fitted_features,
+    held_out_features,
+)
 from ahl_jax.features.tiles import UNCUT, tiles_of
 from ahl_jax.inference.folder import found_images
 from ahl_jax.inference.predictor import Predictor, load
@@ -70,9 +75,10 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
         maps = tuple(each[own] for each in maps)
         scores, _, heat = predictor.outcome_of(maps, [paths[i] for i in own])
     else:
-        maps, seen, marked, paths = fitted_features(*given, progress=options.progress)
-        own, parts = _own(config, paths), predictor.trunk.parts
-        scores, heat, folds = scores_in_turn(config, maps, seen, marked, parts, options, own)
+        features = fitted_features(*given, progress=options.progress)
+        paths, parts = features.paths, predictor.trunk.parts
+        own = _own(config, paths)
+        scores, heat, folds = scores_in_turn(config, features, parts, options, own)
         if predictor.scorer.localizer is not None:
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             fitted, unseen = hold_out(paths, config.data.held_out)
@@ -162,9 +168,7 @@ def _trained_on(run: Workdir, config: Config) -> set[str]:
 
 def scores_in_turn(
     config: Config,
-    normals: FeatureMaps,
-    seen: FeatureMaps,
-    marked: Int[np.ndarray, "m k"],
+    features: FittedFeatures,
     parts: Sequence[int],
     options: RunOptions,
     own: Sequence[int] | None = None,
@@ -173,9 +177,8 @@ def scores_in_turn(
 
     Args:
         config: the run's settings, of the method ``fit``.
-        normals: the maps of the training normals, two or more.
-        seen: those of the labelled anomalies, which every fit has.
-        marked: the ``ahl_jax.features.split.marked_pixels`` of these.
+        features: of two or more normals. Every fit has all labelled anomalies, and those
+            pseudo-anomalies that are made of its normals.
         parts: channels of the trunk's levels.
         options: how much memory there is, and whether to show progress.
         own: which n of the normals to look at; by default all.
@@ -185,16 +188,22 @@ def scores_in_turn(
         With ``fine_heat`` there are other heat maps, so these may be None.
     """
     tiles = tiles_of(config.features)
+    normals, pseudo = features.normals, features.pseudo
     own = range(len(normals[0])) if own is None else own
     n = len(own)
     normals = tuple(map(tiles.apart, normals))
-    poolings, none = poolings_of(config.detector), tuple(each[:0] for each in normals)
+    poolings = poolings_of(config.detector)
     pooled = pooled_features(normals, poolings)
     averages = averages_of(pooled, poolings)
-    seen = defect_tiles(tiles, seen, averages, marked, parts)
-    anomalies = pooled_features(seen, poolings)
+    seen = defect_tiles(tiles, features.seen, averages, features.marked, parts)
+    anomalies, made = (pooled_features(maps, poolings) for maps in (seen, pseudo.maps))
     tile_of = np.arange(len(averages)).reshape(-1, tiles.count)[np.asarray(own)]
     labelled = len(averages) + np.arange(len(seen[0]))
+
+    def made_of(rest: Int[np.ndarray, " r"]) -> Int[np.ndarray, " p"]:
+        """As many pseudo-anomalies as there are, some twice; so one program fits all."""
+        of_these = np.flatnonzero(np.isin(pseudo.origin, rest))
+        return np.resize(of_these, len(made)) if len(of_these) else np.arange(len(made))
 
     def by_pooled(
         rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
@@ -202,7 +211,8 @@ def scores_in_turn(
         """Scores of some normals by a fit to others, without a look at single locations."""
         whitening = whitening_of(config, pooled[rest], parts)
         assert whitening is not None
-        z = (whitening.whitened(each) for each in (pooled[rest], anomalies, pooled[tested]))
+        read = pooled[rest], anomalies, made[made_of(rest)], pooled[tested]
+        z = map(whitening.whitened, read)
         key = jax.random.key(config.seed)
         functional, model = make_model(config, normals[0].shape[-1], key)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)
@@ -213,10 +223,14 @@ def scores_in_turn(
     ) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
         """The same by all that a detector reads, and its heat maps."""
         assert not isinstance(bank.inputs, Inputs)
-        made = np.zeros(0, int)
         inputs = bank.inputs.whitened_by(whitening_of(config, pooled[rest], parts))
-        place = bank.place[np.concatenate([rest, labelled])]
-        problem = problem_on(config, SharedBank(inputs, place), averages[rest], made, made)
+        chosen = made_of(rest)
+        place = bank.place[np.concatenate([rest, labelled, len(averages) + len(labelled) + chosen])]
+        # Nobody looks at how they are made, and of what.
+        generator = np.arange(len(chosen)) % len(config.pseudo.generators)
+        origin = np.zeros(len(chosen), int)
+        bank_of_rest = SharedBank(inputs, place)
+        problem = problem_on(config, bank_of_rest, averages[rest], generator, origin)
         return _scores(
             problem.learner.functional, len(rest), problem.model, problem.data, bank.place[tested]
         )
@@ -225,7 +239,7 @@ def scores_in_turn(
     streamed = None
     if not (config.features.fine_heat and DETECTORS[config.detector.detector].by_pooled):
         (bank,) = shared_bank(
-            [(normals, seen, none)], config.features.precision,
+            [(normals, seen, pseudo.maps)], config.features.precision,
             on_device(options.feature_memory), whitening=whitening_of(config, pooled, parts),
         )  # fmt: skip
         fitted = functools.partial(by_maps, bank)
@@ -234,12 +248,12 @@ def scores_in_turn(
     scores, heat = np.empty(n, np.float32), []
     label = "fits without a part of the normals" if options.progress else None
     with Progress(len(folds), label) as bar:
-        for left_out, own in folds:
+        for left_out, count in folds:
             rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
             found, maps = fitted(rest, tile_of[left_out].ravel())
-            scores[left_out[:own]] = np.asarray(tiles.worst(found)[0])[:own]
+            scores[left_out[:count]] = np.asarray(tiles.worst(found)[0])[:count]
             if maps is not None:
-                heat.append(np.asarray(tiles.stitched(maps))[:own])
+                heat.append(np.asarray(tiles.stitched(maps))[:count])
             bar.update(1)
     if streamed:
         streamed.release()
@@ -252,11 +266,12 @@ def _scores_by_pooled(
     model: Model,
     normals: Float[Array, "n d"],
     anomalies: Float[Array, "m d"],
+    pseudo: Float[Array, "p d"],
     left_out: Float[Array, "k d"],
     groups: Int[Array, " n"],
 ) -> Float[Array, " k"]:
     """Scores of single tiles by a detector that is fitted to others, by whitened features."""
-    model = functional.prepared_by_pooled(model, normals, anomalies, groups)
+    model = functional.prepared_by_pooled(model, normals, anomalies, pseudo, groups)
     return functional.score_by_pooled(model, left_out)
 
 

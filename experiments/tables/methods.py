@@ -35,7 +35,8 @@ class Method:
 _NONE_HELD_OUT = {"held_out": 0.0, "in_turn": False}
 _DENSITY = differing_settings(preset("paper", ""), preset("density", "", **_NONE_HELD_OUT))
 _FEATURES = {name: _DENSITY[name] for name in ("levels", "whiten")}
-_TRAINED = {name: _DENSITY[name] for name in _DENSITY if name != "method"}
+_OF_FIT = ("method", "generators", "pseudo_per_generator")
+_TRAINED = {name: _DENSITY[name] for name in _DENSITY if name not in _OF_FIT}
 _RATE = {"lr_base": LearningConfig().lr}
 """The published learning rate of a detector alone is a tenth of that of AHL's unified one."""
 

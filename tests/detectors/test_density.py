@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ahl_jax.detectors import make_inputs
-from ahl_jax.detectors.density import _fitted_factor
+from ahl_jax.detectors.density import _fitted_factors
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features.images import global_averages
@@ -32,13 +32,13 @@ def setting(**settings):
 @pytest.mark.parametrize(("groups", "poolings"), [(1, 1), (3, 1), (3, 3)])
 def test_the_prepared_scores_are_the_closed_form(groups, poolings):
     problem, model = setting(top_k=0.3, groups=groups, poolings=poolings)
-    normals, anomalies, *_ = setting_maps(NORMALS)
+    normals, anomalies, pseudo, *_ = setting_maps(NORMALS)
     pooled = [
         [
             np.concatenate([pool(m, axis=(1, 2)) for m in maps], axis=1).astype(np.float64)
             for pool in (np.mean, np.std, np.max)[:poolings]
         ]
-        for maps in (normals, anomalies)
+        for maps in (normals, anomalies, pseudo)
     ]
     whitening = fit_whitening(np.concatenate(pooled[0], axis=1), 2, poolings=poolings)
     mean = whitening.mean.astype(np.float64)
@@ -49,7 +49,7 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
         for each in pooled
     ]
     z = [np.concatenate(each, axis=1) for each in blocks]
-    direction = (z[1] / np.linalg.norm(z[1], axis=1, keepdims=True)).mean(0)
+    units = [own / np.linalg.norm(own, axis=1, keepdims=True) for own in z]
 
     def raw(maps, z):
         length = np.linalg.norm(z, axis=1)
@@ -59,7 +59,7 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
             lengths = np.linalg.norm(x, axis=-1).reshape(len(m), -1)
             top = max(1, int(0.3 * lengths.shape[1]))
             columns.append(np.sort(lengths, axis=1)[:, -top:].mean(1))
-        return np.stack([*columns, z @ direction / length], axis=1)
+        return np.stack(columns, axis=1)
 
     of_normals = raw(normals, z[0])
     without = NORMALS / (NORMALS - 1)
@@ -70,31 +70,41 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
         turned.append(own / left[:, None])
     turned = np.concatenate(turned, axis=1) / np.sqrt(squared)[:, None]
     of_normals[:, 0] = without * np.sqrt(squared)
-    of_normals[:, 3] = turned @ direction
     group = np.arange(NORMALS) % groups  # as the setting has them
-    means, deviations, centres = [], [], []
-    for k in range(groups):
-        own, n = of_normals[group == k], (group == k).sum()
-        means.append((n * own.mean(0) + 10 * of_normals.mean(0)) / (n + 10))
-        square = ((own - means[-1]) ** 2).sum(0)
-        deviations.append(np.sqrt((square + 10 * of_normals.var(0)) / (n + 10)))
-        centres.append(z[0][group == k].mean(0))
-    reference = problem.data.inference_reference()
+    centres = [z[0][group == k].mean(0) for k in range(groups)]
 
-    def standardised(scores, own):
+    def moments(scores):
+        means, deviations = [], []
+        for k in range(groups):
+            own, n = scores[group == k], (group == k).sum()
+            means.append((n * own.mean(0) + 10 * scores.mean(0)) / (n + 10))
+            square = ((own - means[-1]) ** 2).sum(0)
+            deviations.append(np.sqrt((square + 10 * scores.var(0)) / (n + 10)))
+        return np.array(means), np.array(deviations)
+
+    def standardised(scores, own, of):
         k = np.square(own[:, None] - centres).sum(-1).argmin(1)
-        return (scores - np.array(means)[k]) / np.array(deviations)[k]
+        means, deviations = moments(of)
+        return (scores - means[k]) / deviations[k]
 
-    factor = fitted_factor(
-        ((of_normals - np.array(means)[group]) / np.array(deviations)[group])[:, 0],
-        standardised(raw(anomalies, z[1]), z[1])[:, 0],
-        turned,
-        z[1],
-    )
+    means, deviations = moments(of_normals)
+    f, g = fitted_factors(
+        ((of_normals - means[group]) / deviations[group])[:, 0],
+        standardised(raw(anomalies, z[1]), z[1], of_normals)[:, 0],
+        turned, units[1], units[2].mean(0),
+    )  # fmt: skip
+    # One direction has both heads: their sum as it varies over all normals.
+    both = [units[1].mean(0), units[2].mean(0)]
+    labelled, made = ((turned @ each).std() for each in both)
+    direction = both[0] + g / f * labelled / made * both[1]
+    factor = f * (turned @ direction).std() / labelled
     np.testing.assert_allclose(model.stats["factors"], [1, 0, factor], rtol=1e-3)
+    np.testing.assert_allclose(model.stats["direction"], direction, rtol=1e-3, atol=1e-5)
+    reference = problem.data.inference_reference()
     for maps, own in ((normals, z[0]), (anomalies, z[1])):
-        standard = standardised(raw(maps, own), own)
-        heads = np.stack([standard[:, 0], standard[:, 1:3].mean(1), standard[:, 3]], axis=1)
+        standard = standardised(raw(maps, own), own, of_normals)
+        seen = standardised(own @ direction / np.linalg.norm(own, axis=1), own, turned @ direction)
+        heads = np.stack([standard[:, 0], standard[:, 1:3].mean(1), seen], axis=1)
         inputs = make_inputs(maps, whitening=whitening)
         functional = problem.learner.functional
         found = jax.jit(functional.head_scores)(model, inputs, reference)
@@ -103,25 +113,31 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
         np.testing.assert_allclose(total, heads @ [1, 0, factor], rtol=2e-3, atol=5e-3)
 
 
-def fitted_factor(density_of_normals, density_of_anomalies, normals, z):
-    """The posterior's geometric mean, image by image and with scikit-learn's AUC-ROC."""
-    anomalies = z / np.linalg.norm(z, axis=1, keepdims=True)
+def fitted_factors(density_of_normals, density_of_anomalies, normals, anomalies, pseudo):
+    """The posterior's geometric means, image by image and with scikit-learn's AUC-ROC."""
     m = len(anomalies)
-    prior = m / (m + 1)
-    logs, weights = np.linspace(-3, 3, 33), []
-    for log in logs:
-        share = 0
-        for left_out in range(m):
-            others = np.delete(anomalies, left_out, axis=0)
-            seen = (normals @ others.T).mean(1)
-            own = (others @ anomalies[left_out]).mean()
-            seen, own = (seen - seen.mean()) / seen.std(), (own - seen.mean()) / seen.std()
-            scores = density_of_normals + prior * np.exp(log) * seen
-            score = density_of_anomalies[left_out] + prior * np.exp(log) * own
-            share += roc_auc_score([0] * len(scores) + [1], [*scores, score])
-        weights.append(5 * share - (log / 1.5) ** 2 / 2)
-    weights = np.exp(np.array(weights) - max(weights))
-    return prior * np.exp(weights @ logs / weights.sum())
+    priors = m / (m + 1), 1 / (m + 2)
+    made, made_own = standard_scores(normals @ pseudo, anomalies @ pseudo)
+    logs, weights = np.linspace(-3, 3, 17), np.zeros((17, 17))
+    for left_out in range(m):
+        others = np.delete(anomalies, left_out, axis=0)
+        seen = (normals @ others.T).mean(1)
+        seen, own = standard_scores(seen, (others @ anomalies[left_out]).mean())
+        for i, j in np.ndindex(weights.shape):
+            f, g = priors * np.exp(logs[[i, j]])
+            scores = density_of_normals + f * seen + g * made
+            score = density_of_anomalies[left_out] + f * own + g * made_own[left_out]
+            weights[i, j] += 5 * roc_auc_score([0] * len(scores) + [1], [*scores, score])
+    weights -= (logs[:, None] ** 2 + logs**2) / 1.5**2 / 2
+    weights = np.exp(weights - weights.max())
+    weights /= weights.sum()
+    return [
+        prior * np.exp(weights.sum(axis) @ logs) for prior, axis in zip(priors, (1, 0), strict=True)
+    ]
+
+
+def standard_scores(normals, others):
+    return (normals - normals.mean()) / normals.std(), (others - normals.mean()) / normals.std()
 
 
 def test_a_detector_of_an_earlier_version_keeps_the_factors_that_it_had():
@@ -140,10 +156,23 @@ def test_a_detector_of_an_earlier_version_keeps_the_factors_that_it_had():
 
 
 def test_one_labelled_anomaly_leaves_the_factor_as_it_is_by_default():
-    one = make_setting(make_config(**DENSITY), NORMALS, anomalies=1)
+    one = make_setting(make_config(**DENSITY, method="base"), NORMALS, 1, 0)
     model = prepared(one.learner.functional, one.model, one.data, NORMALS)
     np.testing.assert_allclose(model.stats["factors"], [1, 0, 1 / 2], rtol=1e-6)
     assert model.stats["left_out_auc"] == 1  # far away
+
+
+def test_pseudo_anomalies_alone_give_a_direction_that_counts_by_half():
+    none = make_setting(make_config(**DENSITY, method="base"), NORMALS, 0)
+    model = prepared(none.learner.functional, none.model, none.data, NORMALS)
+    np.testing.assert_allclose(model.stats["factors"], [1, 0, 1 / 2], rtol=1e-6)
+    inputs = make_inputs(
+        setting_maps(NORMALS)[2],
+        whitening=fit_whitening(global_averages(setting_maps(NORMALS)[0]), 2),
+    )
+    reference = none.data.inference_reference()
+    heads = none.learner.functional.head_scores(model, inputs, reference)
+    assert heads[:, 2].mean() > 1
 
 
 def test_the_more_labelled_anomalies_are_alike_the_more_they_count():
@@ -161,7 +190,7 @@ def test_the_more_labelled_anomalies_are_alike_the_more_they_count():
             for x in (normals, anomalies)
         ]
         cosines = [unit @ units[1].T for unit in units]
-        found.append(float(_fitted_factor(*standard, *cosines)[0]))
+        found.append(float(_fitted_factors(*standard, *cosines, np.zeros(300), np.zeros(10))[0]))
     assert found[0] > 1.5 * 10 / 11
     assert found[1] < 0.7 * 10 / 11
 

@@ -13,14 +13,22 @@ from ahl_jax import UserError, load, preset, recalibrate
 from ahl_jax.cli.main import main
 from ahl_jax.config.settings import SCALES
 from ahl_jax.detectors.whitening import fit_whitening
+from ahl_jax.features import FeatureMaps, PseudoFeatures
 from ahl_jax.features.images import pooled_features
+from ahl_jax.features.split import FittedFeatures
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.run.calibrate import scores_in_turn
 from ahl_jax.run.options import RunOptions
 from tests.runs import FinishedRun
 
 OPTIONS = RunOptions(progress=False)
-NONE_MARKED = np.zeros((3, 1), int)
+
+
+def _given(normals: FeatureMaps, anomalies: int = 0, made: int = 0) -> FittedFeatures:
+    """Features of a run; every pseudo-anomaly is made of the normal of its number."""
+    pseudo = PseudoFeatures(_maps(made, 5), np.zeros(made, int), np.arange(made))
+    marked = np.zeros((anomalies, 1), int)
+    return FittedFeatures(normals, (), _maps(anomalies, 1), marked, pseudo)
 
 
 def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -33,8 +41,8 @@ def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("poolings", [1, 3])
 def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     config = preset("density", "", detector="gaussian", seed=3, poolings=poolings)
-    normals, none = _maps(23, 0), _maps(0, 0)
-    scores, heat, parts = scores_in_turn(config, normals, none, NONE_MARKED[:0], (), OPTIONS)
+    normals = _maps(23, 0)
+    scores, heat, parts = scores_in_turn(config, _given(normals), (), OPTIONS)
     assert heat is not None
     assert (parts, heat.shape) == (10, (23, 6, 6))
     pooled, expected = pooled_features(normals, poolings), np.zeros(23)
@@ -46,11 +54,13 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("poolings", "groups", "labelled"), [(1, 3, 4), (3, 1, 4), (3, 1, 0)])
+@pytest.mark.parametrize(
+    ("poolings", "groups", "labelled", "made"), [(1, 3, 4, 0), (3, 1, 4, 9), (3, 1, 0, 0)]
+)
 def test_pooled_features_alone_give_the_scores_of_whole_maps(
-    poolings: int, groups: int, labelled: int
+    poolings: int, groups: int, labelled: int, made: int
 ) -> None:
-    given = _maps(23, 0), _maps(labelled, 1), NONE_MARKED, (), OPTIONS
+    given = _given(_maps(23, 0), labelled, made=made), (), OPTIONS
     found = []
     for fine_heat in (True, False):
         config = preset("density", "", poolings=poolings, groups=groups, fine_heat=fine_heat)
@@ -63,10 +73,10 @@ def test_pooled_features_alone_give_the_scores_of_whole_maps(
 
 def test_streamed_features_give_the_same_and_are_let_go() -> None:
     config = preset("density", "", groups=1, poolings=1, fine_heat=False)
-    normals, rest = _maps(23, 0), (_maps(4, 1), NONE_MARKED, ())
-    expected, expected_heat, _ = scores_in_turn(config, normals, *rest, OPTIONS)
+    normals = _maps(23, 0)
+    expected, expected_heat, _ = scores_in_turn(config, _given(normals, 4), (), OPTIONS)
     streamed = dataclasses.replace(OPTIONS, feature_memory=1e-6)
-    scores, heat, _ = scores_in_turn(config, normals, *rest, streamed)
+    scores, heat, _ = scores_in_turn(config, _given(normals, 4), (), streamed)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     np.testing.assert_allclose(heat, expected_heat, rtol=1e-5)
     # A program that streams stays in JAX's caches, and the features would stay with it.
@@ -79,19 +89,20 @@ def test_streamed_features_give_the_same_and_are_let_go() -> None:
 @pytest.mark.parametrize("fine_heat", [True, False])
 def test_a_copy_of_a_normal_is_in_no_fit(fine_heat: bool) -> None:
     config = preset("density", "", groups=1, poolings=1, fine_heat=fine_heat)
-    normals, rest = _maps(23, 0), (_maps(4, 1), NONE_MARKED, (), OPTIONS)
-    expected, _, folds = scores_in_turn(config, normals, *rest)
+    normals = _maps(23, 0)
+    expected, _, folds = scores_in_turn(config, _given(normals, 4), (), OPTIONS)
     order = [i for i in range(23) for _ in range(1 + i % 3)]
     own = [order.index(i) for i in range(23)]
     twice = tuple(each[order] for each in normals)
-    scores, _, parts = scores_in_turn(config, twice, *rest, own)
+    scores, _, parts = scores_in_turn(config, _given(twice, 4), (), OPTIONS, own)
     assert parts == folds
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 def test_two_normals_are_enough() -> None:
     config = preset("density", "", groups=1, poolings=1)
-    scores, _, parts = scores_in_turn(config, _maps(2, 1), _maps(3, 2), NONE_MARKED, (), OPTIONS)
+    given = _given(_maps(2, 1), 3, made=2)
+    scores, _, parts = scores_in_turn(config, given, (), OPTIONS)
     assert parts == len(scores) == 2
     assert np.isfinite(scores).all()
 
