@@ -6,7 +6,6 @@ they find less. A crack is told by how much the locations of an image differ, a 
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,8 +38,7 @@ CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (1, 8), "poolings": (3, 1)}
 """The values that are compared; a later one has to be clearly better."""
 
 _GAIN = 0.005
-"""How much higher its AUC-ROC has to be by ten labelled anomalies; by m, the root of 10 / m times
-as much, as its standard error is."""
+"""How much higher its AUC-ROC has to be."""
 
 
 def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
@@ -86,9 +84,8 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
     found = {v: _left_out_aucs(runs, v, poolings, trunk, store, options) for v in views}
-    gain = _GAIN * math.sqrt(10 / min(len(run.split.seen) for run in runs))
-    pooling = {v: _clearly_best(found[v], gain) for v in views}
-    view = _clearly_best({v: found[v][pooling[v]] for v in views}, gain)
+    pooling = {v: _clearly_best(found[v]) for v in views}
+    view = _clearly_best({v: found[v][pooling[v]] for v in views})
     chosen = {"views": view, "poolings": pooling[view]}
     if options.progress:
         each = ", ".join(
@@ -100,11 +97,11 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     return {name: chosen[name] for name in names}
 
 
-def _clearly_best(found: Mapping[Any, float], gain: float) -> Any:
-    """The key of the highest figure; the first one, unless a later one is higher by ``gain``."""
+def _clearly_best(found: Mapping[Any, float]) -> Any:
+    """The key of the highest figure; the first one, unless a later one is clearly higher."""
     best, *others = found
     for other in others:
-        if found[other] > found[best] + gain:
+        if found[other] > found[best] + _GAIN:
             best = other
     return best
 
