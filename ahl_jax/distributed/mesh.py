@@ -43,6 +43,10 @@ def mesh_for(
     Of several processes each gives the same number of devices. Where the data shards can be shared
     out among the processes, each process has its own.
 
+    Links between slices of TPUs are slow. So what exchanges least is shared out among several
+    slices first: chips that do the same, then seeds, then subsets. Each slice has all data shards
+    if they divide its chips, and each of its processes has all images.
+
     The TPU's compiler takes a number of chips that divides those of the slice, and of several
     processes all chips: there a fourth axis has the chips that do the same as others.
 
@@ -61,9 +65,9 @@ def mesh_for(
             f"`data_shards` is {data_shards}, and {counted(len(devices), 'device')} cannot be "
             "divided by it; choose a divisor"
         )
-    of_process: dict[int, list[jax.Device]] = defaultdict(list)
+    of_process: dict[tuple[int, int], list[jax.Device]] = defaultdict(list)
     for device in devices:
-        of_process[device.process_index].append(device)
+        of_process[_slice_of(device), device.process_index].append(device)
     of_process = dict(sorted(of_process.items()))
     processes, each = len(of_process), min(map(len, of_process.values()))
     tpu = devices[0].platform == "tpu"
@@ -91,13 +95,21 @@ def mesh_for(
             seeds,
             subsets,
         )
+    of_slice = len(devices) // _slices(devices)
+    if of_slice % data_shards:
+        log.warning(
+            "%d data shards do not divide the %d chips of a slice: they exchange over the slow "
+            "links between slices",
+            data_shards,
+            of_slice,
+        )
     types = (AxisType.Auto,) * len(AXES)
     if processes == 1:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:used])
     of_each = used * copies // processes
     chosen = np.array([own[:of_each] for own in of_process.values()], object)
     # Copies of one part of the data are in the processes that have it.
-    if data_shards % processes == 0:
+    if _parts_apart(data_shards, devices):
         ordered = chosen.reshape(data_shards, copies, *shape[:2]).transpose(2, 3, 0, 1)
     else:
         ordered = chosen.reshape(copies, *shape).transpose(1, 2, 3, 0)
@@ -126,12 +138,27 @@ def own_part(data_shards: int) -> Part:
     """This process's part of the training images, where ``mesh_for`` has that many data shards.
 
     The first process has the first part, and so on; every process has all images where the data
-    shards cannot be shared out among the processes.
+    shards cannot be shared out among the processes, or there are several slices of TPUs.
     """
-    processes = jax.process_count()
-    if data_shards % processes:
+    if not _parts_apart(data_shards, jax.devices()):
         return Part(shards=data_shards)
+    processes = jax.process_count()
     return Part(jax.process_index(), processes, data_shards // processes)
+
+
+def _parts_apart(data_shards: int, devices: Sequence[jax.Device]) -> bool:
+    """Whether each process has a part of the images of its own."""
+    processes = len({device.process_index for device in devices})
+    return data_shards % processes == 0 and _slices(devices) == 1
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    return len(set(map(_slice_of, devices)))
+
+
+def _slice_of(device: jax.Device) -> int:
+    """The number of its slice of TPUs; other devices, and a slice by itself, are one slice."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def put_everywhere(tree: Tree, mesh: Mesh) -> Tree:

@@ -20,6 +20,7 @@ _COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute"
     r"|collective-broadcast)(-start)?"
 )
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 class Instruction(NamedTuple):
@@ -52,6 +53,15 @@ class Instruction(NamedTuple):
         found = _COLLECTIVE.fullmatch(self.opcode)
         return found[1] if found else None
 
+    @property
+    def between_slices(self) -> str | None:
+        """Which kind of exchange between slices of TPUs it begins, if any.
+
+        The TPU's compiler has hosts send these; what is left of one within a slice is a collective.
+        """
+        found = _BETWEEN_SLICES.search(self.text) if self.opcode == "send" else None
+        return found[1].lower().replace("_", "-") if found else None
+
     def computations(self, attribute: str) -> list[str]:
         """The names that an attribute such as ``body`` or ``calls`` gives."""
         found = re.search(rf"\b{attribute}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", self.text)
@@ -81,6 +91,9 @@ class Totals(NamedTuple):
 
     collectives: dict[str, int]
     """How many exchanges of each kind, loops included, in alphabetical order."""
+
+    between_slices: dict[str, int]
+    """The same of exchanges between slices, which ``collectives`` has not."""
 
     unknown_loops: int
     """How many loops do not tell how often they go round; each counts once."""
@@ -129,6 +142,7 @@ def totals(text: str) -> Totals:
         operations,
         {name: whole.executions[name] for name in operations},
         dict(sorted(whole.collectives.items())),
+        dict(sorted(whole.between_slices.items())),
         whole.unknown_loops,
     )
 
@@ -137,10 +151,11 @@ class _Sums(NamedTuple):
     operations: collections.Counter[str]
     executions: collections.Counter[str]
     collectives: collections.Counter[str]
+    between_slices: collections.Counter[str]
     unknown_loops: int
 
     def plus(self, other: "_Sums", times: int) -> "_Sums":
-        for mine, others in zip(self[:3], other[:3], strict=True):
+        for mine, others in zip(self[:4], other[:4], strict=True):
             for name, number in others.items():
                 mine[name] += times * number
         return self._replace(unknown_loops=self.unknown_loops + other.unknown_loops)
@@ -150,13 +165,15 @@ def _of(program: Program, computation: str, known: dict[str, _Sums]) -> _Sums:
     """The sums of one execution of a computation; ``known`` keeps those of every computation."""
     if computation in known:
         return known[computation]
-    sums = _Sums(collections.Counter(), collections.Counter(), collections.Counter(), 0)
+    sums = _Sums(*(collections.Counter[str]() for _ in range(4)), 0)
     for one in program.computations.get(computation, []):
         if one.cycles:
             sums.operations[one.name] += one.cycles
             sums.executions[one.name] += 1
         if one.collective:
             sums.collectives[one.collective] += 1
+        if one.between_slices:
+            sums.between_slices[one.between_slices] += 1
         if one.opcode == "while":
             times = trips(program, one.computations("condition")[0])
             (body,) = one.computations("body")

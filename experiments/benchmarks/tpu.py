@@ -1,7 +1,7 @@
 """What the TPU's own compiler says of our programs, on a machine that has no TPU.
 
     python -m experiments.benchmarks.tpu [--topologies v5e:1x1 v5e:2x4] [--programs dra-paper]
-        [--operations 10] [--quick] [--json PATH]
+        [--slices 2] [--operations 10] [--quick] [--json PATH]
 
 It needs libtpu: ``pip install '.[tpu-compile]'``. Programs, each compiled for each topology:
 
@@ -16,10 +16,11 @@ first topology of each kind of chip only.
 
 ``estimated_ms`` is the compiler's estimate: the cycles of every operation, times the trips of the
 loops around it, over the chip's clock. Time on the links between chips is not in it. Collectives
-are those executed, so they count the same trips. ``mib_per_chip`` is the memory that the program
-takes. ``fraction_of_peak`` is the useful arithmetic, as ``epoch.py`` and ``stage_one.py`` count it,
-over the estimate and the peak in bfloat16. All of these are the same on every machine; only
-``compile_seconds`` is this one's.
+are those executed, so they count the same trips, as do exchanges ``between_slices``, which hosts
+send over their network. ``mib_per_chip`` is the memory that the program takes. ``fraction_of_peak``
+is the useful arithmetic, as ``epoch.py`` and ``stage_one.py`` count it, over the estimate and the
+peak in bfloat16. All of these are the same on every machine; only ``compile_seconds`` is of this
+one.
 
 Each row is compiled in a process of its own, so one that fails leaves the rest.
 """
@@ -120,6 +121,9 @@ class Tpu:
     )  # fmt: skip
     """Slices, each as KIND:CHIPSxCHIPS."""
 
+    slices: int = 1
+    """How many such slices work together."""
+
     programs: tuple[str, ...] = PROGRAMS
     """What is compiled."""
 
@@ -161,18 +165,25 @@ class Row:
     precision: Precision
     image_batch: int = 64
     operations: int = 0
+    slices: int = 1
+
+    @property
+    def where(self) -> str:
+        """The slices that it is for."""
+        return f"{self.slices} x {self.topology}" if self.slices > 1 else self.topology
 
     def blank(self, result: str) -> dict[str, Any]:
         """Its columns before anything is known of it, or after it failed."""
         found = dict.fromkeys(COLUMNS) | {
             key: value for key, value in dataclasses.asdict(self).items() if key in COLUMNS
         }
-        return found | {"result": result} | ({"operations": []} if self.operations else {})
+        found |= {"topology": self.where, "result": result}
+        return found | ({"operations": []} if self.operations else {})
 
 
 COLUMNS = (
     "topology", "mesh", "program", "subsets", "seeds", "precision", "compile_seconds",
-    "mib_per_chip", "collectives", "estimated_ms", "fraction_of_peak", "result",
+    "mib_per_chip", "collectives", "between_slices", "estimated_ms", "fraction_of_peak", "result",
 )  # fmt: skip
 
 
@@ -205,8 +216,8 @@ class _Shapes(HostBank):
         return jax.tree.map(shape, self.one)
 
 
-def devices_of(topology: str) -> list[Any]:
-    """The devices of a slice that need not be here.
+def devices_of(topology: str, slices: int = 1) -> list[Any]:
+    """The devices of one or several slices that need not be here.
 
     Raises:
         UserError: if there is no such slice.
@@ -222,9 +233,11 @@ def devices_of(topology: str) -> list[Any]:
     whole = len(sides) == 2 and math.prod(sides) <= 8
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
-    bounds = {"chips_per_host_bounds": [*sides, 1]} if whole else {}
+    asked: dict[str, Any] = {"chips_per_host_bounds": [*sides, 1]} if whole else {}
+    # With it the devices have a number of their slice, and one slice has no need of that.
+    asked |= {"num_slices": slices} if slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(topology, "tpu", **bounds).devices)
+        return list(topologies.get_topology_desc(topology, "tpu", **asked).devices)
     except Exception as error:
         raise UserError(f"there is no topology {topology!r}: {_reason(error)}") from error
 
@@ -336,7 +349,7 @@ def measure(row: Row) -> dict[str, Any]:
         lower = _PARTS.get(row.program.split("-")[0], lowered_epoch)
         # What is traced must not take itself to be on this machine's CPU.
         with mock.patch("jax.default_backend", return_value="tpu"):
-            lowered = lower(row, devices_of(row.topology))
+            lowered = lower(row, devices_of(row.topology, row.slices))
         found["mesh"] = "x".join(map(str, lowered.mesh.shape.values()))
         begun = time.perf_counter()
         compiled = lowered.program.compile()
@@ -349,6 +362,7 @@ def measure(row: Row) -> dict[str, Any]:
     found |= {
         "mib_per_chip": common.program_mib(compiled),
         "collectives": whole.collectives,
+        "between_slices": whole.between_slices,
     }
     if whole.cycles:
         seconds = whole.cycles / chip.clock
@@ -401,10 +415,10 @@ def rows_of(args: Tpu) -> list[Row]:
     rows: list[Row] = []
     kinds: set[str] = set()
     for topology in args.topologies:
-        chips = len(devices_of(topology))
+        chips = len(devices_of(topology, args.slices))
         row = functools.partial(
             Row, topology, precision=args.precision, image_batch=args.image_batch,
-            operations=args.operations,
+            operations=args.operations, slices=args.slices,
         )  # fmt: skip
         first = topology.split(":")[0] not in kinds
         kinds.add(topology.split(":")[0])
@@ -463,7 +477,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for row in rows_of(args):
         print(
-            f"{row.topology}, {row.program}, seeds {row.seeds}, data shards {row.data_shards} ...",
+            f"{row.where}, {row.program}, seeds {row.seeds}, data shards {row.data_shards} ...",
             file=sys.stderr,
             flush=True,
         )

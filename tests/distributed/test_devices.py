@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ahl_jax import UserError
-from ahl_jax.distributed.mesh import mesh_for
+from ahl_jax.distributed.mesh import AXES, mesh_for, own_part
+from ahl_jax.distributed.part import Part
 
 _SCRIPT = """
 import dataclasses, json, sys
@@ -219,33 +220,45 @@ def test_no_device_ever_holds_the_whole_bank() -> None:
     assert found["reference"] < 1e-6
 
 
-def shared_out(
-    seeds: int, subsets: int, shards: int, processes: int, each: int, platform: str = "cpu"
-) -> list[list]:
-    """The mesh's shape, and the process of each of its devices along the data axis."""
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """Enough of a device to be counted; a real mesh needs real ones."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Fake:
-        """Enough of a device to be counted; a real mesh needs real ones."""
+    process_index: int
+    number: int
+    platform: str = "cpu"
+    slice_index: int = 0
 
-        process_index: int
-        number: int
-        platform: str
 
+def fakes(processes: int, each: int, platform: str = "cpu", slices: int = 1) -> list[Fake]:
+    """Devices whose processes take turns among the slices, so that their order helps nobody."""
+    return [Fake(p, i, platform, p % slices) for p in range(processes) for i in range(each)]
+
+
+def meshed(seeds: int, subsets: int, shards: int, devices: list[Fake]) -> np.ndarray:
+    """The devices of the mesh, each once, as many of every process."""
     chosen: dict = {}
 
     def make_mesh(shape, axes, *, axis_types, devices):
         chosen["devices"] = np.array(devices, object).reshape(shape)
 
-    devices = [Fake(p, i, platform) for p in range(processes) for i in range(each)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "make_mesh", make_mesh)
         patch.setattr("ahl_jax.distributed.mesh.Mesh", lambda d, *_, **__: chosen.update(devices=d))
         mesh_for(seeds, subsets, shards, devices)  # type: ignore[arg-type]
     mesh = chosen["devices"]
     used = [device.process_index for device in mesh.ravel()]
+    processes = {device.process_index for device in devices}
     assert len(set(mesh.ravel())) == mesh.size
-    assert {used.count(p) for p in range(processes)} == {mesh.size // processes}
+    assert {used.count(p) for p in processes} == {mesh.size // len(processes)}
+    return mesh
+
+
+def shared_out(
+    seeds: int, subsets: int, shards: int, processes: int, each: int, platform: str = "cpu"
+) -> list[list]:
+    """The mesh's shape, and the process of each of its devices along the data axis."""
+    mesh = meshed(seeds, subsets, shards, fakes(processes, each, platform))
     return [list(mesh.shape), [sorted({d.process_index for d in part.ravel()})
                                for part in np.moveaxis(mesh, 2, 0)]]  # fmt: skip
 
@@ -306,6 +319,63 @@ def test_the_mesh_is_one_that_the_compiler_for_tpus_takes(
     seeds: int, subsets: int, shards: int, processes: int, each: int, shape: list[int], of_part
 ) -> None:
     assert shared_out(seeds, subsets, shards, processes, each, "tpu") == [shape, of_part]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "subsets", "shards", "slices", "processes", "each", "shape", "crossed"),
+    [
+        # Where there are chips that do the same, whole slices do.
+        (1, 8, 1, 2, 2, 8, [1, 8, 1, 2], "copy"),
+        (1, 6, 1, 2, 4, 4, [1, 2, 1, 8], "copy"),
+        (1, 2, 4, 2, 4, 4, [1, 2, 4, 2], "copy"),
+        (1, 2, 4, 2, 2, 8, [1, 2, 4, 2], "copy"),
+        (8, 8, 1, 2, 2, 8, [8, 2, 1], "seed"),
+        (2, 4, 4, 4, 8, 4, [2, 4, 4], "seed subset"),
+        (2, 8, 4, 2, 4, 4, [2, 2, 4], "seed"),
+        (1, 16, 1, 2, 2, 8, [1, 16, 1], "subset"),
+        (1, 8, 4, 2, 4, 4, [1, 4, 4], "subset"),
+        (1, 8, 4, 1, 4, 4, [1, 4, 4], ""),
+        # No slice has so many chips.
+        (1, 8, 16, 2, 4, 4, [1, 1, 16], "data"),
+    ],
+)
+def test_what_exchanges_least_goes_across_slices(
+    seeds: int, subsets: int, shards: int, slices: int, processes: int, each: int,
+    shape: list[int], crossed: str, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    mesh = meshed(seeds, subsets, shards, fakes(processes, each, "tpu", slices))
+    slice_of = np.vectorize(lambda device: device.slice_index)(mesh)
+    along = [
+        name
+        for axis, name in enumerate((*AXES, "copy")[: mesh.ndim])
+        if (slice_of != slice_of.take([0], axis)).any()
+    ]
+    assert (list(mesh.shape), " ".join(along)) == (shape, crossed)
+    said = "16 data shards do not divide the 8 chips of a slice" in caplog.text
+    assert said == (crossed == "data")
+
+
+@pytest.mark.parametrize(
+    ("slices", "platform", "part"),
+    [
+        (1, "tpu", Part(1, 2, 2)),
+        # Each slice has all data shards.
+        (2, "tpu", Part(0, 1, 4)),
+        # GPUs tell a number of their slice too, but two hosts of theirs divide the images.
+        (2, "gpu", Part(1, 2, 2)),
+    ],
+)
+def test_a_process_keeps_the_images_that_its_devices_have(
+    slices: int, platform: str, part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = fakes(2, 4, platform, slices)
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert own_part(4) == part
+    mesh = meshed(1, 2, 4, devices)
+    shards = [n for n in range(4) if any(d.process_index == 1 for d in mesh[:, :, n].ravel())]
+    assert shards == list(range(4))[-part.shards :]
 
 
 def test_data_shards_that_do_not_divide_the_devices_are_refused() -> None:

@@ -18,6 +18,11 @@ PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=8
   %permute.done = f32[8]{0} collective-permute-done(%permute.start)
   %fusion.1 = (f32[]{:T(128)}, f32[8]{0:T(128)}) fusion(%p.1), kind=kOutput, calls=%inside, \
 backend_config={"window_config":{"estimated_cycles":"10"}}
+  %send = (f32[8], u32[], token[]) send(%permute.done, %token), channel_id=4, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[8], u32[], token[]) recv(%token), channel_id=5, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send.2 = (f32[8], u32[], token[]) send(%permute.done, %token), channel_id=6
   ROOT %tuple.1 = (s32[], f32[8]) tuple(%fusion.1, %permute.done)
 }
 
@@ -80,6 +85,7 @@ def test_loops_multiply_what_is_in_them():
     assert list(whole.operations) == ["fusion.1", "copy.2", "copy.1"]
     assert whole.cycles == 259
     assert whole.collectives == {"all-gather": 1, "all-reduce": 25, "collective-permute": 25}
+    assert whole.between_slices == {"all-reduce": 25}
     assert whole.unknown_loops == 1
 
 
@@ -91,7 +97,7 @@ def test_the_constant_of_a_condition_says_how_often(condition, expected):
 
 
 def test_an_instruction_tells_its_shape():
-    (*_, fusion, _) = hlo.parse(PROGRAM).computations["inner_body"]
+    fusion = hlo.parse(PROGRAM).computations["inner_body"][3]
     assert (fusion.name, fusion.shape, fusion.cycles) == ("fusion.1", "f32[8]", 10)
 
 

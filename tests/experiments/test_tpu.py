@@ -50,6 +50,18 @@ def test_the_tiny_preset_exchanges_as_much_as_it_did(tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
+def test_two_slices_that_do_the_same_exchange_nothing(tmp_path):
+    rows = compiled(
+        tmp_path, "--slices", "2", "--topologies", "v5e:2x4", "--programs", "devnet-tiny"
+    )
+    assert [(r["topology"], r["mesh"], r["between_slices"]) for r in rows] == [
+        ("2 x v5e:2x4", "1x2x1x8", {}), ("2 x v5e:2x4", "1x2x4x2", {}),
+    ]  # fmt: skip
+    assert all(r["collectives"] for r in rows)
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_two_runs_give_equal_figures(tmp_path):
     options = ("--topologies", "v5e:1x1", "--programs", "devnet-tiny", "--operations", "3")
     first, second = (compiled(tmp_path, *options) for _ in range(2))
@@ -81,7 +93,7 @@ def test_an_epoch_is_lowered_from_shapes_alone():
 
 def test_each_topology_has_the_rows_that_it_has_chips_for(monkeypatch):
     chips = {"v5e:1x1": 1, "v5e:2x4": 8, "v5e:16x16": 256, "v6e:2x4": 8}
-    monkeypatch.setattr(tpu, "devices_of", lambda name: [None] * chips[name])
+    monkeypatch.setattr(tpu, "devices_of", lambda name, slices: [None] * chips[name] * slices)
     programs = ("dra-paper", "stage_one-resnet18", "scorer-resnet18")
     rows = tpu.rows_of(tpu.Tpu(topologies=tuple(chips), programs=programs))
     assert [(r.topology, r.program, r.seeds, r.data_shards) for r in rows] == [
@@ -107,6 +119,15 @@ def test_an_unknown_topology_is_refused(name):
 def test_a_topology_that_the_compiler_does_not_know_is_refused():
     with pytest.raises(UserError, match=r"there is no topology 'v5e:3x5': .* is not divisible"):
         tpu.devices_of("v5e:3x5")
+
+
+def test_two_slices_have_twice_the_chips(monkeypatch):
+    monkeypatch.setattr(tpu, "devices_of", lambda name, slices: [None] * 8 * slices)
+    args = tpu.Tpu(topologies=("v5e:2x4",), programs=("dra-paper",), subsets=2, slices=2)
+    rows = tpu.rows_of(args)
+    assert [(r.where, r.slices, r.data_shards) for r in rows] == [
+        ("2 x v5e:2x4", 2, 1), ("2 x v5e:2x4", 2, 8), ("2 x v5e:2x4", 2, 1),
+    ]  # fmt: skip
 
 
 def test_an_unknown_program_is_refused():
