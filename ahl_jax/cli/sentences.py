@@ -27,7 +27,7 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
     method = method_name(config)
     if not metrics:
         return f"{method} is in {workdir}; it has no metrics, as {NO_METRICS}."
-    images = f"{metrics['n_train_normal']} normals"
+    images = counted(metrics["n_train_normal"], "normal")
     if metrics["n_seen"] and DETECTORS[config.detector.detector].trained:
         images += f" and {counted(metrics['n_seen'], 'labelled anomal', 'y', 'ies')}"
     epochs, one = metrics["epochs"], config.stage_one

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ahl_jax.common.errors import BadImageError, InputError, UserError
+from ahl_jax.common.text import counted
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import image_digest, image_size
 from ahl_jax.data.records import ImageSource
@@ -64,7 +65,10 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         by_class.setdefault(sample.anomaly_class, []).append(sample)
     normals, held_out = hold_out(_thinned(dataset.train_normals, config.limit), config.held_out)
     if not normals:
-        raise UserError(f"{where} has one training normal; add images, or give `held_out=0`")
+        raise UserError(
+            f"{where} has one training normal, which cannot set a threshold; add images, or give "
+            "`held_out=0` for scores alone"
+        )
     split = Split(
         train_normals=normals,
         seen=tuple(seen),
@@ -168,7 +172,7 @@ def _draw(
         if not pool and config.shots:
             raise UserError(
                 f"{where} has no {source} to train on; add images of them, or train on normals "
-                'alone: `shots=0, method="fit", detector="density"` or patchcore'
+                'alone: `shots=0`, with `method="fit"` as by default'
             )
         if len(pool) < config.shots:
             raise UserError(
@@ -259,7 +263,8 @@ def extended(
         raise UserError("there are no images that training does not have already; give new ones")
     if len(new) < len(given):
         warnings.warn(
-            f"passed over {len(given) - len(new)} image(s) that training has already", stacklevel=2
+            f"passed over {counted(len(given) - len(new), 'image')} that training has already",
+            stacklevel=2,
         )
     good = [sample.path for sample in new if sample.anomaly_class is None]
     wanted = round(share * (len(split.train_normals) + len(split.held_out) + len(good)))
@@ -298,8 +303,8 @@ def _without_shared(split: Split) -> Split:
         return split
     twin, path = pairs[0]
     warnings.warn(
-        f"left {len(pairs)} image(s) out of the test because training has the same file, such as "
-        f"{path} ({twin})",
+        f"left {counted(len(pairs), 'image')} out of the test because training has the same file, "
+        f"such as {path} ({twin})",
         stacklevel=3,
     )
     shared = {path for _, path in pairs}

@@ -219,7 +219,8 @@ def check_enough(config: Config, normals: int) -> None:
     """
     if config.in_turn and normals < 2:
         raise UserError(
-            f"{config.data.data} has one training normal; add images, or give `held_out=0`"
+            f"{config.data.data} has one training normal, which cannot set a threshold; add "
+            "images, or give `held_out=0` for scores alone"
         )
 
 

@@ -70,7 +70,7 @@ class Subset:
 
 
 def check_clusters(clusters: int, normals: int) -> None:
-    """Refuse more clusters than there are normals.
+    """Refuse more clusters than there are normals, or normals too few for any two clusters.
 
     Raises:
         UserError: saying so.
@@ -79,6 +79,11 @@ def check_clusters(clusters: int, normals: int) -> None:
         raise UserError(
             f"`clusters` is {clusters}, but there are only {normals} training normals; "
             "use fewer clusters or give more normals"
+        )
+    if normals < 2 * SMALLEST_CLUSTER:
+        raise UserError(
+            f"AHL needs two clusters of {SMALLEST_CLUSTER} or more normals, and there are only "
+            f'{normals} training normals; give more normals, or choose `method="base"`'
         )
 
 
@@ -124,11 +129,6 @@ def cluster_normals(
             )
         return kept
     possible = min(clusters, normals // SMALLEST_CLUSTER)
-    if possible < 2:
-        raise UserError(
-            f"AHL needs two clusters of {SMALLEST_CLUSTER} or more normals, and there are only "
-            f'{normals} training normals; give more normals, or choose `method="base"`'
-        )
     log.warning(
         "k-means left %s of %d or more of the %d training normals, and AHL needs two; they are "
         "divided into %d clusters of equal size",

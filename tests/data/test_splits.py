@@ -199,7 +199,7 @@ def test_a_split_is_extended_by_new_images_alone(tmp_path):
         (dataset(train=0), {}, ["train/good", "parts"]),
         (labelled(), {"setting": "hard", "seen_class": "hole"}, ["to train on", "cut, rust"]),
         (dataset(train=0), {"category": "cup"}, ["parts (cup)"]),
-        (dataclasses.replace(dataset(), anomalies={}), {}, ["no anomalies", "`shots=0, "]),
+        (dataclasses.replace(dataset(), anomalies={}), {}, ["no anomalies", "`shots=0`"]),
     ],
 )
 def test_impossible_splits_are_explained(parts, settings_, words):
