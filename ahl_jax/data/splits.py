@@ -172,7 +172,7 @@ def _draw(
         if not pool and config.shots:
             raise UserError(
                 f"{where} has no {source} to train on; add images of them, or train on normals "
-                'alone: `shots=0`, with `method="fit"` as by default'
+                'alone: `shots=0`, and `method="fit"` where another one is set'
             )
         if len(pool) < config.shots:
             raise UserError(
