@@ -15,9 +15,9 @@ from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.data.contact_sheet import rows
 from ahl_jax.data.images import image_digest, image_mode, read_pixels, without_skipping
-from ahl_jax.data.masks import find_masks, read_mask
+from ahl_jax.data.masks import masks_of, read_mask
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.types import Dataset
+from ahl_jax.data.types import Dataset, Sample
 
 SHOTS = 10
 """Labelled anomalies per class that the published protocols use at most."""
@@ -49,18 +49,14 @@ Kind = Literal["file", "pixels", "near"]
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Sample):
     """One image of a data set, and what it counts as.
 
     Attributes:
-        path: The image.
         train: Whether it is there to train on; all others may be in the test.
-        anomaly_class: Its class; None for normals.
     """
 
-    path: ImageSource
     train: bool
-    anomaly_class: str | None
 
 
 @dataclass(frozen=True)
@@ -141,10 +137,10 @@ def check(dataset: Dataset, root: Path, *, progress: bool = True) -> Check:
         progress: Whether to show progress on stderr.
     """
     members = [
-        *(Member(path, True, None) for path in dataset.train_normals),
-        *(Member(path, False, None) for path in dataset.test_normals),
-        *(Member(p, True, name) for name, paths in dataset.labelled.items() for p in paths),
-        *(Member(p, False, name) for name, paths in dataset.anomalies.items() for p in paths),
+        *(Member(path, None, True) for path in dataset.train_normals),
+        *(Member(path, None, False) for path in dataset.test_normals),
+        *(Member(p, name, True) for name, paths in dataset.labelled.items() for p in paths),
+        *(Member(p, name, False) for name, paths in dataset.anomalies.items() for p in paths),
     ]
     paths = [member.path for member in members]
     seen: list[int] = []
@@ -165,13 +161,12 @@ def check(dataset: Dataset, root: Path, *, progress: bool = True) -> Check:
             sizes[look.size] += 1
             modes[look.mode] += 1
     readable = [members[i] for i in seen]
-    marked = [member.path for member in readable if member.anomaly_class is not None]
     masks: list[tuple[ImageSource, str]] = []
-    for i, mask in find_masks(marked, root).items():
+    for i, mask in masks_of(readable, root).items():
         try:
-            read_mask(marked[i], mask)
+            read_mask(readable[i].path, mask)
         except BadImageError as error:
-            masks.append((marked[i], str(error)))
+            masks.append((readable[i].path, str(error)))
     # Where the data names the labelled anomalies, none is drawn.
     drawn = {} if dataset.labelled else {n: len(each) for n, each in dataset.anomalies.items()}
     return Check(

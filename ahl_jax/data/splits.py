@@ -65,10 +65,7 @@ def make_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         by_class.setdefault(sample.anomaly_class, []).append(sample)
     normals, held_out = hold_out(_thinned(dataset.train_normals, config.limit), config.held_out)
     if not normals:
-        raise UserError(
-            f"{where} has one training normal, which cannot set a threshold; add images, or give "
-            "`held_out=0` for scores alone"
-        )
+        raise one_normal(where)
     split = Split(
         train_normals=normals,
         seen=tuple(seen),
@@ -201,6 +198,14 @@ def _seen_class(dataset: Dataset, config: DataConfig, where: str) -> str:
             'test; use `setting="general"`'
         )
     return wanted
+
+
+def one_normal(where: str) -> UserError:
+    """The refusal to hold out the only normal of some data."""
+    return UserError(
+        f"{where} has one training normal, which cannot set a threshold; add images, or give "
+        "`held_out=0` for scores alone"
+    )
 
 
 def _thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:

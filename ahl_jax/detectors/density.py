@@ -289,8 +289,8 @@ def _fitted_factors(
     # Column i: the mean cosine with all anomalies but i.
     seen = (of_normals.sum(1, keepdims=True) - of_normals) / max(m - 1, 1)
     own = (of_anomalies.sum(1) - jnp.diagonal(of_anomalies)) / max(m - 1, 1)
-    seen, own = _standardised(seen, own)
-    made, made_own = _standardised(pseudo_normals, pseudo_anomalies)
+    seen, own = _in_deviations(seen, own)
+    made, made_own = _in_deviations(pseudo_normals, pseudo_anomalies)
 
     def auc(factors: Float[Array, "2"]) -> Float[Array, ""]:
         f, g = factors
@@ -309,10 +309,10 @@ def _fitted_factors(
     return f * both / deviation, share, auc(factors)
 
 
-def _standardised(
+def _in_deviations(
     normals: Float[Array, "n ..."], others: Float[Array, " m"]
 ) -> tuple[Float[Array, "n ..."], Float[Array, " m"]]:
-    """Scores by their moments over the normals."""
+    """Scores of normals and others, in standard deviations of the normals from their mean."""
     mean, deviation = normals.mean(0), jnp.maximum(normals.std(0), _TINY)
     return (normals - mean) / deviation, (others - mean) / deviation
 

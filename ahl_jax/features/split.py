@@ -17,7 +17,7 @@ from ahl_jax.data.images import image_digest
 from ahl_jax.data.masks import find_masks, read_mask
 from ahl_jax.data.open import load_dataset
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.splits import make_split
+from ahl_jax.data.splits import make_split, one_normal
 from ahl_jax.data.types import Dataset, Sample, Split
 from ahl_jax.detectors import DETECTORS, poolings_of
 from ahl_jax.distributed.part import WHOLE, Part
@@ -218,10 +218,7 @@ def check_enough(config: Config, normals: int) -> None:
         UserError: if there are fewer than two training normals.
     """
     if config.in_turn and normals < 2:
-        raise UserError(
-            f"{config.data.data} has one training normal, which cannot set a threshold; add "
-            "images, or give `held_out=0` for scores alone"
-        )
+        raise one_normal(config.data.data)
 
 
 def fitted_features(

@@ -133,7 +133,9 @@ class Results:
     def _claim(self, overwrite: bool) -> None:
         calibration = self._predictor.calibration
         text = calibration.text() if calibration else ""
-        begun = begun_in(self.folder, overwrite=overwrite)
+        path = self.folder / PREDICTION
+        held = None if overwrite else _read_json(path)
+        begun = _begun(held)
         about = {
             "detector": digest(self._predictor.scorer.arrays()),
             "fpr": self.cut.promised_fpr if self.cut else None,
@@ -141,8 +143,6 @@ class Results:
             "calibration": hashlib.sha256(text.encode()).hexdigest(),
             "folder": str(begun),
         }
-        path = self.folder / PREDICTION
-        held = None if overwrite else _read_json(path)
         rows = [] if overwrite else read_table(self.csv, self.columns)
         if held is not None and held.get("detector") != about["detector"]:
             raise UserError(
@@ -355,7 +355,11 @@ def begun_in(folder: Path, *, overwrite: bool) -> Path:
     Raises:
         UserError: if that cannot be read.
     """
-    held = None if overwrite else _read_json(folder / PREDICTION)
+    return _begun(None if overwrite else _read_json(folder / PREDICTION))
+
+
+def _begun(held: dict[str, Any] | None) -> Path:
+    """The same by what ``PREDICTION`` holds, if it is there."""
     begun = held and held.get("folder")
     there = isinstance(begun, str) and "\0" not in begun and Path(begun).is_dir()
     return Path(str(begun)) if there else Path.cwd()

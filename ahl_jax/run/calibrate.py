@@ -75,8 +75,8 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
     if split.held_out:
         maps, paths = held_out_features(*given, progress=options.progress)
         own = _own(config, paths, split.train_normals)
-        maps = tuple(each[own] for each in maps)
-        scores, _, heat = predictor.outcome_of(maps, [paths[i] for i in own])
+        scores, _, heat = predictor.outcome_of(maps, paths)
+        scores, heat = scores[own], heat[own]
     else:
         features = fitted_features(*given, progress=options.progress)
         paths, parts = features.paths, predictor.trunk.parts
