@@ -76,7 +76,7 @@ def pad_pools(members: Sequence[Sequence[int] | np.ndarray], width: int | None =
         raise ValueError(f"a pool of {max(sizes)} does not fit into a width of {width}")
     width = width if max(sizes) else 0
     index = np.array([[*m, *[*m[:1]] * (width - len(m))] for m in members], np.int32)
-    return Pool(jnp.asarray(index), jnp.asarray(np.array(sizes, np.int32)))
+    return Pool(*jax.device_put((index, np.array(sizes, np.int32))))
 
 
 def equal_parts(batch: int, pools: PoolSet) -> list[int]:

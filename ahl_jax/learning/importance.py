@@ -5,12 +5,14 @@ label. Its predictions, held against the labels, estimate each base model's gene
 r_i (Eq. 6), and w_i = softmax(-r)_i (Eq. 7). Without psi, r_i is each model's error rate as it is.
 """
 
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from ahl_jax.config.settings import ImportanceConfig
@@ -25,12 +27,16 @@ class ScorePredictor(nnx.Module):
 
     With h [n, 2T] the LSTM's last output, the prediction is ``W' relu(W h + b) + b'`` [n, T]; for
     T = 6 the hidden nodes are the paper's 12. Initial states are zero and there is no dropout, so
-    the prediction is deterministic. ``unroll`` of the K epochs are in one turn of the LSTM's loop.
+    the prediction is deterministic.
+
+    Flax's cells hold the parameters. Its own loop has 8 products in each of K turns, each way and
+    layer. Here one product reads all K epochs for the four gates, and both ways take their turns
+    together.
     """
 
-    def __init__(self, subsets: int, *, unroll: int = 1, rngs: nnx.Rngs):
+    def __init__(self, subsets: int, *, rngs: nnx.Rngs):
         def way(inputs: int) -> nnx.RNN:
-            return nnx.RNN(nnx.LSTMCell(inputs, subsets, rngs=rngs), unroll=unroll)
+            return nnx.RNN(nnx.LSTMCell(inputs, subsets, rngs=rngs))
 
         def layer(inputs: int) -> nnx.Bidirectional:
             return nnx.Bidirectional(way(inputs), way(inputs), rngs=rngs)
@@ -42,11 +48,68 @@ class ScorePredictor(nnx.Module):
 
     def __call__(self, history: Float[Array, "n k t"]) -> Float[Array, "n t"]:
         """Predicted scores from the scores of K epochs, the oldest first."""
-        zeros = jnp.zeros((history.shape[0], history.shape[2]), history.dtype)
-        states = ((zeros, zeros), (zeros, zeros))
-        sequence = cast(Array, self.first(history, initial_carry=states))
-        sequence = cast(Array, self.second(sequence, initial_carry=states))
-        return self.out(nnx.relu(self.hidden(sequence[:, -1])))
+        epochs = history.swapaxes(0, 1)
+        both = jnp.stack([epochs, epochs[::-1]])
+        ahead, back = _Gates.of(self.first).outputs(both).swapaxes(0, 1)
+        epochs = jnp.concatenate([ahead, back[::-1]], axis=-1)
+        # Of the second layer the last epoch's outputs are read, and the way back begins with it.
+        second = _Gates.of(self.second)
+        ahead = second.way(0).outputs(epochs[None])[-1, 0]
+        back = second.way(1).first_output(epochs[None, -1])[0]
+        return self.out(nnx.relu(self.hidden(jnp.concatenate([ahead, back], axis=-1))))
+
+
+class _Gates(NamedTuple):
+    """The parameters of d LSTM cells; the gates i, f, g and o lie side by side."""
+
+    inputs: Float[Array, "d i 4t"]
+    recurrent: Float[Array, "d t 4t"]
+    bias: Float[Array, "d 4t"]
+
+    @classmethod
+    def of(cls, layer: nnx.Bidirectional) -> "_Gates":
+        """Those of the forward and the backward way."""
+        cells: list[Any] = [
+            cast(nnx.RNN, way).cell for way in (layer.forward_rnn, layer.backward_rnn)
+        ]
+
+        def joined(values: Callable[[Any], Sequence[Any]]) -> Array:
+            return jnp.stack([jnp.concatenate([v[...] for v in values(c)], -1) for c in cells])
+
+        return cls(
+            joined(lambda c: [g.kernel for g in (c.ii, c.if_, c.ig, c.io)]),
+            joined(lambda c: [g.kernel for g in (c.hi, c.hf, c.hg, c.ho)]),
+            joined(lambda c: [g.bias for g in (c.hi, c.hf, c.hg, c.ho)]),
+        )
+
+    def way(self, number: int) -> "_Gates":
+        """Those of one cell."""
+        return _Gates(*(x[number : number + 1] for x in self))
+
+    def outputs(self, sequences: Float[Array, "d k n i"]) -> Float[Array, "k d n t"]:
+        """The cells' outputs in every turn, each of its own sequence, from states of zero."""
+        read = jnp.einsum("dkni,dig->kdng", sequences, self.inputs) + self.bias[:, None]
+        # A turn of a loop takes an accelerator longer than the products in it.
+        unroll = jax.default_backend() != "cpu"
+        return jax.lax.scan(self._turn, self._start(read[0]), read, unroll=unroll)[1]
+
+    def first_output(self, inputs: Float[Array, "d n i"]) -> Float[Array, "d n t"]:
+        """Their outputs in the first turn alone."""
+        read = inputs @ self.inputs + self.bias[:, None]
+        return self._turn(self._start(read), read)[1]
+
+    def _start(self, read: Float[Array, "d n 4t"]) -> tuple[Array, Array]:
+        zeros = jnp.zeros_like(read[..., : self.recurrent.shape[1]])
+        return zeros, zeros
+
+    def _turn(
+        self, state: tuple[Array, Array], read: Float[Array, "d n 4t"]
+    ) -> tuple[tuple[Array, Array], Float[Array, "d n t"]]:
+        cell, output = state
+        i, f, g, o = jnp.split(read + output @ self.recurrent, 4, axis=-1)
+        cell = nnx.sigmoid(f) * cell + nnx.sigmoid(i) * jnp.tanh(g)
+        output = nnx.sigmoid(o) * jnp.tanh(cell)
+        return (cell, output), output
 
 
 class Importance(NamedTuple):
@@ -117,15 +180,13 @@ class Estimator:
         self.subsets = subsets
         self.batch = batch
         self.optimizer = optax.adam(config.psi_lr)
-        # Flax's recurrent layers hold a random state for initial carries; ours are given.
-        self.graph, _, *rest = nnx.split(self._module(jax.random.key(0)), nnx.Param, ...)
+        module = nnx.eval_shape(lambda: self._module(jax.random.key(0)))
+        # Flax's layers hold a random state too, which nothing here reads.
+        self.graph, _, *rest = nnx.split(module, nnx.Param, ...)
         (self.unused,) = rest
 
     def _module(self, key: Key[Array, ""]) -> ScorePredictor:
-        # A turn of a loop costs a TPU more than the products in it. Elsewhere the loop stays, as
-        # without it a CPU rounds otherwise.
-        unroll = self.config.history if jax.default_backend() == "tpu" else 1
-        return ScorePredictor(self.subsets, unroll=unroll, rngs=nnx.Rngs(key))
+        return ScorePredictor(self.subsets, rngs=nnx.Rngs(key))
 
     def init(self, key: Key[Array, ""], images: int) -> Importance:
         """Uniform weights and an empty history for ``images`` training images."""
@@ -191,10 +252,13 @@ class Estimator:
         batch = min(self.batch, images)
         batches = -(-images // batch)
 
-        def loss_of(params: Params, history: Array, target: Array) -> Array:
-            return jnp.square(self.predict(params, history) - target).mean()
+        # One array for psi's many small ones: Adam and its moments are one pass over it.
+        params, unravel = ravel_pytree(state.params)
 
-        def step(carry: tuple[Params, optax.OptState], index: Array) -> tuple:
+        def loss_of(params: Array, history: Array, target: Array) -> Array:
+            return jnp.square(self.predict(unravel(params), history) - target).mean()
+
+        def step(carry: tuple[Array, optax.OptState], index: Array) -> tuple:
             params, optimizer = carry
             grads = jax.grad(loss_of)(params, state.history[index], scores[index])
             updates, optimizer = self.optimizer.update(grads, optimizer)
@@ -207,6 +271,17 @@ class Estimator:
 
         # Split once, as runs of earlier versions did: they resume to the same result.
         (key,) = jax.random.split(key, 1)
-        before = loss_of(state.params, state.history, scores)
-        (params, optimizer), _ = jax.lax.scan(step, (state.params, state.optimizer), order(key))
-        return params, optimizer, before
+        before = loss_of(params, state.history, scores)
+        moments = _of_dicts(lambda x, _: ravel_pytree(x)[0], state.optimizer, state.optimizer)
+        (params, moments), _ = jax.lax.scan(step, (params, moments), order(key))
+        optimizer = _of_dicts(lambda _, x: unravel(x), state.optimizer, moments)
+        return unravel(params), optimizer, before
+
+
+def _of_dicts(function: Callable[[Params, Any], Any], tree: Any, other: Any) -> Any:
+    """``other`` with what stands where ``tree`` has a dict replaced by ``function`` of both."""
+
+    def one(x: Any, y: Any) -> Any:
+        return function(x, y) if isinstance(x, dict) else y
+
+    return jax.tree.map(one, tree, other, is_leaf=lambda x: isinstance(x, dict))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -151,25 +150,24 @@ def problem_on(
     model_key, prior_key, run_key = jax.random.split(root, 3)
     references = min(config.detector.references, roles.normals)
     rng = np.random.default_rng([config.seed, 2])
-    place = jnp.asarray(bank.place, jnp.int32)
+    # Of NumPy: JAX would compile a program for each of these operations.
+    place = np.asarray(bank.place, np.int32)
 
     def placed(pools: PoolSet) -> PoolSet:
-        return PoolSet(*(pool._replace(members=place[pool.members]) for pool in pools))
+        return PoolSet(*(pool._replace(members=place[np.asarray(pool.members)]) for pool in pools))
 
-    data = TrainingData(
-        inputs=bank.inputs,
-        support=placed(support),
-        query=placed(query),
-        everything=placed(everything(roles)),
-        followed=place[:followed],
-        labels=jnp.asarray(np.arange(followed) >= roles.normals, jnp.float32),
-        error_weights=jnp.asarray(error_weights(subsets, roles)),
-        groups=jnp.asarray(
-            similar_normals(averages, config.detector.groups, config.seed), jnp.int32
-        ),
-        reference=place[rng.choice(roles.normals, references, replace=False)],
-        prior=draw_prior(prior_key),
-    )
+    groups = similar_normals(averages, config.detector.groups, config.seed)
+    chosen = {
+        "support": placed(support),
+        "query": placed(query),
+        "everything": placed(everything(roles)),
+        "followed": place[:followed],
+        "labels": (np.arange(followed) >= roles.normals).astype(np.float32),
+        "error_weights": error_weights(subsets, roles),
+        "groups": groups.astype(np.int32),
+        "reference": place[rng.choice(roles.normals, references, replace=False)],
+    }
+    data = TrainingData(inputs=bank.inputs, prior=draw_prior(prior_key), **jax.device_put(chosen))
     detector: Functional
     detector, model = make_model(config, bank.inputs.channels, model_key)
     learner = LEARNERS[config.learning.method](config, detector)

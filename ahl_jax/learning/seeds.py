@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
@@ -31,8 +32,9 @@ def stack_problems(problems: Sequence[Problem]) -> tuple[Any, TrainingData]:
         UserError: if the seeds differ in their numbers of images.
     """
     learner = problems[0].learner
-    states = [learner.init(p.model, p.data, p.key) for p in problems]
     rest = [dataclasses.replace(p.data, inputs=NO_BANK) for p in problems]
+    init = jax.jit(learner.init)
+    states = [init(p.model, data, p.key) for p, data in zip(problems, rest, strict=True)]
     if len({tuple(leaf.shape for leaf in jax.tree.leaves(data)) for data in rest}) > 1:
         raise UserError(
             "the seeds differ in how many images can be read, so they cannot train in one program; "
@@ -134,13 +136,28 @@ def prepared(learner: Learner, states: Any, data: TrainingData, mesh: Mesh) -> A
 
 
 def one_seed(tree: Any, seed: int) -> Any:
-    """The part of a stacked tree that belongs to one seed."""
-    return jax.tree.map(lambda x: x[seed], tree)
+    """The part of a stacked tree that belongs to one seed, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x)[seed] if _readable(x) else x[seed], tree)
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Trees of equal structure and shapes as one, with a leading seed axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    """Trees of equal structure and shapes as one, with a leading seed axis.
+
+    Stacked on the host: an accelerator would compile a program for every shape.
+    """
+
+    def one(*leaves: Any) -> Array:
+        if _readable(leaves[0]):
+            return jax.device_put(np.stack([np.asarray(leaf) for leaf in leaves]))
+        return jnp.stack(leaves)
+
+    return jax.tree.map(one, *trees)
+
+
+def _readable(leaf: Any) -> bool:
+    """Whether NumPy can read an array: it reads neither keys nor what is traced."""
+    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return not key and not isinstance(leaf, jax.core.Tracer)
 
 
 def spread(states: Any, data: "TrainingData", mesh: Mesh) -> tuple[Any, "TrainingData"]:

@@ -15,7 +15,8 @@ no time left for is listed as not measured.
 - extract: the trunk alone, as in ``extract.py``.
 - operations: as ``operations.py``. The program is the one that ``epoch`` kept.
 - epoch_more: ``epoch`` at other T, at the demo's size and with three seeds. Four programs are
-  compiled at a time, so there are no compile seconds.
+  compiled at a time, so there are no compile seconds. Trunks are compiled one at a time: the
+  compiler times their convolutions on the device, where another's would be in the way.
 - vs_loop_demo: as ``vs_loop.py``, at the demo's size.
 
 A float32 product at JAX's default precision is not one of float32 on every GPU. ``products`` says
@@ -212,57 +213,41 @@ def whole_run(config: Config, normals: int, anomalies: int) -> Result:
 
 def stage_one_rates(quick: bool) -> Iterator[Result]:
     """Images per second of a step of stage one, at the published size."""
-    if quick:
-        yield from _stage_one_rates([("resnet18", "float32")], quick)
-        return
-    yield from _stage_one_rates([("resnet18", "bfloat16"), ("resnet18", "float32")], quick)
-    # Apart, as it takes several times as long to compile.
-    yield from _stage_one_rates([("efficientnet_lite0", "bfloat16")], quick)
-
-
-def _stage_one_rates(kinds: Sequence[tuple[str, str]], quick: bool) -> Iterator[Result]:
-    """Those of some trunks and precisions, compiled together."""
-    labels, tasks = [], []
-    for name, precision in kinds:
+    kinds = [("resnet18", "bfloat16"), ("efficientnet_lite0", "bfloat16"), ("resnet18", "float32")]
+    for name, precision in [("resnet18", "float32")] if quick else kinds:
         options = stage_one.Options(
             batch=48, image_size=448, steps=4, precision=precision, quick=quick  # type: ignore[arg-type]
         )  # fmt: skip
         config = stage_one.config_of(options, name)
         dtype = trunk_dtype(precision, jax.default_backend())
-        labels.append(
-            {
-                "trunk": name,
-                "image_size": config.features.image_size,
-                "batch": config.stage_one.stage_one_batch,
-                "dtype": str(dtype),
-            }
-        )
-        tasks.append(functools.partial(_compiled_step, config, name, dtype))
-    for label, compiled in zip(labels, in_threads(tasks), strict=True):
-        yield attempt(label, lambda compiled=compiled: compiled()(1 if quick else 3))
+        label = {
+            "trunk": name,
+            "image_size": config.features.image_size,
+            "batch": config.stage_one.stage_one_batch,
+            "dtype": str(dtype),
+        }
+        yield attempt(label, functools.partial(_stage_one_rate, config, name, dtype, quick))
 
 
-def _compiled_step(config: Config, name: str, dtype: np.dtype) -> Callable[[int], Result]:
-    """Compile stage one; the result measures it, given how many calls to time."""
+def _stage_one_rate(config: Config, name: str, dtype: np.dtype, quick: bool) -> Result:
     trunk = extract.benchmark_trunk(name)
     try:
         gflop = stage_one.gflop_per_image(trunk, config.features.image_size)
     except Exception:  # such as JAX_PLATFORMS without the CPU; the rates are more than the shares
         gflop = math.nan
+    start = time.perf_counter()
     step = stage_one.compiled_training(config, trunk)
-
-    def measure(repeats: int) -> Result:
-        rate = stage_one.train_rate(config, step, repeats)
-        peak = common.matmul_peak(dtype, precision=stage_one.PRECISION)
-        return {
-            "images_per_second_train": rate,
-            "gflop_per_image": gflop,
-            "peak_gflops": peak,
-            "fraction_of_peak_train": stage_one.training_gflop(config, gflop) * rate / peak,
-            "device": common.device_name(),
-        }
-
-    return measure
+    compile_seconds = time.perf_counter() - start
+    rate = stage_one.train_rate(config, step, 1 if quick else 3)
+    peak = common.matmul_peak(dtype, precision=stage_one.PRECISION)
+    return {
+        "images_per_second_train": rate,
+        "gflop_per_image": gflop,
+        "peak_gflops": peak,
+        "fraction_of_peak_train": stage_one.training_gflop(config, gflop) * rate / peak,
+        "compile_seconds": compile_seconds,
+        "device": common.device_name(),
+    }
 
 
 def trunk_rates(quick: bool) -> Iterator[Result]:
@@ -270,36 +255,31 @@ def trunk_rates(quick: bool) -> Iterator[Result]:
     kinds = [
         (name, size, precision, 128 if size > 256 else 256)
         for precision in ("bfloat16", "float32")
-        for size in (256, 448)
-        for name in ("efficientnet_lite0", "resnet18")
-    ]
+        for name, size in (
+            ("resnet18", 448), ("efficientnet_lite0", 256), ("efficientnet_lite0", 448),
+            ("resnet18", 256),
+        )
+    ]  # fmt: skip
     if quick:
         kinds = [("efficientnet_lite0", 192, "float32", 2)]
-    trunks = {name: extract.benchmark_trunk(name) for name in sorted({k[0] for k in kinds})}
-    labels, tasks = [], []
     rng = np.random.default_rng(0)
     for name, size, precision, batch in kinds:
         dtype = trunk_dtype(precision, jax.default_backend())
         images = jax.device_put(rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8))
-        labels.append({"trunk": name, "image_size": size, "batch": batch, "dtype": str(dtype)})
-        tasks.append(functools.partial(_compiled_pass, trunks[name], images, dtype))
-    for label, images, compiled in zip(labels, (t.args[1] for t in tasks), in_threads(tasks),
-                                       strict=True):  # fmt: skip
-        yield attempt(
-            label,
-            lambda label=label, images=images, compiled=compiled: {
-                "images_per_second_trunk": extract.trunk_rate(
-                    trunks[label["trunk"]], images, 1 if quick else 8, compiled()
-                ),
-                "device": common.device_name(),
-            },
-        )
+        label = {"trunk": name, "image_size": size, "batch": batch, "dtype": str(dtype)}
+        yield attempt(label, functools.partial(_trunk_rate, name, images, dtype, quick))
 
 
-def _compiled_pass(trunk: Any, images: jax.Array, dtype: np.dtype) -> np.dtype:
-    """Compile the trunk's pass, so that ``trunk_rate`` finds it compiled; gives the dtype back."""
+def _trunk_rate(name: str, images: jax.Array, dtype: np.dtype, quick: bool) -> Result:
+    trunk = extract.benchmark_trunk(name)
+    start = time.perf_counter()
     jax.block_until_ready(trunk_maps(trunk, images, FeatureConfig(image_batch=len(images)), dtype))
-    return dtype
+    compile_seconds = time.perf_counter() - start
+    return {
+        "images_per_second_trunk": extract.trunk_rate(trunk, images, 1 if quick else 8, dtype),
+        "compile_seconds": compile_seconds,
+        "device": common.device_name(),
+    }
 
 
 def largest_operations(quick: bool) -> Iterator[Result]:
@@ -349,11 +329,13 @@ PARTS = {
     "stage_one": Part(
         "Stage one, a training step",
         stage_one_rates,
-        110,
-        (*_IMAGES, "images_per_second_train", "fraction_of_peak_train", "peak_gflops"),
+        120,
+        (*_IMAGES, "images_per_second_train", "fraction_of_peak_train", "peak_gflops",
+         "compile_seconds"),
     ),
     "extract": Part(
-        "Extraction, the trunk alone", trunk_rates, 60, (*_IMAGES, "images_per_second_trunk")
+        "Extraction, the trunk alone", trunk_rates, 90,
+        (*_IMAGES, "images_per_second_trunk", "compile_seconds"),
     ),
     "operations": Part(
         "The largest operations of an epoch of AHL(DRA), the paper's size, T = 6, bfloat16",
