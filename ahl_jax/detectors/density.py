@@ -3,6 +3,8 @@
 It starts from closed forms, which training sharpens.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from ahl_jax.config.settings import SCALES, DetectorConfig
 from ahl_jax.detectors.heads import top_mean
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head
+from ahl_jax.detectors.ridge import Ridge, fit_ridge
 
 _TINY = 1e-6
 """Keeps the gradients of lengths finite at 0."""
@@ -85,6 +88,7 @@ class Density(DeviationDetector):
         # any it is that of chance.
         self.left_out_auc = nnx.BatchStat(jnp.array(0.5))
         self.direction = nnx.BatchStat(jnp.zeros(width))
+        self.linear = nnx.BatchStat(jnp.zeros(block))
         self.centres = nnx.BatchStat(jnp.zeros((config.groups, width)))
         self.mean = nnx.BatchStat(jnp.zeros(moments))
         self.deviation = nnx.BatchStat(jnp.ones(moments))
@@ -108,10 +112,11 @@ class Density(DeviationDetector):
         anomalies: Float[Array, "m r"],
         pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
+        colouring: Float[Array, "d d"] | None = None,
     ) -> None:
-        """The direction of the anomalies, the moments of all scores over normals, factors.
+        """The directions of the anomalies, the moments of all scores over normals, factors.
 
-        Without any anomalies the direction and its factor stay as they are: fine-tuning keeps
+        Without any anomalies the directions and their factor stay as they are: fine-tuning keeps
         those of the run it starts from, in whitened channels.
         """
         width, n, m = len(self.direction[...]), len(normals), len(anomalies)
@@ -146,23 +151,33 @@ class Density(DeviationDetector):
         rest = normals[:, width:]
         rest_unseen = rest.at[:, 0].multiply(without * longer / short)
         self._set_moments(member, slice(-1), rest, rest_unseen)
-        share = jnp.array(1.0)
+        colouring = jnp.eye(side) if colouring is None else colouring
+        z, of_labelled, of_made = (x[:, :side] for x in (normals, anomalies, pseudo))
+        ridge = fit_ridge(z, of_labelled, of_made, colouring)
+        # How much the mean cosine with pseudo-anomalies, those with labelled ones and the linear
+        # score count.
+        shares = jnp.array([1.0, 0.0, 0.0])
         if m:
             mean, deviation = self.mean[...][1, groups, 0], self.deviation[...][1, groups, 0]
             of_normals = (rest_unseen[:, 0] - mean) / deviation
             mean, deviation = self._moments(anomalies[:, :width], training=False)
             of_anomalies = (anomalies[:, width] - mean[:, 0]) / deviation[:, 0]
-            factor, share, auc = _fitted_factors(
+            factor, shares, auc = _fitted_factors(
                 of_normals, of_anomalies, unseen[:, 1:], labelled @ labelled.T,
-                unseen[:, 0], labelled @ towards[0],
+                unseen[:, 0], labelled @ towards[0], ridge,
             )  # fmt: skip
             self.factors[...] = self.factors[...].at[2].set(factor)
             self.left_out_auc[...] = auc
         elif len(pseudo):
             self.factors[...] = self.factors[...].at[2].set(_share(0))
-        mix = jnp.concatenate([share[None], jnp.ones(m) / max(m, 1)])
+        if len(directions):
+            self.linear[...] = shares[2] * ridge.direction
+        mix = jnp.concatenate([shares[:1], jnp.full(m, shares[1] / max(m, 1))])
         self.direction[...] = mix @ towards
-        self._set_moments(member, slice(-1, None), *(x @ mix[:, None] for x in (cosines, unseen)))
+        linear = z @ self.linear[...]
+        unseen_linear = linear + shares[2] * (ridge.unseen - ridge.of_normals)
+        both = cosines @ mix + linear, unseen @ mix + unseen_linear
+        self._set_moments(member, slice(-1, None), *(x[:, None] for x in both))
         self.factors[...] = self.factors[...].at[1].set(0)
 
     def _set_moments(
@@ -249,7 +264,8 @@ class Density(DeviationDetector):
         return z.reshape(z.shape[0], width // side, side)
 
     def _seen(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        return _unit(z) @ self.direction[...]
+        linear = z[:, : len(self.linear[...])] @ self.linear[...]
+        return _unit(z) @ self.direction[...] + linear
 
 
 def _share(labelled: int) -> float:
@@ -264,14 +280,16 @@ def _fitted_factors(
     of_anomalies: Float[Array, "m m"],
     pseudo_normals: Float[Array, " n"],
     pseudo_anomalies: Float[Array, " m"],
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """By how well density + f x labelled + g x pseudo tells labelled anomalies that are left out.
+    ridge: Ridge,
+) -> tuple[Float[Array, ""], Float[Array, "3"], Float[Array, ""]]:
+    """By how well density + f x labelled + g x pseudo + h x linear tells anomalies left out.
 
-    Each of the three is standardised over the normals. The priors' medians are m / (m + 1) for f,
-    as few directions tell little, and ``_share`` for g. The likelihood of both is the AUC-ROC of
-    the m labelled anomalies against the normals, where an anomaly's score and the normals' are by
-    their mean cosines with the other anomalies. The results are by the posterior's geometric means;
-    one anomaly leaves the prior's median of f.
+    Each of the four is standardised over the normals. The priors' medians are m / (m + 1) for f,
+    as few directions tell little, ``_share`` for g, and half of f's for h. The likelihood is the
+    AUC-ROC of the m labelled anomalies against the normals, where an anomaly's score and the
+    normals' are by what the other anomalies tell. The results are the posterior's geometric means,
+    of f and g together without the linear score, then of h with these; one anomaly leaves the
+    prior's median of f.
 
     Args:
         normals: standardised density scores of the normals, without their own part.
@@ -280,10 +298,12 @@ def _fitted_factors(
         of_anomalies: cosines between the anomalies.
         pseudo_normals: mean cosines of the normals with pseudo-anomalies; 0 where there are none.
         pseudo_anomalies: those of the anomalies.
+        ridge: the linear scores.
 
     Returns:
-        The factor of both cosines together, standardised; the share of pseudo-anomalies, where
-        the mean cosine with the labelled ones has 1; and the AUC-ROC of anomalies left out.
+        The factor of all but density together, standardised; the shares of the pseudo-anomalies,
+        of the labelled ones, which is 1, and of the linear score; and the AUC-ROC of anomalies
+        left out.
     """
     m = len(anomalies)
     # Column i: the mean cosine with all anomalies but i.
@@ -291,22 +311,38 @@ def _fitted_factors(
     own = (of_anomalies.sum(1) - jnp.diagonal(of_anomalies)) / max(m - 1, 1)
     seen, own = _in_deviations(seen, own)
     made, made_own = _in_deviations(pseudo_normals, pseudo_anomalies)
+    linear, linear_own = _in_deviations(ridge.without, ridge.own)
 
-    def auc(factors: Float[Array, "2"]) -> Float[Array, ""]:
+    def cosines(factors: Float[Array, "2"]) -> tuple[Float[Array, "n m"], Float[Array, " m"]]:
         f, g = factors
-        above = anomalies + f * own + g * made_own > (normals + g * made)[:, None] + f * seen
-        return above.mean()
+        return (normals + g * made)[:, None] + f * seen, anomalies + f * own + g * made_own
 
-    grid = jnp.stack(jnp.meshgrid(*[jnp.asarray(_GRID, seen.dtype)] * 2), -1).reshape(-1, 2)
-    prior = jnp.array([m / (m + 1), _share(m)], seen.dtype)
-    fit = _EACH * m * jax.lax.map(auc, prior * jnp.exp(grid))
+    def auc(scores: tuple[Float[Array, "n m"], Float[Array, " m"]]) -> Float[Array, ""]:
+        return (scores[1] > scores[0]).mean()
+
+    medians = jnp.array([m / (m + 1), _share(m)], seen.dtype)
+    f, g = factors = _posterior_mean(lambda tried: auc(cosines(tried)), medians, m)
+    base, base_own = cosines(factors)
+
+    def all_together(h: Float[Array, "1"]) -> Float[Array, ""]:
+        return auc((base + h * linear, base_own + h * linear_own))
+
+    h = _posterior_mean(all_together, medians[:1] / 2, m)
+    deviation = jnp.maximum(of_normals.mean(1).std(), _TINY)
+    others = jnp.stack([pseudo_normals, of_normals.mean(1), ridge.unseen], axis=1)
+    shares = jnp.stack([g, f, h[0]]) / f * deviation / jnp.maximum(others.std(0), _TINY)
+    return f * (others @ shares).std() / deviation, shares, all_together(h)
+
+
+def _posterior_mean(
+    auc: Callable[[Float[Array, " k"]], Float[Array, ""]], medians: Float[Array, " k"], m: int
+) -> Float[Array, " k"]:
+    """The geometric mean of k factors by their priors and the AUC-ROC of m anomalies."""
+    k = len(medians)
+    grid = jnp.stack(jnp.meshgrid(*[jnp.asarray(_GRID, medians.dtype)] * k), -1).reshape(-1, k)
+    fit = _EACH * m * jax.lax.map(auc, medians * jnp.exp(grid))
     weights = jax.nn.softmax(fit - jnp.square(grid / _SPREAD).sum(1) / 2)
-    f, g = factors = prior * jnp.exp(weights @ grid)
-    mean = of_normals.mean(1)
-    deviation = jnp.maximum(mean.std(), _TINY)
-    share = g / f * deviation / jnp.maximum(pseudo_normals.std(), _TINY)
-    both = (mean + share * pseudo_normals).std()
-    return f * both / deviation, share, auc(factors)
+    return medians * jnp.exp(weights @ grid)
 
 
 def _in_deviations(

@@ -40,9 +40,10 @@ class PatchCore(DeviationDetector):
         anomalies: Float[Array, "m r"],
         pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
+        colouring: Float[Array, "d d"] | None = None,
     ) -> None:
         """Fill the memory."""
-        del anomalies, pseudo, groups
+        del anomalies, pseudo, groups, colouring
         count, width = self.memory[...].shape
         locations = normals.reshape(-1, width)
         self.memory[...] = locations[greedy_coreset(locations, count)]

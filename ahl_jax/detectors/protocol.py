@@ -77,6 +77,7 @@ class Detector(nnx.Module):
         anomalies: Float[Array, "m r"],
         pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
+        colouring: Float[Array, "d d"] | None = None,
     ) -> None:
         """Set, in place, what training starts from by the training images; by default nothing.
 
@@ -85,6 +86,7 @@ class Detector(nnx.Module):
             anomalies: the same of all labelled anomalies, of which there may be none.
             pseudo: the same of all pseudo-anomalies, if the detector is ``by_pseudo``; else none.
             groups: to which of the ``DetectorConfig.groups`` groups each normal belongs.
+            colouring: ``Whitening.colouring`` of the features; None where they are not whitened.
         """
 
     @abstractmethod
@@ -232,10 +234,11 @@ class Functional:
         anomalies: Float[Array, "m r"],
         pseudo: Float[Array, "p r"],
         groups: Int[Array, " n"],
+        colouring: Float[Array, "d d"] | None = None,
     ) -> Model:
         """The model after ``Detector.prepare``."""
         detector = self.merge(model)
-        detector.prepare(normals, anomalies, pseudo, groups)
+        detector.prepare(normals, anomalies, pseudo, groups, colouring)
         return functional(detector)[1]
 
     def prepared_by_pooled(
@@ -245,11 +248,12 @@ class Functional:
         anomalies: Float[Array, "m d"],
         pseudo: Float[Array, "p d"],
         groups: Int[Array, " n"],
+        colouring: Float[Array, "d d"],
     ) -> Model:
         """The same by whitened pooled features alone, of a detector that is ``by_pooled``."""
         measure = self.merge(model).measure_pooled
         rows = measure(normals), measure(anomalies), measure(pseudo)
-        return self.prepared(model, *rows, groups)
+        return self.prepared(model, *rows, groups, colouring)
 
     def score_by_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """``score`` by whitened pooled features alone."""

@@ -36,6 +36,18 @@ class Whitening(NamedTuple):
     averages: Float[np.ndarray | Array, "p*d d"]
     """For the pooled features of all scales together, d = s c: a matrix for each pooling."""
 
+    sizes: Float[np.ndarray | Array, " d"] | None = None
+    """For every average the root of its level's total variance; earlier versions had none."""
+
+    def colouring(self) -> Float[np.ndarray, "d d"]:
+        """The inverse of the first pooling's matrix, up to the sizes of the levels.
+
+        Whitened averages times it are the averages less their mean, all levels of the same size.
+        """
+        matrix = np.asarray(self.averages, np.float64)[: self.averages.shape[1]]
+        sizes = 1.0 if self.sizes is None else np.asarray(self.sizes, np.float64)
+        return (np.linalg.inv(matrix) / sizes).astype(np.float32)
+
     def of_first(self, poolings: int) -> "Whitening":
         """That of the first poolings alone."""
         scales, side = len(self.locations), self.averages.shape[1]
@@ -74,19 +86,20 @@ def fit_whitening(
     levels, c = np.tile(np.asarray(parts, int), scales), pooled.shape[1] // (poolings * scales)
     by_scale = [slice(k * c, (k + 1) * c) for k in range(scales)]
     first, *others = np.split(pooled, poolings, axis=1)
-    *locations, averages = _roots(first, levels, [*by_scale, slice(None)])
-    more = [_roots(features, levels, [slice(None)])[0] for features in others]
+    (*locations, averages), sizes = _roots(first, levels, [*by_scale, slice(None)])
+    more = [_roots(features, levels, [slice(None)])[0][0] for features in others]
     return Whitening(
         mean.reshape(poolings * scales, -1).astype(np.float32),
         np.stack(locations),
         np.concatenate([averages, *more]),
+        sizes.astype(np.float32),
     )
 
 
 def _roots(
     features: Float[np.ndarray, "n d"], parts: Int[np.ndarray, " p"], which: Sequence[slice]
-) -> list[Float[np.ndarray, "k k"]]:
-    """The matrices that whiten some of the features each."""
+) -> tuple[list[Float[np.ndarray, "k k"]], Float[np.ndarray, " d"]]:
+    """The matrices that whiten some of the features each, and the sizes of their parts."""
     mean = features.mean(0, dtype=np.float64)
     variances = sum(np.square(rows).sum(0) for rows in _in_blocks(features, mean))
     size = np.sqrt((np.square(mean) + variances / len(features)).mean())
@@ -96,7 +109,7 @@ def _roots(
         whitening = _inverse_root(features[:, of], mean[of], sizes[of], size / sizes[of].max())
         return (whitening / sizes[of, None]).astype(np.float32)
 
-    return [root(of) for of in which]
+    return [root(of) for of in which], sizes
 
 
 def _part_sizes(

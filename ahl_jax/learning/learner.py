@@ -24,7 +24,7 @@ from ahl_jax.learning.batches import Batch, PoolSet
     jax.tree_util.register_dataclass,
     data_fields=[
         "inputs", "support", "query", "everything", "followed", "labels", "error_weights",
-        "groups", "reference", "prior",
+        "groups", "colouring", "reference", "prior",
     ],
     meta_fields=[],
 )  # fmt: skip
@@ -58,6 +58,10 @@ class TrainingData:
 
     groups: Int[Array, " normals"]
     """Which group of similar normals each normal belongs to."""
+
+    colouring: Float[Array, "d d"] | None
+    """``Whitening.colouring`` of the features, where the detector has a closed form and reads them
+    whitened."""
 
     reference: Int[Array, " r"]
     """The normals that inference compares with."""
@@ -134,7 +138,9 @@ def prepared(functional: Functional, model: Model, data: TrainingData, normals: 
     def one(model: Model) -> Model:
         rows = in_batches(lambda index: functional.measured(model, data.images(index)), read)
         of_normals, of_anomalies, of_pseudo = jnp.split(rows, ends)
-        return functional.prepared(model, of_normals, of_anomalies, of_pseudo, data.groups)
+        return functional.prepared(
+            model, of_normals, of_anomalies, of_pseudo, data.groups, data.colouring
+        )
 
     return functional.each(one, model)
 

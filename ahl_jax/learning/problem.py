@@ -83,7 +83,8 @@ def make_problem(
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    return problem_on(config, bank, averages_of(pooled, poolings), generator, origin)
+    averages = averages_of(pooled, poolings)
+    return problem_on(config, bank, averages, generator, origin, whitening)
 
 
 def whitening_of(
@@ -128,6 +129,7 @@ def problem_on(
     averages: Float[np.ndarray, "n d"],
     generator: Int[np.ndarray, " p"],
     origin: Int[np.ndarray, " p"],
+    whitening: Whitening | None = None,
 ) -> Problem:
     """Set up a run whose images are in a bank.
 
@@ -137,6 +139,7 @@ def problem_on(
         averages: ``global_averages`` of the n training normals, which k-means divides.
         generator: which generator made each pseudo-anomaly.
         origin: which normal each pseudo-anomaly was made from.
+        whitening: that of the features.
 
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
@@ -167,8 +170,10 @@ def problem_on(
         "groups": groups.astype(np.int32),
         "reference": place[rng.choice(roles.normals, references, replace=False)],
     }
-    data = TrainingData(inputs=bank.inputs, prior=draw_prior(prior_key), **jax.device_put(chosen))
     detector: Functional
     detector, model = make_model(config, bank.inputs.channels, model_key)
+    coloured = whitening is not None and detector.kind.has_closed_form()
+    chosen["colouring"] = whitening.colouring() if whitening and coloured else None
+    data = TrainingData(inputs=bank.inputs, prior=draw_prior(prior_key), **jax.device_put(chosen))
     learner = LEARNERS[config.learning.method](config, detector)
     return Problem(learner, model, data, subsets, run_key)

@@ -222,25 +222,27 @@ def scores_in_turn(
         whitening = whitening_of(config, pooled[rest], parts)
         assert whitening is not None
         read = pooled[rest], anomalies, made[made_of(rest)], pooled[tested]
-        z = map(whitening.whitened, read)
+        *z, tested_z = map(whitening.whitened, read)
         key = jax.random.key(config.seed)
         functional, model = make_model(config, normals[0].shape[-1], key)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)
-        return _scores_by_pooled(functional, model, *z, groups), None
+        colouring = whitening.colouring()
+        return _scores_by_pooled(functional, model, *z, groups, colouring, tested_z), None
 
     def by_maps(
         bank: SharedBank, rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
     ) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
         """The same by all that a detector reads, and its heat maps."""
         assert not isinstance(bank.inputs, Inputs)
-        inputs = bank.inputs.whitened_by(whitening_of(config, pooled[rest], parts))
+        whitening = whitening_of(config, pooled[rest], parts)
+        inputs = bank.inputs.whitened_by(whitening)
         chosen = made_of(rest)
         place = bank.place[np.concatenate([rest, labelled, len(averages) + len(labelled) + chosen])]
         # Nobody looks at how they are made, and of what.
         generator = np.arange(len(chosen)) % len(config.pseudo.generators)
         origin = np.zeros(len(chosen), int)
         bank_of_rest = SharedBank(inputs, place)
-        problem = problem_on(config, bank_of_rest, averages[rest], generator, origin)
+        problem = problem_on(config, bank_of_rest, averages[rest], generator, origin, whitening)
         return _scores(
             problem.learner.functional, len(rest), problem.model, problem.data, bank.place[tested]
         )
@@ -277,11 +279,12 @@ def _scores_by_pooled(
     normals: Float[Array, "n d"],
     anomalies: Float[Array, "m d"],
     pseudo: Float[Array, "p d"],
-    left_out: Float[Array, "k d"],
     groups: Int[Array, " n"],
+    colouring: Float[Array, "d d"],
+    left_out: Float[Array, "k d"],
 ) -> Float[Array, " k"]:
     """Scores of single tiles by a detector that is fitted to others, by whitened features."""
-    model = functional.prepared_by_pooled(model, normals, anomalies, pseudo, groups)
+    model = functional.prepared_by_pooled(model, normals, anomalies, pseudo, groups, colouring)
     return functional.score_by_pooled(model, left_out)
 
 

@@ -172,5 +172,6 @@ def left_out_auc(
     averages = averages_of(normals, poolings)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
     known, seen = (jnp.asarray(whitening.whitened(x), jnp.float32) for x in (normals, anomalies))
-    model = jax.jit(functional.prepared_by_pooled)(model, known, seen, known[:0], groups)
+    prepared = jax.jit(functional.prepared_by_pooled)
+    model = prepared(model, known, seen, known[:0], groups, whitening.colouring())
     return float(model.stats["left_out_auc"])

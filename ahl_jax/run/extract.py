@@ -134,7 +134,14 @@ def make_problems(
             whitening=whitening,
         )
         problems = [
-            problem_on(run.config, bank, each.averages, each.pseudo.generator, each.pseudo.origin)
+            problem_on(
+                run.config,
+                bank,
+                each.averages,
+                each.pseudo.generator,
+                each.pseudo.origin,
+                whitening,
+            )
             for run, each, bank in zip(runs, features, banks, strict=True)
         ]
     if (model := extracted.model) is not None:

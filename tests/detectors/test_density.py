@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.density import _fitted_factors
 from ahl_jax.detectors.losses import Prior
+from ahl_jax.detectors.ridge import Ridge, fit_ridge
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features.images import global_averages
 from ahl_jax.inference.scorer import Scorer, scorer_from_arrays
@@ -88,22 +89,31 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
         return (scores - means[k]) / deviations[k]
 
     means, deviations = moments(of_normals)
-    f, g = fitted_factors(
+    first = [each[0] for each in blocks]
+    ridge = fit_ridge(*map(jnp.asarray, first), jnp.asarray(whitening.colouring()))
+    f, g, h = fitted_factors(
         ((of_normals - means[group]) / deviations[group])[:, 0],
         standardised(raw(anomalies, z[1]), z[1], of_normals)[:, 0],
-        turned, units[1], units[2].mean(0),
+        turned, units[1], units[2].mean(0), np.asarray(ridge.without), np.asarray(ridge.own),
     )  # fmt: skip
-    # One direction has both heads: their sum as it varies over all normals.
+    # One head has all three: their sum as it varies over all normals.
     both = [units[1].mean(0), units[2].mean(0)]
     labelled, made = ((turned @ each).std() for each in both)
     direction = both[0] + g / f * labelled / made * both[1]
-    factor = f * (turned @ direction).std() / labelled
+    share = h / f * labelled / np.std(ridge.unseen)
+    unseen = turned @ direction + share * np.asarray(ridge.unseen)
+    factor = f * unseen.std() / labelled
     np.testing.assert_allclose(model.stats["factors"], [1, 0, factor], rtol=1e-3)
     np.testing.assert_allclose(model.stats["direction"], direction, rtol=1e-3, atol=1e-5)
+    linear = share * np.asarray(ridge.direction)
+    np.testing.assert_allclose(model.stats["linear"], linear, rtol=1e-2, atol=1e-4)
+    # The fits without an image have a constant too.
+    constant = share * (ridge.of_normals - first[0] @ ridge.direction)[0]
     reference = problem.data.inference_reference()
-    for maps, own in ((normals, z[0]), (anomalies, z[1])):
+    for maps, own, of_first in ((normals, z[0], first[0]), (anomalies, z[1], first[1])):
         standard = standardised(raw(maps, own), own, of_normals)
-        seen = standardised(own @ direction / np.linalg.norm(own, axis=1), own, turned @ direction)
+        seen = own @ direction / np.linalg.norm(own, axis=1) + of_first @ linear
+        seen = standardised(seen, own, unseen - constant)
         heads = np.stack([standard[:, 0], standard[:, 1:3].mean(1), seen], axis=1)
         inputs = make_inputs(maps, whitening=whitening)
         functional = problem.learner.functional
@@ -113,9 +123,12 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
         np.testing.assert_allclose(total, heads @ [1, 0, factor], rtol=2e-3, atol=5e-3)
 
 
-def fitted_factors(density_of_normals, density_of_anomalies, normals, anomalies, pseudo):
+def fitted_factors(
+    density_of_normals, density_of_anomalies, normals, anomalies, pseudo, linear, linear_own
+):
     """The posterior's geometric means, image by image and with scikit-learn's AUC-ROC."""
     m = len(anomalies)
+    of_linear, base = np.zeros(17), []
     priors = m / (m + 1), 1 / (m + 2)
     made, made_own = standard_scores(normals @ pseudo, anomalies @ pseudo)
     logs, weights = np.linspace(-3, 3, 17), np.zeros((17, 17))
@@ -128,12 +141,22 @@ def fitted_factors(density_of_normals, density_of_anomalies, normals, anomalies,
             scores = density_of_normals + f * seen + g * made
             score = density_of_anomalies[left_out] + f * own + g * made_own[left_out]
             weights[i, j] += 5 * roc_auc_score([0] * len(scores) + [1], [*scores, score])
+        base.append((seen, own))
     weights -= (logs[:, None] ** 2 + logs**2) / 1.5**2 / 2
     weights = np.exp(weights - weights.max())
     weights /= weights.sum()
-    return [
+    f, g = (
         prior * np.exp(weights.sum(axis) @ logs) for prior, axis in zip(priors, (1, 0), strict=True)
-    ]
+    )
+    for left_out, (seen, own) in enumerate(base):
+        scores = density_of_normals + f * seen + g * made
+        score = density_of_anomalies[left_out] + f * own + g * made_own[left_out]
+        more, own = standard_scores(linear[:, left_out], linear_own[left_out])
+        for i, h in enumerate(priors[0] / 2 * np.exp(logs)):
+            values = [*scores + h * more, score + h * own]
+            of_linear[i] += 5 * roc_auc_score([0] * len(scores) + [1], values)
+    of_linear = np.exp(of_linear - of_linear.max() - logs**2 / 1.5**2 / 2)
+    return f, g, priors[0] / 2 * np.exp(of_linear @ logs / of_linear.sum())
 
 
 def standard_scores(normals, others):
@@ -158,7 +181,9 @@ def test_a_detector_of_an_earlier_version_keeps_the_factors_that_it_had():
 def test_one_labelled_anomaly_leaves_the_factor_as_it_is_by_default():
     one = make_setting(make_config(**DENSITY, method="base"), NORMALS, 1, 0)
     model = prepared(one.learner.functional, one.model, one.data, NORMALS)
-    np.testing.assert_allclose(model.stats["factors"], [1, 0, 1 / 2], rtol=1e-6)
+    # The linear score comes on top, at first by a half of it.
+    assert 1 / 2 < model.stats["factors"][2] < 3 / 4
+    np.testing.assert_array_equal(model.stats["factors"][:2], [1, 0])
     assert model.stats["left_out_auc"] == 1  # far away
 
 
@@ -190,7 +215,9 @@ def test_the_more_labelled_anomalies_are_alike_the_more_they_count():
             for x in (normals, anomalies)
         ]
         cosines = [unit @ units[1].T for unit in units]
-        found.append(float(_fitted_factors(*standard, *cosines, np.zeros(300), np.zeros(10))[0]))
+        none = Ridge(np.zeros(40), *np.zeros((2, 300)), np.zeros((300, 10)), np.zeros(10))
+        factors = _fitted_factors(*standard, *cosines, np.zeros(300), np.zeros(10), none)
+        found.append(float(factors[0]))
     assert found[0] > 1.5 * 10 / 11
     assert found[1] < 0.7 * 10 / 11
 
