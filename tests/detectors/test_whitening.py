@@ -103,3 +103,19 @@ def test_numpy_and_jax_whiten_alike_and_few_or_equal_images_stay_finite(
         # In deviations of the normals.
         tolerance = max(1e-2, 1e-3 * float(np.abs(here).max()))
         np.testing.assert_allclose(here, there, rtol=1e-3, atol=tolerance)
+
+
+def test_colouring_takes_whitening_back_but_for_the_size_of_the_levels() -> None:
+    whitening = fit_whitening(_sized(1000), 2, (3, 1), poolings=1)
+    coloured = whitening.whitened(_sized(1000)) @ whitening.colouring()
+    centred = _sized(1000) - _sized(1000).mean(0)
+    for level in np.split(np.arange(len(centred[0])), [3, 4, 7]):
+        own = centred[:, level]
+        share = coloured[:, level].std() / own.std()
+        np.testing.assert_allclose(coloured[:, level], share * own, rtol=1e-2, atol=1e-2 * share)
+    totals = [coloured[:, level].var(0).sum() for level in ([0, 1, 2], [3], [4, 5, 6], [7])]
+    np.testing.assert_allclose(totals, totals[0], rtol=1e-2)
+    # Of a run of an earlier version, which did not keep the sizes.
+    earlier = whitening._replace(sizes=None)
+    again = whitening.whitened(_sized(1000)) @ earlier.colouring()
+    np.testing.assert_allclose(again, centred, rtol=1e-2, atol=1e-2 * centred.std())
