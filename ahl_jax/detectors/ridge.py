@@ -79,10 +79,8 @@ def fit_ridge(
     determinant = (1 - leverage)[:, None] * (1 - own_leverage)
     determinant -= w_normal * w_anomaly * jnp.square(pairs)
     without = (1 - own_leverage) * residual[:, None] + w_anomaly * pairs * own_residual
-    return Ridge(
-        direction=direction,
-        of_normals=scores,
-        unseen=-residual / (1 - leverage),
-        without=-without / determinant,
-        own=1 - own_residual / (1 - own_leverage),
-    )
+    without, own = -without / determinant, 1 - own_residual / (1 - own_leverage)
+    if m + p == 1:
+        # Without the only anomaly all labels are 0, and rounding alone would be left.
+        without, own = jnp.zeros_like(without), jnp.zeros_like(own)
+    return Ridge(direction, scores, -residual / (1 - leverage), without, own)

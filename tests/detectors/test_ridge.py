@@ -52,6 +52,13 @@ def test_every_fit_is_scikit_learns_without_these_images(counts):
     np.testing.assert_allclose(offsets, offsets[0], **close)
 
 
+def test_nothing_is_left_without_the_only_anomaly():
+    parts, colouring = problem(5, 1, 0)
+    found = fit_ridge(*map(jnp.asarray, parts), jnp.asarray(colouring))
+    assert not found.without.any()
+    assert not found.own.any()
+
+
 def test_images_that_are_all_the_same_have_no_direction():
     same = jnp.ones((4, CHANNELS))
     found = fit_ridge(same, same[:0], same[:0], jnp.eye(CHANNELS))
