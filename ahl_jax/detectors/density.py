@@ -47,23 +47,23 @@ class Density(DeviationDetector):
 
     - density: the length of A z, at first a Mahalanobis distance to the normal images;
     - local: the mean length of the ``top_k`` longest x_l, averaged over the scales;
-    - seen: the mean cosine between z and the z of each labelled anomaly, and, by a share, that
-      with the z of each pseudo-anomaly.
+    - seen: the mean cosine between z and the z of each labelled anomaly, and, each by a share, that
+      with the z of each pseudo-anomaly and a score that is linear in z, see ``ridge.py``.
 
     Each is standardised by its mean and standard deviation over the normals of the image's group,
     so that all are on the scale of the deviation loss, and score = density + factor x seen. The
     local head is what heat maps show; the score does without it. The groups are k-means clusters
     of the normals, and an image belongs to the one whose mean z is nearest. Trained are the metric
-    A, at first the identity, of a block for each pooling, and a gain for every channel of x_l. The
-    direction of the anomalies stays as it is: so few that are labelled do not tell any better.
+    A, at first the identity, of a block for each pooling, and a gain for every channel of x_l. What
+    the seen head reads stays as it is: so few anomalies that are labelled do not tell any better.
 
     Training normals lie closer than others do, because they took part in the covariance that z is
     whitened by. So there are two sets of moments: those of the training normals as they are, for
     training, and those that they would have had without their own part, for any other image.
 
-    The factor of the seen head and the share of the pseudo-anomalies are fitted: how far either is
-    to be trusted differs from data to data. Each labelled anomaly is compared with the normals by
-    the directions of the others; see ``_fitted_factors``.
+    The factor of the seen head and both shares are fitted: how far each is to be trusted differs
+    from data to data. Each labelled anomaly is compared with the normals by what the others tell;
+    see ``_fitted_factors``.
     """
 
     whitened = True
