@@ -35,6 +35,9 @@ FPR = 0.01
 RATES = (0.01, 0.02, 0.05, 0.1)
 """Rates that a table of thresholds has."""
 
+_FEW = 10
+"""Normals; with fewer, scores by fits to all but one are of another size than those by all."""
+
 _NAMED = 3
 """How many of the held-out normals that score highest are named."""
 
@@ -143,7 +146,14 @@ class Calibration:
         )
 
     def warn_of(self, fpr: float = FPR) -> None:
-        """Say so where the held-out normals are too few for ``fpr``."""
+        """Say so where the held-out normals are too few for ``fpr``, or for any threshold."""
+        if self.folds and len(self.scores) < _FEW:
+            log.warning(
+                "with %s each was scored by a fit to so few others that thresholds call next to "
+                "nothing an anomaly; train with %d good parts or more",
+                counted(len(self.scores), "training normal"),
+                _FEW,
+            )
         if shortfall := self.shortfall(fpr):
             log.warning("%s", shortfall)
 

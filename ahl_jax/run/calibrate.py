@@ -49,9 +49,6 @@ from ahl_jax.storage.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
-_FEW = 10
-"""Normals; with fewer, scores by fits to all but one are of another size than those by all."""
-
 
 def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor:
     """The detector with its calibration, kept beside its checkpoint, where normals are held out.
@@ -92,13 +89,6 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
             "thresholds are set by %s of %s: the others are copies",
             counted(len(own), "training normal"),
             len(paths),
-        )
-    if options.progress and folds and len(own) < _FEW:
-        log.warning(
-            "with %s each is scored by a fit to so few others that thresholds call next to nothing "
-            "an anomaly; give %d good parts or more",
-            counted(len(own), "training normal"),
-            _FEW,
         )
     names = names_in(run.data, [paths[i] for i in own])
     calibration = calibration_of(scores, heat, names, folds)

@@ -1,6 +1,7 @@
 """Thresholds and probabilities by held-out normals."""
 
 import json
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -53,6 +54,18 @@ def test_too_few_are_told_the_way_to_more(how: dict, sentence: str, tmp_path: Pa
     assert kept is not None
     assert re.match(sentence, kept.shortfall(0.01) or "")
     assert kept.shortfall(0.25) is None
+
+
+@pytest.mark.parametrize(
+    ("normals", "folds", "sentences"), [(5, 5, 2), (10, 10, 1), (5, 0, 1), (99, 10, 0)]
+)
+def test_a_prediction_says_where_thresholds_mean_little(
+    normals: int, folds: int, sentences: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibration = dataclasses.replace(_calibration(np.arange(float(normals))), folds=folds)
+    calibration.warn_of(0.01)
+    assert len(caplog.messages) == sentences
+    assert any("10 good parts or more" in said for said in caplog.messages) == (sentences == 2)
 
 
 @pytest.mark.parametrize(("normals", "fpr"), [(20, 0.05), (99, 0.01), (150, 0.02)])
