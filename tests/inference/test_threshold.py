@@ -1,7 +1,7 @@
 """Thresholds and probabilities by held-out normals."""
 
-import json
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
