@@ -32,6 +32,8 @@ class Ridge(NamedTuple):
     """Scores of the anomalies by fits without them."""
 
 
+# As an accelerator rounds by default, the covariance of many images may not be positive definite.
+@jax.default_matmul_precision("highest")
 def fit_ridge(
     normals: Float[Array, "n d"],
     anomalies: Float[Array, "m d"],
