@@ -36,7 +36,7 @@ RATES = (0.01, 0.02, 0.05, 0.1)
 """Rates that a table of thresholds has."""
 
 _FEW = 10
-"""Normals; with fewer, scores by fits to all but one are of another size than those by all."""
+"""Normals; with fewer, scores by fits without a part are of another size than those by all."""
 
 _NAMED = 3
 """How many of the held-out normals that score highest are named."""
@@ -137,6 +137,11 @@ class Calibration:
         kind, advice = "held-out normal", " (see `held_out`)"
         if self.folds:
             kind, advice = "normal", ""
+            if len(self.scores) < _FEW:
+                advice = (
+                    ", and thresholds by fits to so few can be far off, to either side: give "
+                    f"{_FEW} or more"
+                )
         elif self.given:
             kind, advice = "photograph", "; give that many with `ahl threshold RUN --good`"
         return (
@@ -146,14 +151,7 @@ class Calibration:
         )
 
     def warn_of(self, fpr: float = FPR) -> None:
-        """Say so where the held-out normals are too few for ``fpr``, or for any threshold."""
-        if self.folds and len(self.scores) < _FEW:
-            log.warning(
-                "with %s each was scored by a fit to so few others that thresholds call next to "
-                "nothing an anomaly; train with %d good parts or more",
-                counted(len(self.scores), "training normal"),
-                _FEW,
-            )
+        """Say so where the held-out normals are too few for ``fpr``."""
         if shortfall := self.shortfall(fpr):
             log.warning("%s", shortfall)
 
