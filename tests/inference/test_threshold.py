@@ -43,7 +43,10 @@ def test_few_normals_promise_what_they_can() -> None:
     ("how", "sentence"),
     [
         ({}, "with 3 held-out normals .* is 25 %; 1 % takes 99 of them .see `held_out`.$"),
-        ({"folds": 3}, "with 3 normals .* is 25 %; 1 % takes 99 of them, .* far off, .*: give 10 or more$"),
+        (
+            {"folds": 3},
+            "with 3 normals .* is 25 %; 1 % takes 99 of them, .* far off, .*: give 10 or more$",
+        ),
         ({"given": True}, "with 3 photographs .* of them; give that many with `ahl threshold RUN"),
     ],
 )
