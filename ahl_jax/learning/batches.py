@@ -20,12 +20,15 @@ from ahl_jax.detectors.protocol import ANOMALY, NORMAL, PSEUDO
 
 
 class Pool(NamedTuple):
-    """Images to draw from; several pools of different sizes are padded and stacked."""
+    """Images to draw from; several pools of different sizes are padded and stacked.
 
-    members: Int[Array, "*t n"]
+    They are made as NumPy's: JAX would compile a program for each operation on them.
+    """
+
+    members: Int[Array | np.ndarray, "*t n"]
     """Positions in the bank of images; what lies behind ``size`` is padding."""
 
-    size: Int[Array, "*t"]
+    size: Int[Array | np.ndarray, "*t"]
     """How many of them are real."""
 
 
@@ -76,7 +79,7 @@ def pad_pools(members: Sequence[Sequence[int] | np.ndarray], width: int | None =
         raise ValueError(f"a pool of {max(sizes)} does not fit into a width of {width}")
     width = width if max(sizes) else 0
     index = np.array([[*m, *[*m[:1]] * (width - len(m))] for m in members], np.int32)
-    return Pool(*jax.device_put((index, np.array(sizes, np.int32))))
+    return Pool(index, np.array(sizes, np.int32))
 
 
 def equal_parts(batch: int, pools: PoolSet) -> list[int]:
@@ -107,7 +110,7 @@ def draw(
     times, rest = size // pool.size, size % pool.size
     rank = jnp.arange(slots)
     weights = jnp.where(rank < pool.size, times + (rank < rest), 0)
-    return pool.members[order], weights.astype(noise.dtype)
+    return jnp.asarray(pool.members)[order], weights.astype(noise.dtype)
 
 
 def draw_batches(

@@ -4,7 +4,6 @@ import itertools
 import logging
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
@@ -276,8 +275,7 @@ def pool_sets(subsets: list[Subset], roles: Roles) -> tuple[PoolSet, PoolSet]:
 def everything(roles: Roles) -> PoolSet:
     """All training images as one set with no leading axis: what a detector alone trains on."""
     sets = (roles.normal_index, roles.anomaly_index, roles.pseudo_index)
-    pools = [(members.astype(np.int32), np.int32(len(members))) for members in sets]
-    return PoolSet(*(Pool(*jax.device_put(pool)) for pool in pools))
+    return PoolSet(*(Pool(m.astype(np.int32), np.array(len(m), np.int32)) for m in sets))
 
 
 def error_weights(subsets: list[Subset], roles: Roles) -> Float[np.ndarray, "t n"]:

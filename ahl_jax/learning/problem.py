@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.config.settings import SCALES, Config
-from ahl_jax.detectors import Functional, Model, poolings_of
+from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.losses import draw_prior
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
@@ -83,8 +83,8 @@ def make_problem(
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    averages = averages_of(pooled, poolings)
-    return problem_on(config, bank, averages, generator, origin, whitening)
+    averages, colouring = averages_of(pooled, poolings), colouring_of(config, whitening)
+    return problem_on(config, bank, averages, generator, origin, colouring)
 
 
 def whitening_of(
@@ -100,6 +100,13 @@ def whitening_of(
     if not config.features.whiten:
         return None
     return fit_whitening(pooled, SCALES, parts, poolings_of(config.detector))
+
+
+def colouring_of(config: Config, whitening: Whitening | None) -> Float[np.ndarray, "d d"] | None:
+    """``Whitening.colouring`` of a run's features, where its detector has a closed form."""
+    if whitening is None or not DETECTORS[config.detector.detector].has_closed_form():
+        return None
+    return whitening.colouring()
 
 
 def subsets_on(config: Config, roles: Roles, averages: Float[np.ndarray, "n d"]) -> list[Subset]:
@@ -129,7 +136,7 @@ def problem_on(
     averages: Float[np.ndarray, "n d"],
     generator: Int[np.ndarray, " p"],
     origin: Int[np.ndarray, " p"],
-    whitening: Whitening | None = None,
+    colouring: Float[np.ndarray, "d d"] | None = None,
 ) -> Problem:
     """Set up a run whose images are in a bank.
 
@@ -139,7 +146,7 @@ def problem_on(
         averages: ``global_averages`` of the n training normals, which k-means divides.
         generator: which generator made each pseudo-anomaly.
         origin: which normal each pseudo-anomaly was made from.
-        whitening: that of the features.
+        colouring: ``colouring_of`` the run.
 
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
@@ -153,11 +160,10 @@ def problem_on(
     model_key, prior_key, run_key = jax.random.split(root, 3)
     references = min(config.detector.references, roles.normals)
     rng = np.random.default_rng([config.seed, 2])
-    # Of NumPy: JAX would compile a program for each of these operations.
     place = np.asarray(bank.place, np.int32)
 
     def placed(pools: PoolSet) -> PoolSet:
-        return PoolSet(*(pool._replace(members=place[np.asarray(pool.members)]) for pool in pools))
+        return PoolSet(*(pool._replace(members=place[pool.members]) for pool in pools))
 
     groups = similar_normals(averages, config.detector.groups, config.seed)
     chosen = {
@@ -168,12 +174,11 @@ def problem_on(
         "labels": (np.arange(followed) >= roles.normals).astype(np.float32),
         "error_weights": error_weights(subsets, roles),
         "groups": groups.astype(np.int32),
+        "colouring": colouring,
         "reference": place[rng.choice(roles.normals, references, replace=False)],
     }
+    data = TrainingData(inputs=bank.inputs, prior=draw_prior(prior_key), **jax.device_put(chosen))
     detector: Functional
     detector, model = make_model(config, bank.inputs.channels, model_key)
-    coloured = whitening is not None and detector.kind.has_closed_form()
-    chosen["colouring"] = whitening.colouring() if whitening and coloured else None
-    data = TrainingData(inputs=bank.inputs, prior=draw_prior(prior_key), **jax.device_put(chosen))
     learner = LEARNERS[config.learning.method](config, detector)
     return Problem(learner, model, data, subsets, run_key)

@@ -41,7 +41,7 @@ from ahl_jax.learning.bank import SharedBank, Streamed, shared_bank
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
-from ahl_jax.learning.problem import problem_on, whitening_of
+from ahl_jax.learning.problem import colouring_of, problem_on, whitening_of
 from ahl_jax.run.again import find_split, moved
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
@@ -232,7 +232,8 @@ def scores_in_turn(
         generator = np.arange(len(chosen)) % len(config.pseudo.generators)
         origin = np.zeros(len(chosen), int)
         bank_of_rest = SharedBank(inputs, place)
-        problem = problem_on(config, bank_of_rest, averages[rest], generator, origin, whitening)
+        colouring = colouring_of(config, whitening)
+        problem = problem_on(config, bank_of_rest, averages[rest], generator, origin, colouring)
         return _scores(
             problem.learner.functional, len(rest), problem.model, problem.data, bank.place[tested]
         )

@@ -31,7 +31,7 @@ from ahl_jax.features.split import (
 )
 from ahl_jax.features.tiles import tiles_of, warn_of_shrinking
 from ahl_jax.learning.bank import shared_bank
-from ahl_jax.learning.problem import Problem, problem_on, whitening_of
+from ahl_jax.learning.problem import Problem, colouring_of, problem_on, whitening_of
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.start import Start
@@ -133,6 +133,7 @@ def make_problems(
             counts=[each.counts for each in features],
             whitening=whitening,
         )
+        colouring = colouring_of(runs[0].config, whitening)
         problems = [
             problem_on(
                 run.config,
@@ -140,7 +141,7 @@ def make_problems(
                 each.averages,
                 each.pseudo.generator,
                 each.pseudo.origin,
-                whitening,
+                colouring,
             )
             for run, each, bank in zip(runs, features, banks, strict=True)
         ]
