@@ -128,6 +128,8 @@ def run_show(command: Show) -> None:
     several = command.category is None and command.out is None
     for category in (categories(command.data) if several else ()) or (command.category,):
         dataset = load_dataset(DataConfig(command.data, category=category))
+        if dataset.note:
+            print(printable(dataset.note), file=sys.stderr)
         print(printable(dataset.name))
         for title, paths in rows(dataset).items():
             print(f"  {len(paths):>6}  {printable(title)}")

@@ -9,7 +9,6 @@ Without ``train/good``, a folder of normals beside one of anomalies is a data se
 ``ROOT/{good, bad}``; see ``NORMAL_WORDS`` for their names.
 """
 
-import logging
 import os
 import unicodedata
 import warnings
@@ -22,8 +21,6 @@ from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.formats import SUFFIXES, is_unread, warn_of_unread
 from ahl_jax.data.splits import split_normals
 from ahl_jax.data.types import ANOMALY, ANOMALY_WORDS, NORMAL_WORDS, Dataset
-
-log = logging.getLogger(__name__)
 
 PREDICTION = "predict.json"
 """What a folder of results is about, in a file that ``ahl predict`` writes into it."""
@@ -156,17 +153,15 @@ def _plain(
     except UserError as error:
         raise UserError(f"in {normals[0]} {error}") from error
     others = {*_subfolders(root)} - {*normals, *anomalies}
-    log.info(
-        "%s has no folders train and test: the %d images of %s are normals, of which a training "
-        "leaves a quarter to the test, and the %d of %s are anomalies%s",
-        root,
-        len(good),
-        _named(normals),
-        sum(map(len, classes.values())),
-        _named(anomalies),
-        f"; nothing of {_named(others)} is used" if others else "",
+    bad = sum(map(len, classes.values()))
+    note = (
+        f"{root} has no folders train and test: the {len(good)} images of {_named(normals)} are "
+        "normals, of which a training leaves a quarter to the test, and the "
+        f"{bad} of {_named(anomalies)} are anomalies"
     )
-    return Dataset(_nfc(root.resolve().name), tuple(train), tuple(test), classes)
+    if others:
+        note += f"; nothing of {_named(others)} is used"
+    return Dataset(_nfc(root.resolve().name), tuple(train), tuple(test), classes, note=note)
 
 
 def _named(folders: Iterable[Path]) -> str:

@@ -27,6 +27,7 @@ class Dataset:
         labelled: The same of the anomalies that the data set names for training. Where there are
             any, none of ``anomalies`` is drawn for it.
         parts: Category -> its images, where this is several categories joined.
+        note: How the images were split, where the data set does not say it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Dataset:
     anomalies: Mapping[str, tuple[ImageSource, ...]]
     labelled: Mapping[str, tuple[ImageSource, ...]] = field(default_factory=dict)
     parts: Mapping[str, "Dataset"] = field(default_factory=dict)
+    note: str = ""
 
     def samples(self) -> Iterator["Sample"]:
         """Every image once, with its class."""

@@ -19,7 +19,7 @@ from ahl_jax.common.libraries import library
 from ahl_jax.config.presets import with_settings
 from ahl_jax.inference.options import PLATFORMS, Export, Platform
 from ahl_jax.inference.predictor import Predictor, load
-from ahl_jax.inference.threshold import check_cut, cut_of
+from ahl_jax.inference.threshold import check_cut
 
 ONNX = ".onnx"
 """How the name of an ONNX file ends."""
@@ -193,7 +193,7 @@ def _program(
 ) -> tuple[Callable[..., dict[str, Array]], float]:
     """The function of arrays, images and a threshold, and the threshold that is stored."""
     calibration = predictor.calibration
-    cut = cut_of(calibration, fpr, threshold)
+    cut = predictor.cut(fpr, threshold)
     stored = cut.threshold if cut else float("nan")
 
     def model(

@@ -241,21 +241,25 @@ class Predictor:
         found = on_all_cores(functools.partial(program, arrays), padded(images, bucket))
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 
-    def cut(self, fpr: float | None = None, threshold: float | None = None) -> Cut | None:
+    def cut(
+        self, fpr: float | None = None, threshold: float | None = None, *, name: str = ""
+    ) -> Cut | None:
         """Where decisions are made; says so where that is nowhere, or not as asked for.
 
         Args:
             fpr: as for ``cut_of``.
             threshold: as for ``cut_of``.
+            name: of the detector, where there are others.
 
         Raises:
             UserError: as by ``cut_of``.
         """
         cut = cut_of(self.calibration, fpr, threshold)
         if cut is None:
-            log.warning("scores alone, no decisions: %s", why_no_threshold(self.config))
+            why = why_no_threshold(self.config)
+            log.warning("%sscores alone, no decisions: %s", f"{name}: " if name else "", why)
         elif self.calibration and threshold is None:
-            self.calibration.warn_of(fpr or FPR)
+            self.calibration.warn_of(fpr or FPR, name)
         return cut
 
     def calibrated(self) -> Calibration:

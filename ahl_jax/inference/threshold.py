@@ -150,10 +150,10 @@ class Calibration:
             f"{math.ceil(1 / fpr - 1e-9) - 1} of them{advice}"
         )
 
-    def warn_of(self, fpr: float = FPR) -> None:
-        """Say so where the held-out normals are too few for ``fpr``."""
+    def warn_of(self, fpr: float = FPR, name: str = "") -> None:
+        """Say so where the held-out normals are too few for ``fpr``, of a detector by its name."""
         if shortfall := self.shortfall(fpr):
-            log.warning("%s", shortfall)
+            log.warning("%s%s", f"{name}: " if name else "", shortfall)
 
     def probability(self, scores: Float[Any, " m"], xp: Any = np) -> Float[Any, " m"]:
         """The share of normal images that score lower, as estimated from the held-out ones.

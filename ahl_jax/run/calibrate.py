@@ -71,25 +71,21 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
     # A copy of what a fit has seen is not unseen.
     if split.held_out:
         maps, paths = held_out_features(*given, progress=options.progress)
-        own = _own(config, paths, split.train_normals)
+        own, copies = _own(config, paths, split.train_normals)
         scores, _, heat = predictor.outcome_of(maps, paths)
         scores, heat = scores[own], heat[own]
     else:
         features = fitted_features(*given, progress=options.progress)
         paths, parts = features.paths, predictor.trunk.parts
-        own = _own(config, paths)
+        own, copies = _own(config, paths)
         scores, heat, folds = scores_in_turn(config, features, parts, options, own)
         if predictor.scorer.localizer is not None:
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             fitted, unseen = hold_out(paths, config.data.held_out)
-            heat = predictor.heat_maps([unseen[i] for i in _own(config, unseen, fitted)])
+            heat = predictor.heat_maps([unseen[i] for i in _own(config, unseen, fitted)[0]])
     assert heat is not None
-    if options.progress and len(own) < len(paths):
-        log.warning(
-            "thresholds are set by %s of %s: the others are copies",
-            counted(len(own), "training normal"),
-            len(paths),
-        )
+    if options.progress and copies:
+        log.warning("%s", copies)
     names = names_in(run.data, [paths[i] for i in own])
     calibration = calibration_of(scores, heat, names, folds)
     if options.progress:
@@ -100,10 +96,18 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
 
 def _own(
     config: Config, normals: Sequence[ImageSource], known: Sequence[ImageSource] = ()
-) -> list[int]:
-    """Positions of the ``distinct`` normals; of all where copies count, or too few are left."""
-    found = [] if config.data.keep_copies else distinct(normals, known)
-    return found if len(found) > 1 else [*range(len(normals))]
+) -> tuple[list[int], str | None]:
+    """Positions of the ``distinct`` normals, and a sentence on the others, if there are any.
+
+    All of them where copies count, or no two are left.
+    """
+    n, found = len(normals), [] if config.data.keep_copies else distinct(normals, known)
+    if len(found) > 1:
+        few = f"{counted(len(found), 'training normal')} of {n}"
+        said = f"thresholds are set by {few}: the others are copies"
+        return found, said if len(found) < n else None
+    said = f"all {n} training normals that set the thresholds are copies; new parts score higher"
+    return [*range(n)], None if config.data.keep_copies or n < 2 else said
 
 
 def recalibrate(

@@ -20,7 +20,7 @@ from ahl_jax.config.checks import left_to_data
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import SCALES, Config, Views, flat
 from ahl_jax.data.records import ImageSource
-from ahl_jax.detectors import make_detector
+from ahl_jax.detectors import DETECTORS, make_detector
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
@@ -46,7 +46,7 @@ def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
 
     All runs get the same ones, and a run that has begun keeps its own. The measure is Density's
     ``left_out_auc`` by the trunk as it is before stage one, and its mean over the runs. Without
-    labelled anomalies they are the first ones.
+    labelled anomalies they are the first ones, and a detector that reads one pooling has that.
 
     Args:
         runs: runs that differ in their seeds alone.
@@ -76,10 +76,14 @@ def _begun(runs: Sequence[Run], options: RunOptions) -> dict[str, Any] | None:
 def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     config = runs[0].config
     names = left_to_data(config)
-    if not all(run.split.seen for run in runs):
-        return {name: CANDIDATES[name][0] for name in names}
     given = {"views": config.features.views, "poolings": config.detector.poolings}
-    views, poolings = (CANDIDATES[k] if k in names else (given[k],) for k in CANDIDATES)
+    if not DETECTORS[config.detector.detector].whitened:
+        given["poolings"] = 1  # It reads no other.
+    tried = {k: CANDIDATES[k] if given[k] == "auto" else (given[k],) for k in CANDIDATES}
+    compared = [k for k, values in tried.items() if len(values) > 1]
+    if not compared or not all(run.split.seen for run in runs):
+        return {name: tried[name][0] for name in names}
+    views, poolings = tried.values()
     store = Store(options.cache_dir, on_host(options.feature_memory))
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
@@ -87,13 +91,16 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     pooling = {v: _clearly_best(found[v]) for v in views}
     view = _clearly_best({v: found[v][pooling[v]] for v in views})
     chosen = {"views": view, "poolings": pooling[view]}
+
+    def in_words(values: Mapping[str, int]) -> str:
+        return " and ".join(counted(values[k], k.removesuffix("s")) for k in compared)
+
     if options.progress:
         each = ", ".join(
-            f"{auc:.3f} with {counted(v, 'view')} and {counted(p, 'pooling')}"
+            f"{auc:.3f} with {in_words({'views': v, 'poolings': p})}"
             for v in views for p, auc in found[v].items()
         )  # fmt: skip
-        taken = f"{counted(view, 'view')} and {counted(pooling[view], 'pooling')}"
-        log.info("taken: %s (AUC-ROC of labelled anomalies left out: %s)", taken, each)
+        log.info("taken: %s (AUC-ROC of labelled anomalies left out: %s)", in_words(chosen), each)
     return {name: chosen[name] for name in names}
 
 

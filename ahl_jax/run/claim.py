@@ -90,6 +90,8 @@ def _splits(configs: Sequence[Config], options: RunOptions) -> list[Split]:
     """The splits that settings name, which differ in their seeds alone."""
     data = configs[0].data
     dataset = load_dataset(data)
+    if options.progress and dataset.note:
+        log.info("%s", dataset.note)
     splits = [split_of(dataset, config) for config in configs]
     if options.progress and dataset.labelled and data.shots:
         log.info(

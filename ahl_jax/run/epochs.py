@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.common.text import pace
+from ahl_jax.common.text import counted, pace
+from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Inputs
 from ahl_jax.detectors.localizer import Localizer
 from ahl_jax.detectors.whitening import Whitening
@@ -62,7 +63,8 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
     Raises:
         UserError: if the settings fit neither the data nor the devices.
     """
-    epochs = trainings[0].run.config.learning.planned_epochs
+    config = trainings[0].run.config
+    epochs = config.learning.planned_epochs
     with together():
         states, data = seeds.stack_problems(problems)
         mesh = _mesh(data, len(trainings), options.data_shards)
@@ -74,6 +76,8 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
     data = dataclasses.replace(drawn, inputs=data.inputs)
     if options.progress:
         _announce(data, mesh, epochs, done)
+        if said := _untrained_psi(config):
+            log.warning("%s", said)
     states, data = seeds.spread(states, data, mesh)
     if not done:
         states = seeds.prepared(learner, states, data, mesh)
@@ -83,7 +87,7 @@ def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: 
     with together():  # No process's epochs begin while another one still compiles.
         programs = _compiled(learner, states, data, mesh, chunks)
     give_back_memory()
-    if options.progress and chunks:
+    if options.progress and chunks and config.learning.method != "fit":
         _announce_memory(programs[len(chunks[0])])
     # What the first call does once is not what costs.
     traced = min(1, len(chunks) - 1) if options.profile else None
@@ -175,6 +179,20 @@ def _announce(data: TrainingData, mesh: Mesh, epochs: int, done: int) -> None:
     if mesh.size > 1:
         log.info("training on %d devices: %s", mesh.size, dict(mesh.shape))
     log.info("compiling, which takes a while the first time")
+
+
+def _untrained_psi(config: Config) -> str | None:
+    """A sentence where training ends before psi has the history that it predicts from."""
+    learning, importance = config.learning, config.importance
+    if learning.method != "ahl" or importance.importance != "psi":
+        return None
+    if learning.epochs > importance.history:
+        return None
+    return (
+        f"psi predicts from {counted(importance.history, 'past epoch')}, so in "
+        f"{counted(learning.epochs, 'epoch')} all importance scores stay 1/T; give more `epochs`, "
+        "or a smaller `history`"
+    )
 
 
 def _announce_memory(compiled: jax.stages.Compiled) -> None:

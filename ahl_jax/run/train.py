@@ -133,7 +133,7 @@ def train_runs(
             trained = {run.workdir.path for run in unfinished}
             for run in runs:
                 if run.workdir.path not in trained:
-                    log.info("%s is finished: all epochs are done", run.workdir.path)
+                    log.info("all epochs of %s are done already", run.workdir.path)
         return on_primary(lambda: _test(runs, options))
 
 

@@ -111,7 +111,9 @@ class App:
         self.limits = limits
         self.served = {
             name: Served(
-                each, Batches(each, limits.batch, limits.max_wait), each.cut(fpr, threshold)
+                each,
+                Batches(each, limits.batch, limits.max_wait),
+                each.cut(fpr, threshold, name=name if len(predictors) > 1 else ""),
             )
             for name, each in predictors.items()
         }

@@ -100,7 +100,7 @@ def test_a_run_goes_on_wherever_its_command_is_given(
         monkeypatch.chdir(folder)
         main(["train", data, "--workdir", str(finished.workdir), "--preset", "debug",
               "--shots", "4"])  # fmt: skip
-        assert "is finished" in capsys.readouterr().err
+        assert "are done already" in capsys.readouterr().err
 
 
 def test_files_of_no_run_are_not_overwritten(weave: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def test_classes_in_train_are_labelled(tmp_path):
 
 
 @pytest.mark.parametrize(("good", "bad"), [("good", "bad"), ("OK", "Ng"), ("Normal", "anomalous")])
-def test_folders_of_good_and_bad_are_split(tmp_path, caplog, good, bad):
-    caplog.set_level("INFO")
+def test_folders_of_good_and_bad_are_split(tmp_path, good, bad):
     put(tmp_path, *(f"{good}/{i}.png" for i in range(8)))
     put(tmp_path, f"{bad}/1.png", f"{bad}/cut/deep/2.png", f"{bad}/anomaly/3.png", "notes/4.png")
     dataset = load_dataset(DataConfig(str(tmp_path)))
@@ -66,13 +65,14 @@ def test_folders_of_good_and_bad_are_split(tmp_path, caplog, good, bad):
         "anomaly": ["1.png", "anomaly/3.png"],
         "cut": ["cut/deep/2.png"],
     }
-    assert f"the 8 images of {good} are normals" in caplog.text
-    assert "nothing of notes is used" in caplog.text
+    assert f"the 8 images of {good} are normals" in dataset.note
+    assert "nothing of notes is used" in dataset.note
     with pytest.raises(UserError, match="leave out `category="):
         load_dataset(DataConfig(str(tmp_path), category="cup"))
     # A split that there is goes before.
     layout(tmp_path)
-    assert len(load_dataset(DataConfig(str(tmp_path))).train_normals) == 2
+    split = load_dataset(DataConfig(str(tmp_path)))
+    assert (len(split.train_normals), split.note) == (2, "")
 
 
 def test_which_files_are_images(tmp_path):

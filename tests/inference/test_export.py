@@ -286,3 +286,10 @@ def test_without_onnx_a_sentence_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="run `pip install onnx`"):
         export_onnx(predictor, tmp_path / "model.onnx")
+
+
+def test_a_stored_threshold_that_is_not_as_asked_for_is_said(
+    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_model(predictor, tmp_path / "model.bin", fpr=0.01)
+    assert predictor.calibrated().shortfall(0.01) in [record.message for record in caplog.records]

@@ -199,6 +199,19 @@ def test_one_image_is_no_list_of_images(
         predictor.score(one)  # type: ignore[arg-type]
 
 
+def test_a_threshold_that_is_not_as_asked_for_is_said_of_its_detector(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor.cut(name="left")
+    predictor.cut(0.5, name="left")
+    predictor.cut()
+    dataclasses.replace(predictor, calibration=None).cut(name="right")
+    told = [record.message for record in caplog.records]
+    few = predictor.calibrated().shortfall()
+    assert told[:2] == [f"left: {few}", few]
+    assert told[2].startswith("right: scores alone, no decisions: ")
+
+
 def test_a_run_without_held_out_normals_has_no_threshold(
     predictor: Predictor, images: list[Path]
 ) -> None:

@@ -17,6 +17,7 @@ from ahl_jax.features import FeatureMaps, PseudoFeatures
 from ahl_jax.features.images import pooled_features
 from ahl_jax.features.split import FittedFeatures
 from ahl_jax.learning.folds import make_folds
+from ahl_jax.run import calibrate
 from ahl_jax.run.calibrate import scores_in_turn
 from ahl_jax.run.options import RunOptions
 from tests.runs import FinishedRun
@@ -157,3 +158,21 @@ def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
     monkeypatch.setattr("ahl_jax.run.calibrate.load", lambda _: unfinished)
     with pytest.raises(UserError, match="is not finished"):
         recalibrate(run, [new])
+
+
+def test_copies_among_the_normals_that_set_thresholds_are_told(tmp_path: Path) -> None:
+    config = preset("density", str(tmp_path))
+    images = [tmp_path / name for name in "abcd"]
+    for path, content in zip(images, ("one", "two", "one", "one"), strict=True):
+        path.write_text(content)
+    own, said = calibrate._own(config, images)
+    assert own == [0, 1]
+    assert said == "thresholds are set by 2 training normals of 4: the others are copies"
+    for alike in (images[2:], images[:1] + images[2:]):
+        own, said = calibrate._own(config, alike)
+        assert own == [*range(len(alike))]
+        assert said is not None
+        assert said.startswith(f"all {len(alike)} training normals that set the thresholds")
+    assert calibrate._own(config, images[:2]) == ([0, 1], None)
+    kept = preset("density", str(tmp_path), keep_copies=True)
+    assert calibrate._own(kept, images) == ([0, 1, 2, 3], None)

@@ -110,6 +110,24 @@ def test_nothing_is_compared_without_labelled_anomalies_or_choice(
     assert load(tmp_path / "run").config.features.views == 1
 
 
+def test_a_detector_that_reads_averages_alone_compares_no_poolings(
+    upright: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level("INFO")
+    aucs = iter([0.8, 0.9])
+    monkeypatch.setattr(choices, "left_out_auc", lambda *arguments: next(aucs))
+    options = RunOptions(cache_dir=tmp_path / "cache")
+    for settings, views in (({}, 8), ({"views": 1}, 1)):
+        settings = {"shots": 4, "detector": "dra", "method": "base"} | settings | QUICK
+        config = preset("density", str(upright), **settings)
+        run = Run(config, load_split(config), "", Workdir(tmp_path / str(views)))
+        (chosen,) = choices.with_choices([run], options)
+        assert (chosen.config.features.views, chosen.config.detector.poolings) == (views, 1)
+    told = [record.message for record in caplog.records if "taken" in record.message]
+    left_out = "AUC-ROC of labelled anomalies left out"
+    assert told == [f"taken: 8 views ({left_out}: 0.800 with 1 view, 0.900 with 8 views)"]
+
+
 def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
     normals, anomalies, *_ = setting_maps(40)
     averages = [global_averages(maps) for maps in (normals, anomalies)]

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from ahl_jax import Config, UserError, evaluate, export_model, load, train
+from ahl_jax import Config, UserError, evaluate, export_model, load, preset, train
 from ahl_jax.config.presets import with_settings
 from ahl_jax.features.split import split_digest
 from ahl_jax.learning import seeds
+from ahl_jax.run import epochs
 from ahl_jax.storage.workdir import Workdir
 from tests.runs import FinishedRun, history, inference, stopped_in_epoch
 
@@ -72,6 +73,17 @@ def test_evaluate_warns_when_the_images_are_others(
     (data / "test/good/00.png").unlink()
     evaluate(finished.workdir, data=str(data), progress=False)
     assert "the images are not the ones" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, False), ({"epochs": 5}, True), ({"epochs": 6}, False), ({"history": 30}, True),
+     ({"epochs": 5, "importance": "uniform"}, False), ({"epochs": 5, "method": "base"}, False)],
+)  # fmt: skip
+def test_training_that_ends_before_psi_can_predict_says_so(settings: dict, told: bool) -> None:
+    said = epochs._untrained_psi(preset("paper", "none", **settings))
+    assert (said is not None) is told
+    assert said is None or "importance scores stay 1/T" in said
 
 
 def test_what_is_no_config_is_refused(weave: Path, tmp_path: Path) -> None:
