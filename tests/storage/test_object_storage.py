@@ -1,5 +1,6 @@
 """Runs, images, features and results in buckets of emulated services."""
 
+import io
 import json
 import os
 import signal
@@ -8,11 +9,13 @@ import socketserver
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ahl_jax.cli.main import main
 from ahl_jax.common import remote
@@ -279,3 +282,44 @@ def test_a_run_lives_in_a_bucket(place, tmp_path, monkeypatch, weave):
     kept = remote.objects(place / "cache")
     assert any(name.endswith(".safetensors") for name in kept)
     assert any(name.startswith("compiled/") for name in kept)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_other_commands_take_runs_of_a_bucket(place, tmp_path, monkeypatch, weave):
+    """Trained by two processes, fine-tuned, updated, compared and served."""
+    monkeypatch.setenv("AHL_DATA", str(tmp_path))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    data, new = place / "data", place / "new"
+    files = [path.relative_to(weave).as_posix() for path in weave.rglob("*.png")]
+    remote.upload(weave, files, data)
+    for turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180):
+        with Image.open(weave / "test/spot/00.png") as image, io.BytesIO() as file:
+            image.transpose(turn).save(file, "png")
+            replace_file(new / f"{turn}.png", file.getvalue())
+    old, words = place / "old", ["--preset", "debug", "--levels", 1]
+    common = ["train", data, "--workdir", old, *words, "--epochs", 3, "--data-shards", 2]
+    common += ["--distributed", "--coordinator", f"127.0.0.1:{_free_port()}", "--processes", 2]
+    both = [subprocess.Popen(_ahl(*common, "--process-id", i)) for i in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    with Checkpoints(old, read_only=True) as checkpoints:
+        assert checkpoints.epochs() == [2, 3]
+    tuned, updated = place / "tuned", place / "updated"
+    _run("finetune", old, "--data", data, "--workdir", tuned, "--epochs", 1)
+    _run("update", old, "--defects", new, "--workdir", updated)
+    seen = [line for line in (updated / "images.csv").read_text().splitlines() if str(new) in line]
+    assert len(seen) == 2
+    _run("compare", old, tuned, updated, "--out", place / "compared.html")
+    page = (place / "compared.html").read_text()
+    assert all(name in page for name in ("old", "tuned", "updated"))
+    with subprocess.Popen(_ahl("serve", updated, "--port", 0), stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        address = next(line.split()[-1] for line in process.stderr if b"serving updated" in line)
+        photograph = (weave / "test/spot/01.png").read_bytes()
+        with urllib.request.urlopen(f"{address.decode()}/score", photograph) as answer:
+            assert isinstance(json.load(answer)["score"], float)
+        process.send_signal(signal.SIGTERM)
+
+
+def _run(*words: object) -> None:
+    subprocess.run(_ahl(*words), check=True)
