@@ -288,11 +288,12 @@ def over_subsets(
 
 
 def on_every_subset(tree: Tree) -> Tree:
-    """Arrays that every device of the ``subset`` axis has whole; needs the mesh, as the others.
+    """Arrays that all devices that share out subsets have whole; needs the mesh, as the others.
 
     For what is small but would be divided by the compiler.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("subset", 1) == 1:
+    shape = jax.sharding.get_abstract_mesh().shape
+    if all(shape.get(name, 1) == 1 for name in ("subset", "data")):
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 

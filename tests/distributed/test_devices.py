@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -13,6 +14,10 @@ import pytest
 from ahl_jax import UserError
 from ahl_jax.distributed.mesh import AXES, mesh_for, own_part
 from ahl_jax.distributed.part import Part
+
+_EXCHANGE = re.compile(
+    r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
 
 _SCRIPT = """
 import dataclasses, json, sys
@@ -161,10 +166,7 @@ def test_eight_devices_give_the_result_of_one(detector: str, shards: int, mesh: 
 @pytest.mark.slow
 def test_subsets_exchange_their_scores_and_their_gradients_alone() -> None:
     program = on_devices(4, seeds=1, program=True)["program"]
-    exchanges = re.findall(
-        r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(",
-        program,
-    )
+    exchanges = _EXCHANGE.findall(program)
     # XLA makes one sum of those of all parameters; the logs are gathered at the end.
     assert exchanges.count("all-gather") == 1
     assert set(exchanges) == {"all-gather", "all-reduce"}
@@ -206,6 +208,19 @@ def test_devices_of_the_data_axis_share_out_the_subsets_where_they_can() -> None
     scattered = re.findall(r"= f64\[([0-9,]+)\]\S* reduce-scatter\(", found["program"])
     assert {"17,11,4", "16,11,4"} <= set(scattered)
     assert all(len(shape.split(",")) == 3 for shape in scattered)
+
+
+@pytest.mark.slow
+def test_where_the_data_axis_alone_shares_out_the_subsets_psi_is_not_divided() -> None:
+    found = on_devices(4, seeds=1, shards=4, program=True, beside_one=True)
+    assert found["mesh"] == [1, 1, 4]
+    np.testing.assert_allclose(found["weights"], found["one"]["weights"], rtol=1e-6)
+    np.testing.assert_allclose(found["params"], found["one"]["params"], rtol=1e-6)
+    exchanges = Counter(_EXCHANGE.findall(found["program"]))
+    assert set(exchanges) == {"all-gather", "all-reduce", "reduce-scatter"}
+    # Images of support, query and scores, their positions, and the scores: 15. They were 1,353
+    # where the compiler divided psi's images.
+    assert exchanges.total() <= 20
 
 
 def test_no_device_ever_holds_the_whole_bank() -> None:
