@@ -1,6 +1,6 @@
 """The names of the package, which are imported when they are first used."""
 
-from .common.errors import BadImageError, UserError
+from .common.errors import BadImageError, InputError, UserError
 from .config.presets import preset
 from .config.settings import (
     Config,
@@ -41,6 +41,7 @@ __all__ = [
     "DetectorConfig",
     "FeatureConfig",
     "ImportanceConfig",
+    "InputError",
     "LearningConfig",
     "Outcome",
     "Predictor",

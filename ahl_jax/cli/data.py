@@ -169,8 +169,10 @@ def _check_in_words(found: "Found", limit: int | None) -> Iterator[str]:
         yield f"  {number:>6}  {title}"
     yield f"Sizes: {_tally({f'{w} x {h}': n for (w, h), n in found.sizes.items()}, _SIZES)}"
     yield f"Modes: {_tally(found.modes)}"
-    if found.few:
-        yield f"Classes with fewer images than --shots {SHOTS} takes: {_tally(found.few)}"
+    if 0 < found.drawn < SHOTS:
+        yield f"All anomalies are fewer than --shots {SHOTS} takes: {found.drawn}"
+    elif found.few:
+        yield f"Classes too small for --shots {SHOTS} of each, or of one: {_tally(found.few)}"
     for bad, what in ((found.unreadable, "image"), (found.masks, "mask")):
         if bad:
             yield f"Cannot be read: {counted(len(bad), what)}"

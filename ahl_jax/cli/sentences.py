@@ -42,10 +42,11 @@ def training_in_words(config: Config, metrics: Mapping[str, Any], workdir: Path)
         f"{metrics['auc_pr']:.4f} on {metrics['n_test']} test images; everything is in {workdir}."
     )
     if at := metrics.get("at_threshold"):
+        promised = _promise(at["promised_fpr"], at["folds"])
         said += (
-            f" At its threshold {at['threshold']:.4g} it finds {at['tpr']:.1%} of the anomalies, "
-            f"and {at['fpr']:.1%} of the normals are false alarms; for other thresholds see `ahl "
-            f"threshold {workdir}`."
+            f" At its threshold {at['threshold']:.4g}, set for {promised} of false alarms, it "
+            f"finds {at['tpr']:.1%} of the anomalies, and {at['fpr']:.1%} of the normals are "
+            f"false alarms; for other thresholds see `ahl threshold {workdir}`."
         )
     return said
 

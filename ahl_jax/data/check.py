@@ -96,6 +96,7 @@ class Check:
         masks: Images whose masks cannot be read or do not fit, and a sentence on each.
         groups: Images that are there more than once; each image is in one group at most.
         few: Anomaly classes to draw from with fewer than ``SHOTS`` images; no fault of the data.
+        drawn: Anomalies to draw from, of all classes.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Check:
     masks: tuple[tuple[ImageSource, str], ...]
     groups: tuple[Group, ...]
     few: Mapping[str, int]
+    drawn: int
 
     @property
     def clean(self) -> bool:
@@ -178,6 +180,7 @@ def check(dataset: Dataset, root: Path, *, progress: bool = True) -> Check:
         masks=tuple(masks),
         groups=tuple(_groups(readable, digests, thumbnails[: len(seen)])),
         few={name: n for name, n in drawn.items() if n < SHOTS},
+        drawn=sum(drawn.values()),
     )
 
 

@@ -64,12 +64,21 @@ def categories(root: Path) -> list[str]:
 def anomalies_below(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Anomaly class -> images: of the folders in a folder, and ``ANOMALY`` for those beside them.
 
+    A folder in it whose name says no more than that its images are anomalies is looked into.
+
     Raises:
-        UserError: if it may not be listed.
+        UserError: if it may not be listed, or has a folder of normals.
     """
     skipped: list[Path] = []
     try:
-        found = _anomalies([folder], folder, skipped)
+        normals, anomalies = _normals_and_anomalies(folder)
+        if normals:
+            raise UserError(
+                f"{folder} is to hold defects alone, and {_named(normals)} in it are good parts by "
+                "their name; give the folder of the defects as `defects`, and that of good parts "
+                "as `good`"
+            )
+        found = _anomalies([folder, *anomalies], folder, skipped)
     except OSError as error:
         raise _unlistable(error) from error
     warn_of_unread(skipped, folder)
@@ -172,10 +181,10 @@ def _anomalies(
     folders: Sequence[Path], root: Path, skipped: list[Path]
 ) -> dict[str, tuple[Path, ...]]:
     """The classes in folders of anomalies; images beside the folders of classes have no other."""
-    inner = [each for folder in folders for each in _subfolders(folder)]
+    inner = [each for folder in folders for each in _subfolders(folder) if each not in folders]
     found = _classes(inner, root, skipped)
     links: list[Path] = []
-    every = [path for folder in folders for path in _images(folder, root, links)]
+    every = dict.fromkeys(path for folder in folders for path in _images(folder, root, links))
     beside = tuple(path for path in every if path.parent in folders)
     skipped += [path for path in links if path.parent in folders and path not in inner]
     if beside:

@@ -24,6 +24,7 @@ from ahl_jax.inference.options import Predict
 from ahl_jax.inference.predictor import Predictor, load
 from ahl_jax.inference.results import NamedImage, Results, begun_in
 from ahl_jax.inference.threshold import check_cut
+from ahl_jax.storage.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +104,23 @@ def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results:
         "%s in %s%s", counted(len(results.done), "row"), results.csv,
         f", with {counted(results.anomalies, 'anomal', 'y', 'ies')}" if results.cut else "",
     )  # fmt: skip
+    _warn_of_trained(command, results)
     if bad:
         for why in bad.values():
             log.warning("left out: %s", why)
         raise IncompleteError(f"{counted(len(bad), 'image')} could not be read, as listed above")
+
+
+def _warn_of_trained(command: Predict, results: Results) -> None:
+    """Say how many of the images the run was trained on."""
+    with contextlib.suppress(UserError):  # Its list may be damaged, which predictions do not need.
+        rows = Workdir(command.workdir).images() or []
+        trained = {row.sha256 for row in rows if row.part == "train"}
+        if known := sum(digest in trained for _, digest in results.done):
+            log.warning(
+                "%d of these %s trained this detector, and such score lower than new ones",
+                known, counted(len(results.done), "image"),
+            )  # fmt: skip
 
 
 def found_images(

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from ahl_jax.backbones import Trunk, trunk_from_params
-from ahl_jax.common.errors import UserError
+from ahl_jax.common.errors import InputError, UserError
 from ahl_jax.common.files import reason
 from ahl_jax.config.settings import Config, FeatureConfig
 from ahl_jax.data.frame import Frame, Seen
@@ -162,7 +163,12 @@ class Predictor:
 
         Raises:
             BadImageError: if it cannot be read.
+            InputError: if it is a list of images.
         """
+        if isinstance(image, list | tuple) and any(
+            isinstance(x, str | Path | Image.Image | np.ndarray) for x in image
+        ):
+            raise InputError("heat_map takes one image at a time; give it without the list")
         heat = self.outcome([image]).heat[0]
         source = path_or_array(image, "the image")
         photograph = source if isinstance(source, Path) else InMemory("the image", source)

@@ -118,13 +118,17 @@ class Calibration:
         of the held-out normals and the image (split conformal prediction); where these were held
         out in turn, of about that.
         """
-        n = len(self.scores)
-        rank = min(n, math.ceil((n + 1) * (1 - fpr) - 1e-9))
-        return float(self.scores[max(rank, 1) - 1])
+        return float(self.scores[self._rank(fpr) - 1])
 
     def promised(self, fpr: float = FPR) -> float:
-        """``fpr``, or what n held-out normals suffice for: no less than 1 / (n + 1)."""
-        return max(fpr, 1 / (len(self.scores) + 1))
+        """``fpr``; but 1 / (n + 1) where the threshold is the highest of n scores."""
+        n = len(self.scores)
+        return fpr if self._rank(fpr) < n else 1 / (n + 1)
+
+    def _rank(self, fpr: float) -> int:
+        """That of the threshold among the scores, from 1."""
+        n = len(self.scores)
+        return max(1, min(n, math.ceil((n + 1) * (1 - fpr) - 1e-9)))
 
     def cut(self, fpr: float = FPR) -> Cut:
         """``threshold(fpr)``, with what is known of it."""

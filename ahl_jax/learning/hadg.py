@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted
@@ -92,12 +94,13 @@ def similar_normals(
 ) -> Int[np.ndarray, " n"]:
     """The k-means group of each normal, numbered in the order of their first members.
 
-    There are at most as many groups as normals.
+    There are at most as many groups as normals that differ.
     """
     groups = min(groups, len(features))
     if groups == 1:
         return np.zeros(len(features), int)
-    found = KMeans(groups, n_init=10, random_state=seed).fit_predict(features)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        found = KMeans(groups, n_init=10, random_state=seed).fit_predict(features)
     # Parallel k-means may number the same groups differently from run to run.
     _, first, which = np.unique(found, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[which]

@@ -99,15 +99,15 @@ def _own(
 ) -> tuple[list[int], str | None]:
     """Positions of the ``distinct`` normals, and a sentence on the others, if there are any.
 
-    All of them where copies count, or no two are left.
+    All of them where copies count, or all are copies of known ones.
     """
     n, found = len(normals), [] if config.data.keep_copies else distinct(normals, known)
-    if len(found) > 1:
+    if found:
         few = f"{counted(len(found), 'training normal')} of {n}"
         said = f"thresholds are set by {few}: the others are copies"
         return found, said if len(found) < n else None
-    said = f"all {n} training normals that set the thresholds are copies; new parts score higher"
-    return [*range(n)], None if config.data.keep_copies or n < 2 else said
+    said = f"all {n} normals that set the thresholds are in training too; new parts score higher"
+    return [*range(n)], None if config.data.keep_copies or not n else said
 
 
 def recalibrate(

@@ -189,9 +189,9 @@ def _untrained_psi(config: Config) -> str | None:
     if learning.epochs > importance.history:
         return None
     return (
-        f"psi predicts from {counted(importance.history, 'past epoch')}, so in "
-        f"{counted(learning.epochs, 'epoch')} all importance scores stay 1/T; give more `epochs`, "
-        "or a smaller `history`"
+        "psi, which predicts the importance scores of the base models, takes "
+        f"{counted(importance.history, 'past epoch')}, so in {counted(learning.epochs, 'epoch')} "
+        "they all stay 1/T; give more `epochs`, or a smaller `history`"
     )
 
 

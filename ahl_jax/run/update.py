@@ -1,6 +1,7 @@
 """The same detector with more images: a new run on those of another one and on new ones."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def update(
         for path in paths
     ]
     normals = [path for folder in _folder(good) for path in images_below(folder)]
+    if anomalies and how.progress:
+        kinds = Counter(sample.anomaly_class for sample in anomalies)
+        log.info("defects to train on: %s", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     split = extended(found.split, anomalies, normals, config.held_out_once)
     metrics = train_runs([config], [any_path(workdir)], how, [split])
     before = read_calibration(old.path / "checkpoint")

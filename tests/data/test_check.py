@@ -58,7 +58,7 @@ def test_clean_data_is_counted(data: Path) -> None:
     assert result.counts == {"train: good": 6, "test: good": 3, "test: dent": 3}
     assert result.sizes == {(320, 240): 12}
     assert result.modes == {"grey": 12}
-    assert result.few == {"dent": 3}
+    assert (result.few, result.drawn) == ({"dent": 3}, 3)
 
 
 def test_unreadable_files_are_named_with_the_reason(data: Path) -> None:
@@ -203,7 +203,7 @@ def test_the_command_ends_with_0_for_clean_data(data: Path, capsys: Capture) -> 
     assert "Clean: " in out
     assert "320 x 240 (12)" in out
     assert "grey (12)" in out
-    assert "--shots 10 takes: dent (3)" in out
+    assert "All anomalies are fewer than --shots 10 takes: 3" in out
     assert "12 of 12" in err
 
 

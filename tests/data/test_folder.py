@@ -7,6 +7,7 @@ import pytest
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data import folder as folder_module
+from ahl_jax.data.folder import anomalies_below
 from ahl_jax.data.open import load_dataset
 
 
@@ -73,6 +74,19 @@ def test_folders_of_good_and_bad_are_split(tmp_path, good, bad):
     layout(tmp_path)
     split = load_dataset(DataConfig(str(tmp_path)))
     assert (len(split.train_normals), split.note) == (2, "")
+
+
+def test_a_folder_of_defects_has_no_good_parts(tmp_path):
+    put(tmp_path, "new/hole/1.png", "new/bad/2.png", "new/bad/cut/3.png", "new/4.png")
+    found = {k: names(v, tmp_path / "new") for k, v in anomalies_below(tmp_path / "new").items()}
+    assert found == {
+        "anomaly": ["4.png", "bad/2.png"],
+        "cut": ["bad/cut/3.png"],
+        "hole": ["hole/1.png"],
+    }
+    put(tmp_path, "new/OK/5.png")
+    with pytest.raises(UserError, match="defects alone, and OK in it are good parts"):
+        anomalies_below(tmp_path / "new")
 
 
 def test_which_files_are_images(tmp_path):

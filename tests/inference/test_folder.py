@@ -26,6 +26,8 @@ from ahl_jax.config.settings import DataConfig
 from ahl_jax.data.images import image_digest, read_display
 from ahl_jax.inference.folder import found_images
 from ahl_jax.inference.results import Results
+from ahl_jax.storage.workdir import Workdir
+from tests.cli.test_cli import Capture
 from tests.runs import FinishedRun
 
 
@@ -93,6 +95,18 @@ def test_a_folder_gives_a_table_and_heat_maps(
         with Image.open(row["path"]) as original:
             assert (pixels[:96, :96] == np.asarray(original)).all()
         assert np.abs(_hot(pixels) - pixels[:96, :96]).mean() > 0
+
+
+def test_images_that_trained_the_detector_are_told(
+    finished: FinishedRun, some: Path, weave: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    _predict(finished, some / "good", "--out", tmp_path / "new", "--no-heat-maps")
+    assert "trained this detector" not in capsys.readouterr().err
+    shutil.copytree(weave / "train/good", some / "good/old")
+    _predict(finished, some / "good", "--out", tmp_path / "out", "--no-heat-maps")
+    rows = Workdir(finished.workdir).images() or []
+    known = sum(row.part == "train" and not row.anomaly_class for row in rows)
+    assert f"{known} of these {2 + 20} images trained this detector" in capsys.readouterr().err
 
 
 def test_anomalies_are_hotter(finished: FinishedRun, some: Path, tmp_path: Path) -> None:
@@ -440,7 +454,7 @@ def test_evaluate_reports_what_the_threshold_comes_to(
     assert at["promised_fpr"] == pytest.approx(1 / 3)
     main(["evaluate", str(finished.workdir), "--fpr", "0.5"])
     text = capsys.readouterr().out
-    assert "set by 2 held-out normals for at most 50.0% false positives" in text
+    assert "set by 2 held-out normals for at most 33.3% false positives" in text
     main(["evaluate", str(finished.workdir), "--threshold=-1e9"])
     assert "as you named it: 100.0% of the test normals" in capsys.readouterr().out
 

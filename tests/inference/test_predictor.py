@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ahl_jax import BadImageError, Predictor, UserError, load
+from ahl_jax import BadImageError, InputError, Predictor, UserError, load
 from ahl_jax.config.presets import with_settings
 from ahl_jax.features import Store
 from ahl_jax.features import split as gather
@@ -197,6 +197,11 @@ def test_one_image_is_no_list_of_images(
     }[form]
     with pytest.raises(UserError, match="list of images"):
         predictor.score(one)  # type: ignore[arg-type]
+
+
+def test_a_heat_map_is_of_one_image(predictor: Predictor, images: list[Path]) -> None:
+    with pytest.raises(InputError, match="one image at a time; give it without the list"):
+        predictor.heat_map(images[:1])
 
 
 def test_a_threshold_that_is_not_as_asked_for_is_said_of_its_detector(

@@ -37,6 +37,11 @@ def test_few_normals_promise_what_they_can() -> None:
     calibration = _calibration(np.array([3.0, 1.0, 2.0]))
     assert calibration.threshold(0.01) == 3
     assert calibration.promised(0.01) == 0.25
+    # One threshold has one promise.
+    assert calibration.threshold(0.3) == 3
+    assert calibration.promised(0.3) == 0.25
+    assert calibration.threshold(0.5) == 2
+    assert calibration.promised(0.5) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import itertools
 import logging
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from ahl_jax.learning.hadg import (
     make_subsets,
     pool_sets,
     random_groups,
+    similar_normals,
 )
 
 
@@ -228,6 +230,12 @@ def test_kmeans_finds_the_clusters_and_gives_their_members():
     np.testing.assert_array_equal(np.sort(np.concatenate(clusters)), np.arange(16))
     # Members are not merely the first n images of a cluster of n.
     assert any(not np.array_equal(m, np.arange(len(m))) for m in clusters)
+
+
+def test_normals_that_are_alike_are_grouped_without_a_word():
+    with warnings.catch_warnings(action="error"):
+        groups = similar_normals(np.ones((6, 4)), 3, 0)
+    assert set(groups) == {0}
 
 
 def test_clusters_of_one_or_two_members_are_dropped_with_a_warning(caplog):

@@ -83,7 +83,7 @@ def test_evaluate_warns_when_the_images_are_others(
 def test_training_that_ends_before_psi_can_predict_says_so(settings: dict, told: bool) -> None:
     said = epochs._untrained_psi(preset("paper", "none", **settings))
     assert (said is not None) is told
-    assert said is None or "importance scores stay 1/T" in said
+    assert said is None or "they all stay 1/T" in said
 
 
 def test_what_is_no_config_is_refused(weave: Path, tmp_path: Path) -> None:
