@@ -260,12 +260,13 @@ class Predictor:
         Raises:
             UserError: as by ``cut_of``.
         """
-        cut = cut_of(self.calibration, fpr, threshold)
+        cut, said = cut_of(self.calibration, fpr, threshold), None
         if cut is None:
-            why = why_no_threshold(self.config)
-            log.warning("%sscores alone, no decisions: %s", f"{name}: " if name else "", why)
+            said = f"scores alone, no decisions: {why_no_threshold(self.config)}"
         elif self.calibration and threshold is None:
-            self.calibration.warn_of(fpr or FPR, name)
+            said = self.calibration.shortfall(fpr or FPR)
+        if said:
+            log.warning("%s%s", f"{name}: " if name else "", said)
         return cut
 
     def calibrated(self) -> Calibration:

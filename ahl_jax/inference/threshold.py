@@ -11,7 +11,6 @@ where the fit has a part less. Where new images too are scored by the detectors 
 """
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from ahl_jax.common.files import read_json
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
 from ahl_jax.storage.workdir import CALIBRATION, Workdir
-
-log = logging.getLogger(__name__)
 
 FPR = 0.01
 """The rate of false positives that a threshold is set for, unless the user names another."""
@@ -153,11 +150,6 @@ class Calibration:
             f"be set is {100 * self.promised(fpr):.2g} %; {100 * fpr:.2g} % takes "
             f"{math.ceil(1 / fpr - 1e-9) - 1} of them{advice}"
         )
-
-    def warn_of(self, fpr: float = FPR, name: str = "") -> None:
-        """Say so where the held-out normals are too few for ``fpr``, of a detector by its name."""
-        if shortfall := self.shortfall(fpr):
-            log.warning("%s%s", f"{name}: " if name else "", shortfall)
 
     def probability(self, scores: Float[Any, " m"], xp: Any = np) -> Float[Any, " m"]:
         """The share of normal images that score lower, as estimated from the held-out ones.

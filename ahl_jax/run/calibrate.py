@@ -88,8 +88,8 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
         log.warning("%s", copies)
     names = names_in(run.data, [paths[i] for i in own])
     calibration = calibration_of(scores, heat, names, folds)
-    if options.progress:
-        calibration.warn_of()
+    if options.progress and (few := calibration.shortfall()):
+        log.warning("%s", few)
     run.workdir.write_calibration(calibration.text())
     return dataclasses.replace(predictor, calibration=calibration)
 
