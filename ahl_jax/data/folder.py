@@ -85,6 +85,23 @@ def anomalies_below(folder: Path) -> dict[str, tuple[Path, ...]]:
     return found
 
 
+def check_good(folder: Path) -> None:
+    """Refuse a folder of good parts that has one of anomalies in it.
+
+    Raises:
+        UserError: saying so, or if it may not be listed.
+    """
+    try:
+        anomalies = _normals_and_anomalies(folder)[1]
+    except OSError as error:
+        raise _unlistable(error) from error
+    if anomalies:
+        raise UserError(
+            f"{folder} is to hold good parts alone, and {_named(anomalies)} in it are defects by "
+            "their name; give the folder of the good parts as `good`"
+        )
+
+
 def images_below(folder: Path, skipped: list[Path] | None = None) -> list[Path]:
     """All images in a folder and the folders in it, sorted.
 

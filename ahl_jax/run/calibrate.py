@@ -15,6 +15,7 @@ from ahl_jax.common.progress import Progress
 from ahl_jax.common.text import counted
 from ahl_jax.config.settings import Config
 from ahl_jax.data.copies import fetched
+from ahl_jax.data.folder import check_good
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.records import ImageSource
@@ -138,7 +139,10 @@ def recalibrate(
         if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
             raise UserError(f"{workdir} is not finished; give the training's command again first")
         skipped: list[Path] = []
-        found = found_images([fetched(each) for each in good], skipped=skipped)
+        named = [fetched(each) for each in good]
+        for each in filter(Path.is_dir, named):
+            check_good(each)
+        found = found_images(named, skipped=skipped)
         if said := unread_in_words(skipped):
             log.warning("%s", said)
         if not found:

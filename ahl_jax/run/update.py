@@ -8,7 +8,7 @@ from typing import Any
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.remote import any_path, resolved
 from ahl_jax.data.copies import fetched
-from ahl_jax.data.folder import anomalies_below, images_below
+from ahl_jax.data.folder import anomalies_below, check_good, images_below
 from ahl_jax.data.splits import extended
 from ahl_jax.data.types import Sample
 from ahl_jax.inference.threshold import read_calibration
@@ -77,7 +77,10 @@ def update(
         for name, paths in anomalies_below(folder).items()
         for path in paths
     ]
-    normals = [path for folder in _folder(good) for path in images_below(folder)]
+    normals = []
+    for folder in _folder(good):
+        check_good(folder)
+        normals += images_below(folder)
     if anomalies and how.progress:
         kinds = Counter(sample.anomaly_class for sample in anomalies)
         log.info("defects to train on: %s", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))

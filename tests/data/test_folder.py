@@ -7,7 +7,7 @@ import pytest
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig
 from ahl_jax.data import folder as folder_module
-from ahl_jax.data.folder import anomalies_below
+from ahl_jax.data.folder import anomalies_below, check_good
 from ahl_jax.data.open import load_dataset
 
 
@@ -87,6 +87,14 @@ def test_a_folder_of_defects_has_no_good_parts(tmp_path):
     put(tmp_path, "new/OK/5.png")
     with pytest.raises(UserError, match="defects alone, and OK in it are good parts"):
         anomalies_below(tmp_path / "new")
+
+
+def test_a_folder_of_good_parts_has_no_defects(tmp_path):
+    put(tmp_path, "new/good/1.png", "new/monday/2.png")
+    check_good(tmp_path / "new")
+    put(tmp_path, "new/NG/3.png")
+    with pytest.raises(UserError, match="good parts alone, and NG in it are defects"):
+        check_good(tmp_path / "new")
 
 
 def test_which_files_are_images(tmp_path):

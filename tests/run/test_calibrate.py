@@ -154,6 +154,9 @@ def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
     assert (run / "checkpoint/calibration.json").read_bytes() == before
     recalibrate(run, [new], data=str(tmp_path / "gone"))
     assert "gone" in capsys.readouterr().err
+    shutil.copytree(weave / "test/spot", new / "bad")
+    with pytest.raises(UserError, match="bad in it are defects by their name"):
+        recalibrate(run, [new])
     unfinished = dataclasses.replace(load(run), metadata={"epochs": 1})
     monkeypatch.setattr("ahl_jax.run.calibrate.load", lambda _: unfinished)
     with pytest.raises(UserError, match="is not finished"):
