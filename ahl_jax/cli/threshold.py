@@ -52,6 +52,7 @@ def run_threshold(command: Threshold) -> None:
     run, good = command.workdir, command.good
     predictor = recalibrate(run, good, data=command.data) if good else load(run)
     calibration = predictor.calibrated()
+    predictor.cut()  # It says where a rate is out of reach.
     scores = normal = None
     try:
         test = load_test(run, data=command.data, cache_dir=command.cache_dir)

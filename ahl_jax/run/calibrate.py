@@ -100,15 +100,17 @@ def _own(
 ) -> tuple[list[int], str | None]:
     """Positions of the ``distinct`` normals, and a sentence on the others, if there are any.
 
-    All of them where copies count, or all are copies of known ones.
+    All of them where copies count, all are copies of known ones, or, where the others of them are
+    what is known, all are copies of one.
     """
     n, found = len(normals), [] if config.data.keep_copies else distinct(normals, known)
-    if found:
+    if len(found) >= (1 if known else 2):
         few = f"{counted(len(found), 'training normal')} of {n}"
         said = f"thresholds are set by {few}: the others are copies"
         return found, said if len(found) < n else None
-    said = f"all {n} normals that set the thresholds are in training too; new parts score higher"
-    return [*range(n)], None if config.data.keep_copies or not n else said
+    few = counted(n, "normal")
+    said = f"thresholds are set by {few}, all copies of what is fitted to; new parts score higher"
+    return [*range(n)], None if config.data.keep_copies or n < 1 + (not known) else said
 
 
 def recalibrate(

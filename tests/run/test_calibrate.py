@@ -171,13 +171,15 @@ def test_copies_among_the_normals_that_set_thresholds_are_told(tmp_path: Path) -
     own, said = calibrate._own(config, images)
     assert own == [0, 1]
     assert said == "thresholds are set by 2 training normals of 4: the others are copies"
-    own, said = calibrate._own(config, images[2:])
+    own, said = calibrate._own(config, images[2:], images[1:2])
     assert own == [0]
     assert said == "thresholds are set by 1 training normal of 2: the others are copies"
-    own, said = calibrate._own(config, images[2:], images[:1])
-    assert own == [0, 1]
-    assert said is not None
-    assert said.startswith("all 2 normals that set the thresholds are in training too")
+    # Without the others nothing is left to fit to.
+    for known in ([], images[:1]):
+        own, said = calibrate._own(config, images[2:], known)
+        assert own == [0, 1]
+        assert said is not None
+        assert said.startswith("thresholds are set by 2 normals, all copies of what is fitted to")
     assert calibrate._own(config, images[:2]) == ([0, 1], None)
     kept = preset("density", str(tmp_path), keep_copies=True)
     assert calibrate._own(kept, images) == ([0, 1, 2, 3], None)
