@@ -104,13 +104,14 @@ def _own(
     what is known, all are copies of one.
     """
     n, found = len(normals), [] if config.data.keep_copies else distinct(normals, known)
-    if len(found) >= (1 if known else 2):
+    least = 1 if known else 2
+    if len(found) >= least:
         few = f"{counted(len(found), 'training normal')} of {n}"
         said = f"thresholds are set by {few}: the others are copies"
         return found, said if len(found) < n else None
     few = counted(n, "normal")
     said = f"thresholds are set by {few}, all copies of what is fitted to; new parts score higher"
-    return [*range(n)], None if config.data.keep_copies or n < 1 + (not known) else said
+    return [*range(n)], None if config.data.keep_copies or n < least else said
 
 
 def recalibrate(
