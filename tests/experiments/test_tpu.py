@@ -38,7 +38,7 @@ def test_the_tiny_preset_exchanges_as_much_as_it_did(tmp_path):
         ),
         # Eight copies of each half, which exchange nothing with one another.
         ("v5e:4x4", "1x2x1x8", {"all-reduce": 2}),
-        ("v5e:4x4", "1x2x8", {"all-gather": 16, "all-reduce": 131, "collective-permute": 132}),
+        ("v5e:4x4", "1x2x8", {"all-gather": 16, "all-reduce": 135, "collective-permute": 132}),
     ]
     for one in rows:
         assert one["result"] == "compiles"
