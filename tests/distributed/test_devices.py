@@ -143,6 +143,13 @@ def on_devices(
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def assert_as_one(found: dict) -> None:
+    """The result of several devices is that of one."""
+    # Sums over subsets and images add up in another order.
+    for name in ("weights", "params"):
+        np.testing.assert_allclose(found[name], found["one"][name], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("detector", "shards", "mesh"),
     [
@@ -155,9 +162,7 @@ def test_eight_devices_give_the_result_of_one(detector: str, shards: int, mesh: 
     eight = on_devices(8, detector, seeds=2, shards=shards, beside_one=True)
     one = eight["one"]
     assert (eight["mesh"], one["mesh"]) == (mesh, [1, 1, 1])
-    # Sums over subsets and images add up in another order.
-    np.testing.assert_allclose(eight["weights"], one["weights"], rtol=1e-6)
-    np.testing.assert_allclose(eight["params"], one["params"], rtol=1e-6)
+    assert_as_one(eight)
     assert eight["retraced"] == one["retraced"] == 0
     rows, own = eight["rows"]
     assert own * shards == rows
@@ -197,8 +202,7 @@ def test_along_the_data_axis_the_images_are_really_divided() -> None:
 def test_devices_of_the_data_axis_share_out_the_subsets_where_they_can() -> None:
     found = on_devices(4, seeds=1, shards=2, program=True, beside_one=True)
     assert found["mesh"] == [1, 2, 2]
-    np.testing.assert_allclose(found["weights"], found["one"]["weights"], rtol=1e-6)
-    np.testing.assert_allclose(found["params"], found["one"]["params"], rtol=1e-6)
+    assert_as_one(found)
     assert found["rows"] == [38, 19]
     assert "[38,2,36]" not in found["program"]
     # Whole batches of one subset, 17 support and 16 query images of 11 locations.
@@ -214,8 +218,7 @@ def test_devices_of_the_data_axis_share_out_the_subsets_where_they_can() -> None
 def test_where_the_data_axis_alone_shares_out_the_subsets_psi_is_not_divided() -> None:
     found = on_devices(4, seeds=1, shards=4, program=True, beside_one=True)
     assert found["mesh"] == [1, 1, 4]
-    np.testing.assert_allclose(found["weights"], found["one"]["weights"], rtol=1e-6)
-    np.testing.assert_allclose(found["params"], found["one"]["params"], rtol=1e-6)
+    assert_as_one(found)
     exchanges = Counter(_EXCHANGE.findall(found["program"]))
     assert set(exchanges) == {"all-gather", "all-reduce", "reduce-scatter"}
     # Images of support, query and scores, their positions, and the scores: 15. They were 1,353
