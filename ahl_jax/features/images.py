@@ -18,7 +18,7 @@ from ahl_jax.config.settings import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors.inputs import POOLINGS
-from ahl_jax.distributed.cores import on_all_cores
+from ahl_jax.distributed.cores import cores, on_all_cores
 from ahl_jax.features.store import Store, entry_key
 from ahl_jax.features.tiles import frame_of, framing, tiles_of
 
@@ -27,7 +27,11 @@ FeatureMaps = tuple[Float[np.ndarray, "n h w c"], ...]
 
 _ROWS = 64
 
-VIEWS = tuple((quarters, mirrored) for quarters in (0, 2, 1, 3) for mirrored in (False, True))
+View = tuple[int, bool]
+
+VIEWS: tuple[View, ...] = tuple(
+    (quarters, mirrored) for quarters in (0, 2, 1, 3) for mirrored in (False, True)
+)
 """Quarter turns of an image, after a reflection or none; ``config.views`` takes the first ones."""
 
 # To be raised by whoever changes what a given image and trunk give: the reading and resizing of
@@ -35,6 +39,8 @@ VIEWS = tuple((quarters, mirrored) for quarters in (0, 2, 1, 3) for mirrored in 
 VERSION = 1
 
 _T = TypeVar("_T")
+
+_Array = TypeVar("_Array", np.ndarray, Array)
 
 _log = logging.getLogger(__name__)
 
@@ -269,12 +275,33 @@ def _all_maps(
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    platform = jax.default_backend()
+    return maps_on_all_cores(trunk.apply_with_fine, config, dtype, trunk.params, whole)
 
-    def program(part: Array) -> tuple[Float[Array, "b h w c"], ...]:
-        return tiled_maps(trunk.apply_with_fine, config, dtype, trunk.params, part, platform)
 
-    return on_all_cores(program, whole)
+def maps_on_all_cores(
+    apply: Callable[[PyTree, Array], tuple[Array, Array]],
+    config: FeatureConfig,
+    dtype: np.dtype,
+    params: PyTree,
+    images: UInt8[np.ndarray | Array, "b H W 3"],
+) -> tuple[Array, ...]:
+    """``tiled_maps``, shared out among the cores of a CPU.
+
+    Where these are more than the images, each tile and each view of an image counts as one.
+    """
+    platform, tiles = jax.default_backend(), tiles_of(config)
+    views = VIEWS[: int(config.views)]
+    if platform != "cpu" or tiles.count * len(views) == 1 or len(images) >= cores():
+        return on_all_cores(
+            lambda part: tiled_maps(apply, config, dtype, params, part, platform), images
+        )
+    cut = tiles.cut(np.asarray(images), config.image_size)
+    found = on_all_cores(
+        lambda part: two_scales(apply, 1, dtype, params, part, platform),
+        np.concatenate([_turned(cut, view) for view in views]),
+    )
+    split = (x.reshape(len(views), len(cut), *x.shape[1:]) for x in found)
+    return tuple(tiles.together(_mean(x, views)) for x in split)
 
 
 def tiled_maps(
@@ -318,13 +345,10 @@ def two_scales(
     """
     params = products_in(dtype, params)
 
-    def mean(found: Float[Array, "v b h w c"]) -> Float[Array, "b h w c"]:
-        back = zip(found, VIEWS[:views], strict=True)
-        return jnp.stack([_turned_back(one, view) for one, view in back]).mean(0)
-
     def maps(images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         seen = jnp.stack([_turned(images, view) for view in VIEWS[:views]])
-        return tuple(map(mean, jax.lax.map(functools.partial(apply, params), seen)))
+        found = jax.lax.map(functools.partial(apply, params), seen)
+        return tuple(_mean(each, VIEWS[:views]) for each in found)
 
     def both(
         large: Float[Array, "b h w 3"], small: Float[Array, "b h/2 w/2 3"]
@@ -370,15 +394,23 @@ def half_size(images: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     return functools.reduce(jnp.add, corners) / 4
 
 
-def _turned(images: Float[Array, "b h w c"], view: tuple[int, bool]) -> Float[Array, "b h w c"]:
+def _turned(images: _Array, view: View) -> _Array:
+    """Images [b, h, w, c] as a view has them."""
     quarters, mirrored = view
-    return jnp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
+    xp = np if isinstance(images, np.ndarray) else jnp
+    return xp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
 
 
-def _turned_back(maps: Float[Array, "b h w c"], view: tuple[int, bool]) -> Float[Array, "b h w c"]:
-    quarters, mirrored = view
-    back = jnp.rot90(maps, -quarters, axes=(1, 2))
-    return back[:, :, ::-1] if mirrored else back
+def _mean(found: _Array, views: Sequence[View]) -> _Array:
+    """Maps [v, b, h, w, c] of the views of b images, turned back; the mean over the views."""
+    xp = np if isinstance(found, np.ndarray) else jnp
+
+    def back(maps: _Array, view: View) -> _Array:
+        quarters, mirrored = view
+        maps = xp.rot90(maps, -quarters, axes=(1, 2))
+        return maps[:, :, ::-1] if mirrored else maps
+
+    return xp.stack([back(maps, view) for maps, view in zip(found, views, strict=True)]).mean(0)
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:

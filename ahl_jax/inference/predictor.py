@@ -34,9 +34,15 @@ from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
-from ahl_jax.distributed.cores import on_all_cores
 from ahl_jax.features import FeatureMaps
-from ahl_jax.features.images import by_platform, map_shapes, padded, tiled_maps, trunk_dtype
+from ahl_jax.features.images import (
+    by_platform,
+    map_shapes,
+    maps_on_all_cores,
+    padded,
+    tiled_maps,
+    trunk_dtype,
+)
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.inference.heatmaps import beside, heat_scale, upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
@@ -242,9 +248,14 @@ class Predictor:
                 of different programs may differ in the last bits.
         """
         bucket = bucket or 1 << (len(images) - 1).bit_length()
+        features = self.config.features
+        dtype = trunk_dtype(features.precision, jax.default_backend())
         with _preparing:
             program, arrays = self._program, self.arrays
-        found = on_all_cores(functools.partial(program, arrays), padded(images, bucket))
+        maps = maps_on_all_cores(
+            self.trunk.apply_with_fine, features, dtype, arrays["trunk"], padded(images, bucket)
+        )
+        found = program(arrays, maps)
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 
     def cut(
@@ -312,9 +323,18 @@ class Predictor:
                 apply, features, dtype, params, images, platform
             )
 
-        *maps, fine = by_platform(
-            platform, arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
+        return self._of_maps(
+            arrays,
+            by_platform(
+                platform, arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
+            ),
         )
+
+    def _of_maps(
+        self, arrays: dict[str, Any], found: tuple[Float[Array, "b h w c"], ...]
+    ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
+        """``apply`` of what ``tiled_maps`` gives."""
+        *maps, fine = found
         reference = arrays["reference"]
         tiles = self.scorer.tiles
         inputs = make_inputs(
@@ -329,7 +349,7 @@ class Predictor:
 
     @functools.cached_property
     def _program(self) -> Any:
-        return jax.jit(functools.partial(self.apply, platform=jax.default_backend()))
+        return jax.jit(self._of_maps)
 
     def check(self) -> None:
         """Find out whether the trunk, the detector and the settings fit, without computing.
@@ -342,7 +362,8 @@ class Predictor:
         if [each.shape for each in jax.eval_shape(to_maps, scorer.reference)] != shapes:
             raise ValueError("its reference is of images of another size")
         images = jax.ShapeDtypeStruct((1, self.frame.height, self.frame.width, 3), np.uint8)
-        jax.eval_shape(self._program, self._parts, images)
+        apply = functools.partial(self.apply, platform=jax.default_backend())
+        jax.eval_shape(apply, self._parts, images)
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs cannot be pickled, and are made again when they are needed.

@@ -22,6 +22,7 @@ from ahl_jax.distributed.part import Part
 from ahl_jax.features import Store, extract, extract_pseudo
 from ahl_jax.features.images import fine_maps, image_key, trunk_dtype, trunk_maps
 from ahl_jax.features.store import entry_key
+from ahl_jax.features.tiles import frame_of
 from experiments.benchmarks.extract import random_weights
 
 CONFIG = FeatureConfig(image_size=64, image_batch=4)
@@ -474,6 +475,24 @@ def test_with_eight_views_a_turned_image_has_turned_maps(quarters, mirrored):
     other = maps(np.ascontiguousarray(turned(images)))
     for scale, found in zip(maps(images), other, strict=True):
         np.testing.assert_allclose(found, turned(scale), atol=1e-3 * np.abs(scale).max())
+
+
+@pytest.mark.parametrize("cores", [2, 3, 16])
+@pytest.mark.parametrize(("views", "tiles"), [(1, (1, 2)), (4, (1, 1)), (8, (2, 1))])
+def test_views_and_tiles_on_cores_of_their_own_give_the_same(cores, views, tiles, monkeypatch):
+    config = FeatureConfig(image_size=64, image_batch=1, views=views, tiles=tiles)
+    frame = frame_of(config)
+    image = np.random.default_rng(0).integers(0, 256, (1, frame.height, frame.width, 3), np.uint8)
+
+    def maps(count):
+        monkeypatch.setattr("ahl_jax.features.images.cores", lambda: count)
+        monkeypatch.setattr("ahl_jax.distributed.cores.cores", lambda: count)
+        return *trunk_maps(TRUNK, image, config, jnp.dtype("float32")), fine_maps(
+            [InMemory("one", image[0])], TRUNK, config, progress=False
+        )
+
+    for together, apart in zip(maps(1), maps(cores), strict=True):
+        np.testing.assert_allclose(apart, together, rtol=1e-5, atol=1e-5 * np.abs(together).max())
 
 
 def test_the_views_are_the_mean_of_maps_turned_back():

@@ -279,6 +279,31 @@ def test_the_example_says_the_same_without_jax(
         assert decision == ("anomaly" if anomaly else "normal")
 
 
+@pytest.mark.slow
+def test_the_example_of_eight_bits(file: Path, weave: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    goods = list(map(str, sorted(weave.glob("test/good/*.png"))))
+    spots = list(map(str, sorted(weave.glob("test/spot/*.png"))))
+    small = tmp_path / "small.xml"
+
+    def said(*command: object) -> list[str]:
+        run = [sys.executable, *map(str, command)]
+        return subprocess.check_output(run, text=True, timeout=250).splitlines()
+
+    *_, before, after, last = said(EXAMPLE.with_name("quantize.py"), file, small, *goods)
+    assert before.startswith("float32: the median score is ")
+    assert after.startswith("INT8: the median score is ")
+    _, threshold, *_ = last.split()
+    options = ["--runtime", "openvino", "--threshold", threshold]
+    lines = said(EXAMPLE, small, *goods, *spots, *options)
+    decisions = [line.split("\t")[2] for line in lines]
+    assert decisions[: len(goods)] == ["normal"] * len(goods)
+    assert decisions.count("anomaly") > len(spots) / 2
+    # The weights of products take a byte each, and those of the detector four.
+    assert small.with_suffix(".bin").stat().st_size < file.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
