@@ -8,52 +8,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.backbones.layers import Conv, LayerNorm, Linear, Tensor, imagenet_normalised
+from ahl_jax.backbones.layers import Conv, LayerNorm, Tensor, imagenet_normalised
+from ahl_jax.backbones.vision_transformer import Block, by_official_names, quarters
 
 _PATCH = 14
 _GRID = 37
 """Patches along a side of the images of training, each with a position of its own."""
 
-_HEAD = 64
-"""Channels of an attention head."""
+_EPSILON = 1e-6
 
 _ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{0}14/dinov2_vit{0}14{1}_pretrain.pth"
 
 
-class Attention(nnx.Module):
-    """Self-attention of all tokens."""
-
-    def __init__(self, channels: int, name: str) -> None:
-        self.mixed = Linear((channels, 3 * channels), (f"{name}.qkv", None))
-        self.project = Linear((channels, channels), (f"{name}.proj", None))
-
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Mixes the tokens; dtypes as for ``Linear``."""
-        b, n, c = x.shape
-        mixed = self.mixed(x).astype(self.mixed.kernel[...].dtype)
-        query, key, value = jnp.moveaxis(mixed.reshape(b, n, 3, -1, _HEAD), 2, 0)
-        with jax.default_matmul_precision("highest"):
-            seen = jax.nn.dot_product_attention(query, key, value)
-        return self.project(seen.reshape(b, n, c))
-
-
-class Block(nnx.Module):
-    """Attention, then a layer of four times the channels; each is scaled and added."""
-
-    def __init__(self, channels: int, name: str) -> None:
-        self.norm1 = LayerNorm(channels, f"{name}.norm1")
-        self.attention = Attention(channels, f"{name}.attn")
-        self.scale1 = Tensor((channels,), f"{name}.ls1.gamma")
-        self.norm2 = LayerNorm(channels, f"{name}.norm2")
-        self.expand = Linear((channels, 4 * channels), (f"{name}.mlp.fc1", None))
-        self.reduce = Linear((4 * channels, channels), (f"{name}.mlp.fc2", None))
-        self.scale2 = Tensor((channels,), f"{name}.ls2.gamma")
-
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Applies the block."""
-        x = x + self.scale1() * self.attention(self.norm1(x))
-        y = jax.nn.gelu(self.expand(self.norm2(x)), approximate=False)
-        return x + self.scale2() * self.reduce(y)
+_NAMES = (
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.", ""),
+    ("encoder.layer.", "blocks."),
+    ("attention.output.dense.", "attn.proj."),
+    ("attention.attention.", "attn."),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("layernorm.", "norm."),
+)
+"""Of Hugging Face's ``Dinov2Model``, and the official ones."""
 
 
 class DINOv2(nnx.Module):
@@ -85,9 +63,12 @@ class DINOv2(nnx.Module):
         if self.registers:
             self.register = Tensor((1, self.registers, width), "register_tokens")
         self.blocks = nnx.Dict(
-            {f"{index:02}": Block(width, f"blocks.{index}") for index in range(self.depth)}
+            {
+                f"{index:02}": Block(width, f"blocks.{index}", _EPSILON)
+                for index in range(self.depth)
+            }
         )
-        self.norm = LayerNorm(width, "norm")
+        self.norm = LayerNorm(width, "norm", _EPSILON)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
@@ -98,12 +79,19 @@ class DINOv2(nnx.Module):
             extra = jnp.concatenate([extra, self.register()], 1)
         x = (x + self._positions(rows, columns)).reshape(b, -1, c)
         x = jnp.concatenate([jnp.broadcast_to(extra, (b, *extra.shape[1:])), x], 1)
-        ends = []
-        for index, name in enumerate(sorted(self.blocks), start=1):
-            x = self.blocks[name](x)
-            if index % (self.depth // 4) == 0:
-                ends.append(self.norm(x[:, extra.shape[1] :]).reshape(b, rows, columns, c))
-        return tuple(ends[::-1])
+        ends = quarters(self.blocks, x)
+        return tuple(self.norm(y[:, extra.shape[1] :]).reshape(b, rows, columns, c) for y in ends)
+
+    @staticmethod
+    def official_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A state dict of Hugging Face's ``Dinov2Model`` as the official one; any other as it is.
+
+        Raises:
+            ValueError: for shapes that do not go together.
+        """
+        if "embeddings.patch_embeddings.projection.weight" not in tensors:
+            return tensors
+        return by_official_names(tensors, _NAMES)
 
     def _positions(self, rows: int, columns: int) -> Float[Array, "1 rows columns c"]:
         """What stands for the place of each patch, resized as in training."""
@@ -174,37 +162,3 @@ class DINOv2_ViTL14_reg(DINOv2_ViTL14):  # noqa: N801
 
     registers = 4
     address = _ADDRESS.format("l", "_reg4")
-
-
-_NAMES = (
-    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
-    ("embeddings.position_embeddings", "pos_embed"),
-    ("embeddings.", ""),
-    ("encoder.layer.", "blocks."),
-    ("attention.output.dense.", "attn.proj."),
-    ("attention.attention.", "attn."),
-    ("layer_scale1.lambda1", "ls1.gamma"),
-    ("layer_scale2.lambda1", "ls2.gamma"),
-    ("layernorm.", "norm."),
-)
-"""Of Hugging Face's ``Dinov2Model``, and the official ones."""
-
-
-def official_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict of Hugging Face's ``Dinov2Model`` as the official one; any other as it is.
-
-    Raises:
-        ValueError: for shapes that do not go together.
-    """
-    if "embeddings.patch_embeddings.projection.weight" not in tensors:
-        return tensors
-    found = {}
-    for name, tensor in tensors.items():
-        for theirs, official in _NAMES:
-            name = name.replace(theirs, official)
-        found[name] = tensor
-    for query in [name for name in found if ".attn.query." in name]:
-        parts = [query.replace("query", part) for part in ("query", "key", "value")]
-        if all(part in found for part in parts):
-            found[query.replace("query", "qkv")] = np.concatenate([found.pop(p) for p in parts])
-    return found

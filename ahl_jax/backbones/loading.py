@@ -13,7 +13,6 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from ahl_jax.backbones.dino_v2 import official_names
 from ahl_jax.backbones.folding import fold_batch_norm, parts, unfolded
 from ahl_jax.backbones.trunk import Trunk, trunk_class, trunk_from_params
 from ahl_jax.backbones.weights import MAX_BYTES, read_torch_weights
@@ -63,7 +62,7 @@ def _read(name: str, path: Path, levels: int = 1) -> tuple[Trunk, dict[str, np.n
     cls = trunk_class(name)
     tensors = read_torch_weights(path)
     try:
-        tensors = official_names(tensors)
+        tensors = cls.official_names(tensors) if hasattr(cls, "official_names") else tensors
         params = fold_batch_norm(nnx.eval_shape(cls), tensors, cls.batch_norm_epsilon, cls.unused)
     except ValueError as error:
         raise UserError(
@@ -86,8 +85,13 @@ def weights_file(name: str, cache_dir: Path | None = None) -> Path:
     imported, cls = imported_file(name, cache_dir), trunk_class(name)
     if imported.is_file():
         return imported
-    if cls.address is None:
+    if hasattr(cls, "default_weights"):
         return cls.default_weights()
+    if cls.address is None:
+        raise UserError(
+            f"{name} needs weights that are given by their makers alone: bring the file with `ahl "
+            f"weights import FILE --trunk {name}` or with `trunk_weights`"
+        )
     file = cls.address.rpartition("/")[2]
     raise UserError(
         f"{name} needs {file}: run `ahl weights download {name}`, or bring the file with "
@@ -149,7 +153,7 @@ def download_weights(
     cls = trunk_class(name)
     address = cls.address
     if address is None:
-        raise UserError(f"{name} has its weights in {cls.default_weights()} already")
+        raise UserError(f"{name} has its weights in {weights_file(name, cache_dir)} already")
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(f"`sha256` is {sha256!r}; it must be 64 hexadecimal digits")
     file = address.rpartition("/")[2]

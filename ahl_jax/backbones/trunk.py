@@ -22,6 +22,7 @@ from ahl_jax.backbones.dino_v2 import (
     DINOv2_ViTS14,
     DINOv2_ViTS14_reg,
 )
+from ahl_jax.backbones.dino_v3 import DINOv3_ViTB16, DINOv3_ViTL16, DINOv3_ViTS16
 from ahl_jax.backbones.efficientnet_lite import (
     EfficientNetLite0,
     EfficientNetLite1,
@@ -47,8 +48,9 @@ class TrunkModule(Protocol):
     """None for a network without batch norm."""
 
     address: str | None
-    """Of its official weights; None where a package has them, see ``default_weights``. A file name
-    that ends in -XXXXXXXX states the first digits of the file's SHA-256, as torchvision's do."""
+    """Of its official weights; None where a package has them, see ``default_weights``, or the
+    user's own. A file name that ends in -XXXXXXXX states the first digits of the file's SHA-256, as
+    torchvision's do."""
 
     unused: tuple[str, ...]
     """Prefixes of state-dict names that belong to the classifier."""
@@ -59,7 +61,12 @@ class TrunkModule(Protocol):
 
     @staticmethod
     def default_weights() -> Path:
-        """The file in the package, or a ``UserError``; only of a class without an ``address``."""
+        """The file in the package, or a ``UserError``; only of a class that has a package."""
+        ...
+
+    @staticmethod
+    def official_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A state dict by the official names; of a class whose weights come by others too."""
         ...
 
 
@@ -71,6 +78,9 @@ TRUNKS: dict[str, Any] = {
     "dinov2_vitl14_reg": DINOv2_ViTL14_reg,
     "dinov2_vits14": DINOv2_ViTS14,
     "dinov2_vits14_reg": DINOv2_ViTS14_reg,
+    "dinov3_vitb16": DINOv3_ViTB16,
+    "dinov3_vitl16": DINOv3_ViTL16,
+    "dinov3_vits16": DINOv3_ViTS16,
     "efficientnet_lite0": EfficientNetLite0,
     "efficientnet_lite1": EfficientNetLite1,
     "efficientnet_lite2": EfficientNetLite2,

@@ -24,8 +24,8 @@ class Import:
     """Keep a trunk's weights, so that `--trunk NAME` finds them from then on."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A state dict with the official names (.pth or .safetensors); for DINOv2, those of Hugging
-    Face's transformers do too. Nothing in it is executed."""
+    """A state dict with the official names (.pth or .safetensors); for DINOv2 and DINOv3,
+    those of Hugging Face's transformers do too. Nothing in it is executed."""
 
     trunk: Annotated[str, NameIn("trunks")]
     """The trunk that they are for."""

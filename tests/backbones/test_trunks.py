@@ -19,7 +19,8 @@ from ahl_jax.backbones import (
     trunk_from_params,
 )
 from ahl_jax.backbones.convnext import ConvNeXt_Tiny
-from ahl_jax.backbones.dino_v2 import DINOv2, official_names
+from ahl_jax.backbones.dino_v2 import DINOv2
+from ahl_jax.backbones.dino_v3 import DINOv3
 from ahl_jax.common.errors import UserError
 from tests.goldens.inputs import (
     CELLS,
@@ -243,6 +244,11 @@ class TinyDINOWithRegisters(TinyDINO):
     registers = 4
 
 
+class TinyDINO3(DINOv3):
+    width, depth = TINY_DINO
+    channels = (width,) * depth
+
+
 class TinyConvNeXt(ConvNeXt_Tiny):
     channels, repeats = zip(*TINY_CONVNEXT, strict=True)
     channels = channels[::-1]
@@ -251,12 +257,18 @@ class TinyConvNeXt(ConvNeXt_Tiny):
 TINY = {
     "tiny_dino": TinyDINO,
     "tiny_dino_reg": TinyDINOWithRegisters,
+    "tiny_dino3": TinyDINO3,
     "tiny_convnext": TinyConvNeXt,
 }
 
 
 @pytest.fixture(
-    params=["tiny_dino", "tiny_dino_reg", pytest.param("tiny_convnext", marks=pytest.mark.slow)]
+    params=[
+        "tiny_dino",
+        "tiny_dino_reg",
+        "tiny_dino3",
+        pytest.param("tiny_convnext", marks=pytest.mark.slow),
+    ]
 )
 def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trunk:
     name = request.param
@@ -278,14 +290,40 @@ def test_networks_without_batch_norm_compute_what_torch_does(tiny: Trunk) -> Non
 
 
 def test_official_names_are_read_like_those_of_transformers(tiny: Trunk, tmp_path: Path) -> None:
-    official = official_names(tiny_state_dict(tiny.name))
+    official = tiny_state_dict(tiny.name)
     if "dino" in tiny.name:
-        assert {"pos_embed", "patch_embed.proj.bias", "blocks.3.attn.qkv.weight"} <= set(official)
-        assert {"blocks.0.ls2.gamma", "blocks.1.mlp.fc1.bias", "norm.weight"} <= set(official)
+        official = TINY[tiny.name].official_names(official)
+        assert {"patch_embed.proj.bias", "blocks.3.attn.qkv.weight", "norm.weight"} <= set(official)
+        assert {"blocks.0.ls2.gamma", "blocks.1.mlp.fc1.bias"} <= set(official)
+        assert ("pos_embed" in official) == (tiny.name != "tiny_dino3")
         assert ("register_tokens" in official) == (tiny.name == "tiny_dino_reg")
+        assert ("storage_tokens" in official) == (tiny.name == "tiny_dino3")
     assert load_trunk(tiny.name, _saved(official, tmp_path), levels=4).digest == tiny.digest
     import_weights(_saved(tiny_state_dict(tiny.name), tmp_path), tiny.name, tmp_path)
     assert load_trunk(tiny.name, cache_dir=tmp_path, levels=4).digest == tiny.digest
+
+
+def test_what_masks_the_bias_of_keys_is_obeyed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(TRUNKS, "tiny_dino3", TinyDINO3)
+    official = TinyDINO3.official_names(tiny_state_dict("tiny_dino3"))
+    # transformers 5 has a name before those of layers.
+    newer = {
+        k.replace("layer.", "model.layer."): x for k, x in tiny_state_dict("tiny_dino3").items()
+    }
+    assert TinyDINO3.official_names(newer).keys() == official.keys()
+    expected = load_trunk("tiny_dino3", _saved(official, tmp_path)).digest
+    for index in range(TINY_DINO[1]):
+        bias = official[f"blocks.{index}.attn.qkv.bias"]
+        query, key, value = np.split(bias, 3)
+        assert not key.any()
+        # What was never trained may be any number.
+        official[f"blocks.{index}.attn.qkv.bias"] = np.concatenate([query, key * np.nan, value])
+        mask = np.concatenate([np.ones_like(query), np.zeros_like(key), np.ones_like(value)])
+        official[f"blocks.{index}.attn.qkv.bias_mask"] = mask
+    official["rope_embed.periods"] = np.ones(16, np.float32)
+    assert load_trunk("tiny_dino3", _saved(official, tmp_path)).digest == expected
 
 
 def test_what_fits_no_network_without_batch_norm_is_refused(tiny: Trunk, tmp_path: Path) -> None:

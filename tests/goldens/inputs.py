@@ -86,7 +86,12 @@ def resnet_state_dict(resnet: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-TINY_SIZES = {"tiny_dino": (56, 112), "tiny_dino_reg": (560, 56), "tiny_convnext": (64, 96)}
+TINY_SIZES = {
+    "tiny_dino": (56, 112),
+    "tiny_dino_reg": (560, 56),
+    "tiny_dino3": (64, 112),
+    "tiny_convnext": (64, 96),
+}
 """Networks of few channels, and the sizes of their images."""
 
 TINY_DINO = (128, 4)
@@ -97,7 +102,7 @@ TINY_CONVNEXT = ((8, 1), (16, 1), (24, 2), (32, 1))
 
 
 def tiny_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes as transformers has them for DINOv2, and torchvision for ConvNeXt."""
+    """Names and shapes as transformers has them for DINO, and torchvision for ConvNeXt."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(name: str, *kernel: int) -> None:
@@ -125,6 +130,22 @@ def tiny_shapes(name: str) -> dict[str, tuple[int, ...]]:
         return shapes
     width, depth = TINY_DINO
     shapes["embeddings.cls_token"] = 1, 1, width
+    if name == "tiny_dino3":
+        shapes["embeddings.mask_token"] = 1, 1, width
+        shapes["embeddings.register_tokens"] = 1, 4, width
+        layer("embeddings.patch_embeddings", width, 3, 16, 16)
+        for index in range(depth):
+            block = f"layer.{index}"
+            for part in ("q", "k", "v", "o"):
+                layer(f"{block}.attention.{part}_proj", width, width)
+            del shapes[f"{block}.attention.k_proj.bias"]
+            for number in (1, 2):
+                layer(f"{block}.norm{number}", width)
+                shapes[f"{block}.layer_scale{number}.lambda1"] = (width,)
+            layer(f"{block}.mlp.up_proj", 4 * width, width)
+            layer(f"{block}.mlp.down_proj", width, 4 * width)
+        layer("norm", width)
+        return shapes
     shapes["embeddings.mask_token"] = 1, width
     shapes["embeddings.position_embeddings"] = 1, 1 + 37**2, width
     if name == "tiny_dino_reg":

@@ -1,7 +1,7 @@
 """Writes tiny_trunks.npz: the maps of all levels, as PyTorch computes them.
 
-Needs torch, torchvision and transformers: `python -m tests.goldens.make_tiny_trunks` in the
-repository's root.
+Needs torch, torchvision and transformers (4.56 or later, below 5): run
+`python -m tests.goldens.make_tiny_trunks` in the repository's root.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
 )
 
 from tests.goldens.inputs import (
@@ -62,6 +64,18 @@ def _dino(name: str, images: torch.Tensor) -> list[torch.Tensor]:
     return [x.reshape(len(x), rows, columns, -1) for x in patches]
 
 
+def _dino3(name: str, images: torch.Tensor) -> list[torch.Tensor]:
+    width, depth = TINY_DINO
+    config = DINOv3ViTConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64,
+        intermediate_size=4 * width, num_register_tokens=4, patch_size=16,
+    )  # fmt: skip
+    model = _filled(DINOv3ViTModel(config), name)
+    states = model(images, output_hidden_states=True).hidden_states[1:]
+    rows, columns = (side // 16 for side in images.shape[2:])
+    return [model.norm(x)[:, 5:].reshape(len(x), rows, columns, -1) for x in states]
+
+
 def _convnext(name: str, images: torch.Tensor) -> list[torch.Tensor]:
     widths, repeats = zip(*TINY_CONVNEXT, strict=True)
     nexts = [*widths[1:], None]
@@ -82,7 +96,8 @@ def main() -> None:
     deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     for name, size in TINY_SIZES.items():
         images = torch.from_numpy(random_images(*size)).permute(0, 3, 1, 2)
-        maps = (_convnext if "convnext" in name else _dino)(name, (images / 255 - mean) / deviation)
+        network = {"tiny_convnext": _convnext, "tiny_dino3": _dino3}.get(name, _dino)
+        maps = network(name, (images / 255 - mean) / deviation)
         for level, found in enumerate(reversed(maps)):
             # Enough to tell, and a small file.
             outputs[f"{name}/{level}"] = found[:1, ..., ::4].numpy()
