@@ -130,12 +130,15 @@ def framing(config: FeatureConfig) -> dict[str, str]:
     return {name: str(dataclasses.astuple(part)) for name, part in parts.items()}
 
 
-def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> None:
+def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> bool:
     """Say so where photographs shrink so much that small defects are lost, and the ways out.
 
     Args:
         images: photographs, some of which are looked at; those that cannot be read are passed over.
         config: how they are read.
+
+    Returns:
+        Whether they do.
     """
     frame, found = frame_of(config), []
     for i in np.linspace(0, len(images) - 1, min(len(images), _LOOKED_AT)).astype(int):
@@ -143,10 +146,10 @@ def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> N
             size, _ = seen_size(images[i])
             found.append((frame.shrinking(*size), size))
     if not found:
-        return
+        return False
     shrinking, (width, height) = sorted(found)[len(found) // 2]
     if shrinking <= _SHRINKING:
-        return
+        return False
     step = config.image_size * (1 - config.tile_overlap)
     _, _, wide, high = config.crop or (0, 0, width, height)
     rows, columns = (
@@ -154,12 +157,13 @@ def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> N
         for side in (high, wide)
     )
     if rows <= config.tiles[0] and columns <= config.tiles[1]:
-        return  # Whole pixels make it a little more.
+        return False  # Whole pixels make it a little more.
     _log.warning(
         "photographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels is "
         "one then: train with `tiles`, here %d %d, or with `crop` for the part that counts",
         width, height, shrinking, shrinking, rows, columns,
     )  # fmt: skip
+    return True
 
 
 def tiles_of_defects(

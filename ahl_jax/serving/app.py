@@ -20,6 +20,7 @@ from starlette.routing import Route
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import nearest
 from ahl_jax.data.records import Encoded
+from ahl_jax.features.tiles import warn_of_shrinking
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.threshold import Cut, cut_of
 from ahl_jax.reports.build import environment
@@ -117,6 +118,8 @@ class App:
             )
             for name, each in predictors.items()
         }
+        # Whom no photograph has shrunk too much for; one warning of that is enough.
+        self._sharp = set(self.served.values())
         self._only = next(iter(self.served)) if len(self.served) == 1 else ""
         self._waiting = Room(limits.max_waiting, "photographs")
         self._held = Room(_HELD * limits.max_bytes, "bytes")
@@ -202,11 +205,17 @@ class App:
         return JSONResponse({"images": named}), sum(isinstance(each, _Found) for each in found)
 
     async def _found(self, file: Encoded, served: Served, asked: _Asked) -> _Found:
-        image = await self._in_turn(decoded, file, served.predictor, self.limits.max_pixels)
+        image = await self._in_turn(self._decoded, file, served)
         score, heat = await served.batches.found(image)
         if not (asked.heat_map or asked.picture):
             return _Found(score)
         return _Found(score, await self._in_turn(drawn, file, heat, served.predictor))
+
+    def _decoded(self, file: Encoded, served: Served) -> np.ndarray:
+        image = decoded(file, served.predictor, self.limits.max_pixels)
+        if served in self._sharp and warn_of_shrinking([file], served.predictor.config.features):
+            self._sharp.discard(served)
+        return image
 
     async def _in_turn(self, function: Callable[..., T], *args: Any) -> T:
         async with self._decoding:
