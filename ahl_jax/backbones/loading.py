@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,20 +52,22 @@ def load_trunk(
     cls = trunk_class(name)
     if apart and cls.batch_norm_epsilon is None:
         raise UserError(f"the trunk {name} has no batch norm to train; leave `batch_norm` out")
-    trunk, tensors = _read(name, weights or weights_file(name, cache_dir), levels)
+    trunk, tensors = _read(
+        name, {"": weights} if weights else weights_files(name, cache_dir), levels
+    )
     if not apart:
         return trunk
     return dataclasses.replace(trunk, unfolded=unfolded(nnx.eval_shape(cls), tensors))
 
 
 def _read(
-    name: str, path: Path | dict[str, Path], levels: int = 1
+    name: str, files: Mapping[str, Path], levels: int = 1
 ) -> tuple[Trunk, dict[str, np.ndarray]]:
-    """A trunk and the state dict of its official network, from a weights file, or several."""
+    """A trunk and the state dict of its official network, from files as of ``weights_files``."""
     cls = trunk_class(name)
     tensors = {
-        before + key: tensor
-        for before, file in (path if isinstance(path, dict) else {"": path}).items()
+        prefix + key: tensor
+        for prefix, file in files.items()
         for key, tensor in read_torch_weights(file).items()
     }
     try:
@@ -72,14 +75,14 @@ def _read(
         params = fold_batch_norm(nnx.eval_shape(cls), tensors, cls.batch_norm_epsilon, cls.unused)
     except ValueError as error:
         raise UserError(
-            f"the weights file {path} does not fit {name}: {error}; give the weights of a {name} "
-            "with `trunk_weights`, or to `ahl weights import`"
+            f"the weights file {' or '.join(map(str, files.values()))} does not fit {name}: "
+            f"{error}; give weights of {name} with `trunk_weights`, or to `ahl weights import`"
         ) from error
     return trunk_from_params(name, params, levels), tensors
 
 
-def weights_file(name: str, cache_dir: Path | None = None) -> Path | dict[str, Path]:
-    """The file that ``load_trunk`` reads where it is given none, or several of packages.
+def weights_files(name: str, cache_dir: Path | None = None) -> dict[str, Path]:
+    """The files that ``load_trunk`` reads where it is given none, by the prefixes of their names.
 
     Args:
         name: key in ``TRUNKS``.
@@ -90,13 +93,19 @@ def weights_file(name: str, cache_dir: Path | None = None) -> Path | dict[str, P
     """
     imported, cls = imported_file(name, cache_dir), trunk_class(name)
     if imported.is_file():
-        return imported
+        return {"": imported}
+    if hasattr(cls, "sides"):
+        return {
+            prefix: file
+            for prefix, side in cls.sides.items()
+            for file in weights_files(side, cache_dir).values()
+        }
     if hasattr(cls, "default_weights"):
-        return cls.default_weights()
+        return {"": cls.default_weights()}
     if cls.address is None:
         raise UserError(
-            f"{name} needs weights that are given by their makers alone: bring the file with `ahl "
-            f"weights import FILE --trunk {name}` or with `trunk_weights`"
+            f"{name} needs weights that only their makers hand out, under a licence: bring the "
+            f"file with `ahl weights import FILE --trunk {name}` or with `trunk_weights`"
         )
     file = cls.address.rpartition("/")[2]
     raise UserError(
@@ -159,8 +168,7 @@ def download_weights(
     cls = trunk_class(name)
     address = cls.address
     if address is None:
-        files = weights_file(name, cache_dir)
-        there = " and ".join(map(str, files.values() if isinstance(files, dict) else [files]))
+        there = " and ".join(map(str, weights_files(name, cache_dir).values()))
         raise UserError(f"{name} has its weights in {there} already")
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(f"`sha256` is {sha256!r}; it must be 64 hexadecimal digits")
@@ -201,7 +209,7 @@ def _fitting(file: Path, name: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: if they do not fit.
     """
-    _, tensors = _read(name, file)
+    _, tensors = _read(name, {"": file})
     return {
         # float32 holds the narrower ones exactly.
         key: np.ascontiguousarray(tensors[key], np.result_type(tensors[key], np.float32))

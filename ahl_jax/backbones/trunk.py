@@ -56,16 +56,17 @@ class TrunkModule(Protocol):
     unused: tuple[str, ...]
     """Prefixes of state-dict names that belong to the classifier."""
 
+    sides: dict[str, str]
+    """The trunks that it is made of, by the prefixes of their names in its state dict; only of a
+    class that has no weights but theirs."""
+
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         """Images in 0..255 to the maps of all levels, the deepest first; normalises the images."""
         ...
 
     @staticmethod
-    def default_weights() -> Path | dict[str, Path]:
-        """The file in the package, or a ``UserError``; only of a class that has a package.
-
-        Of several files each is named by what comes before its names in the state dict.
-        """
+    def default_weights() -> Path:
+        """The file in the package, or a ``UserError``; only of a class that has a package."""
         ...
 
     @staticmethod

@@ -53,6 +53,8 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give a file in it, .pth or .safetensors")
         raise UserError(f"there is no weights file {path}; check the path")
     try:
         if path.stat().st_size > MAX_BYTES:

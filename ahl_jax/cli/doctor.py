@@ -102,13 +102,10 @@ def _cache(given: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def _has_weights(trunk: str, folder: Path) -> bool:
-    from ahl_jax.backbones import weights_file
+    from ahl_jax.backbones import weights_files
 
     try:
-        files = weights_file(trunk, folder)
-        return all(
-            file.is_file() for file in (files.values() if isinstance(files, dict) else [files])
-        )
+        return all(file.is_file() for file in weights_files(trunk, folder).values())
     except UserError:
         return False
 

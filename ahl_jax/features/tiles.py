@@ -130,12 +130,15 @@ def framing(config: FeatureConfig) -> dict[str, str]:
     return {name: str(dataclasses.astuple(part)) for name, part in parts.items()}
 
 
-def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> bool:
+def warn_of_shrinking(
+    images: Sequence[ImageSource], config: FeatureConfig, *, name: str = ""
+) -> bool:
     """Say so where photographs shrink so much that small defects are lost, and the ways out.
 
     Args:
         images: photographs, some of which are looked at; those that cannot be read are passed over.
         config: how they are read.
+        name: of the detector, where there are others.
 
     Returns:
         Whether they do.
@@ -159,9 +162,9 @@ def warn_of_shrinking(images: Sequence[ImageSource], config: FeatureConfig) -> b
     if rows <= config.tiles[0] and columns <= config.tiles[1]:
         return False  # Whole pixels make it a little more.
     _log.warning(
-        "photographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels is "
+        "%sphotographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels is "
         "one then: train with `tiles`, here %d %d, or with `crop` for the part that counts",
-        width, height, shrinking, shrinking, rows, columns,
+        f"{name}: " if name else "", width, height, shrinking, shrinking, rows, columns,
     )  # fmt: skip
     return True
 

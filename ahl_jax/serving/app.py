@@ -52,6 +52,9 @@ class Served:
     cut: Cut | None
     """Where decisions are made, unless a request says otherwise."""
 
+    label: str
+    """Its name, where there are others."""
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -110,14 +113,11 @@ class App:
     ) -> None:
         self.ready = False
         self.limits = limits
-        self.served = {
-            name: Served(
-                each,
-                Batches(each, limits.batch, limits.max_wait),
-                each.cut(fpr, threshold, name=name if len(predictors) > 1 else ""),
-            )
-            for name, each in predictors.items()
-        }
+        self.served = {}
+        for name, each in predictors.items():
+            label = name if len(predictors) > 1 else ""
+            batches = Batches(each, limits.batch, limits.max_wait)
+            self.served[name] = Served(each, batches, each.cut(fpr, threshold, name=label), label)
         # Whom no photograph has shrunk too much for; one warning of that is enough.
         self._sharp = set(self.served.values())
         self._only = next(iter(self.served)) if len(self.served) == 1 else ""
@@ -213,7 +213,8 @@ class App:
 
     def _decoded(self, file: Encoded, served: Served) -> np.ndarray:
         image = decoded(file, served.predictor, self.limits.max_pixels)
-        if served in self._sharp and warn_of_shrinking([file], served.predictor.config.features):
+        features = served.predictor.config.features
+        if served in self._sharp and warn_of_shrinking([file], features, name=served.label):
             self._sharp.discard(served)
         return image
 

@@ -19,6 +19,7 @@ from ahl_jax.backbones import (
     import_weights,
     imported_file,
     load_trunk,
+    read_torch_weights,
 )
 from ahl_jax.cli.main import main
 from ahl_jax.common.download import _Redirects
@@ -75,6 +76,20 @@ def test_what_is_imported_needs_no_file_from_then_on(
     assert "ahl weights import resnet34-b627a593.pth --trunk resnet34" in lines["resnet34"]
 
 
+@pytest.mark.slow
+def test_two_networks_side_by_side_have_the_weights_of_each(cache: Path, capsys: Capture) -> None:
+    both = "efficientnet_lite0_lite2"
+    assert " and " in refused(capsys, "weights", "download", both)
+    before = load_trunk(both).digest
+    # Weights of one of them that are imported take the place of its package's.
+    tensors = read_torch_weights(TRUNKS["efficientnet_lite2"].default_weights())
+    tensors["_blocks.3._bn1.running_mean"] = tensors["_blocks.3._bn1.running_mean"] + 1
+    changed = cache.with_name("changed.safetensors")
+    changed.write_bytes(safetensors.numpy.save({k: v.copy() for k, v in tensors.items()}))
+    import_weights(changed, "efficientnet_lite2")
+    assert load_trunk(both).digest != before
+
+
 def test_another_folder_can_keep_them(pth: Path, cache: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     main(["weights", "import", str(pth), "--trunk", "resnet18", "--cache-dir", str(other)])
@@ -89,6 +104,7 @@ def test_another_folder_can_keep_them(pth: Path, cache: Path, tmp_path: Path) ->
         ("training_legacy.pth", "resnet50", "does not fit resnet50: it lacks "),
         ("inputs.py", "resnet18", "is not a torch checkpoint"),
         ("none.pth", "resnet18", "there is no weights file"),
+        ("", "resnet18", "is a folder; give a file in it"),
         ("zip.pth", "vgg", "choose one of convnext_tiny, dinov2_vitb14"),
     ],
 )

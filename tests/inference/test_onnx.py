@@ -295,8 +295,7 @@ def test_the_example_of_eight_bits(file: Path, weave: Path, tmp_path: Path) -> N
     assert before.startswith("float32: the median score is ")
     assert after.startswith("INT8: the median score is ")
     _, threshold, *_ = last.split()
-    options = ["--runtime", "openvino", "--threshold", threshold]
-    lines = said(EXAMPLE, small, *goods, *spots, *options)
+    lines = said(EXAMPLE, small, *goods, *spots, "--threshold", threshold)
     decisions = [line.split("\t")[2] for line in lines]
     assert decisions[: len(goods)] == ["normal"] * len(goods)
     assert decisions.count("anomaly") > len(spots) / 2

@@ -186,14 +186,17 @@ def test_a_jpeg_may_have_some_scans(url: str) -> None:
 def test_the_log_says_once_that_photographs_shrink_too_much(
     predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = App({"one": predictor}, Limits())
+    app = App({"one": predictor, "two": predictor}, Limits())
     app.ready = True
     with socket.create_server(("127.0.0.1", 0)) as listener, running(app, listener):
-        for side in (900, 700, 900, 1200):
+        for side in (700, 900, 1200):
             photograph = png(np.zeros((side, side, 3), np.uint8))
-            assert ask(f"{address_of(listener)}/score", photograph)[0] == 200
-    (said,) = [r.getMessage() for r in caplog.records if "times smaller" in r.getMessage()]
-    assert said.startswith("photographs of 900 x 900 pixels become 5 times smaller")
+            for name in ("one", "two"):
+                assert ask(f"{address_of(listener)}/v1/{name}/score", photograph)[0] == 200
+    said = [r.getMessage() for r in caplog.records if "times smaller" in r.getMessage()]
+    assert [each.partition(" pixels become 5")[0] for each in said] == [
+        f"{name}: photographs of 900 x 900" for name in ("one", "two")
+    ]
 
 
 def test_a_damaged_exif_is_no_reason_to_refuse_an_image(url: str, weave: Path) -> None:

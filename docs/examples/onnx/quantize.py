@@ -1,19 +1,20 @@
 """Write a file of `ahl export RUN model.onnx` with convolutions of 8 bits (INT8), for OpenVINO.
 
 pip install pillow numpy openvino nncf
-python quantize.py model.onnx model-int8.xml good/*.png
-python score.py model-int8.xml part.png --runtime openvino --threshold 3.7
+python quantize.py model.onnx model-int8.xml new_good/*.png
+python score.py model-int8.xml part.png --threshold 3.7
 
-Give it good parts that training has not seen. Scores of 8 bits are others than those of float32, so
-they need a threshold of their own; it prints one.
+score.py is beside this file. Give photographs of good parts that training has not seen. Scores of 8
+bits differ from those of float32, so they need a threshold of their own; this prints one.
 """
 
 import argparse
+import logging
 
 import nncf
 import numpy as np
 import openvino
-from score import openvino_model, read
+from score import file, openvino_model, read
 
 
 def quantized(model, images):
@@ -36,10 +37,14 @@ def quantized(model, images):
 def main():
     """Quantise, and print the scores of the photographs before and after."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model")
+    parser.add_argument("model", type=file, help="a file of `ahl export`, .onnx")
     parser.add_argument("out", help="a name in .xml; the weights go beside it, in .bin")
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("images", type=file, nargs="+")
     args = parser.parse_args()
+    for name, end in ((args.model, ".onnx"), (args.out, ".xml")):
+        if not name.endswith(end):
+            parser.error(f"{name} does not end in {end}")
+    nncf.set_log_level(logging.ERROR)
     frame, before = openvino_model(args.model)
     images = np.stack([read(path, **frame) for path in args.images])
     openvino.save_model(quantized(openvino.Core().read_model(args.model), images), args.out)

@@ -9,6 +9,7 @@ python score.py model.onnx *.png --runtime openvino --threshold 2.5
 
 import argparse
 import json
+import os
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -105,16 +106,24 @@ def openvino_model(path):
     return framing(*sides, said), run
 
 
+def file(text):
+    """The path of a file, for argparse."""
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text} is no file")
+    return text
+
+
 def main():
     """Print a line for each image: its path, score and decision."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("model", type=file)
+    parser.add_argument("images", type=file, nargs="+")
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime")
     parser.add_argument("--threshold", type=float)
     args = parser.parse_args()
-    load = {"onnxruntime": onnxruntime_model, "openvino": openvino_model}[args.runtime]
-    frame, run = load(args.model)
+    # OpenVINO alone reads its own files.
+    own = args.model.endswith(".xml") or args.runtime == "openvino"
+    frame, run = (openvino_model if own else onnxruntime_model)(args.model)
     for start in range(0, len(args.images), 16):
         paths = args.images[start : start + 16]
         found = run(np.stack([read(path, **frame) for path in paths]), args.threshold)
