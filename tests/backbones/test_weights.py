@@ -251,7 +251,7 @@ def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     _refused(path, pickle.dumps({"w": [1.0, 2.0]}))
     with pytest.raises(UserError, match="no weights file"):
         read_torch_weights(tmp_path / "absent.pth")
-    with pytest.raises(UserError, match="no weights file"):
+    with pytest.raises(UserError, match="is a folder"):
         read_torch_weights(tmp_path)
 
 
