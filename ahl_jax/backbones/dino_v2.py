@@ -5,17 +5,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.backbones.layers import Conv, LayerNorm, Tensor, imagenet_normalised
-from ahl_jax.backbones.vision_transformer import Block, by_official_names, quarters
+from ahl_jax.backbones.layers import Tensor, imagenet_normalised
+from ahl_jax.backbones.vision_transformer import VisionTransformer, by_official_names
 
-_PATCH = 14
 _GRID = 37
 """Patches along a side of the images of training, each with a position of its own."""
-
-_EPSILON = 1e-6
 
 _ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{0}14/dinov2_vit{0}14{1}_pretrain.pth"
 
@@ -34,53 +30,29 @@ _NAMES = (
 """Of Hugging Face's ``Dinov2Model``, and the official ones."""
 
 
-class DINOv2(nnx.Module):
-    """Patch tokens after the last norm: the levels are those at the ends of the blocks' quarters.
-
-    They are all on one grid.
-    """
-
-    width: ClassVar[int]
-    """Channels of a token."""
-
-    depth: ClassVar[int]
-    """Blocks; a multiple of 4."""
+class DINOv2(VisionTransformer):
+    """Those with a position for each patch."""
 
     registers: ClassVar[int] = 0
     """Tokens that stand for no patch, beside the class token."""
 
-    channels: ClassVar[tuple[int, ...]]
-    address: ClassVar[str | None]
-    stride: ClassVar[int] = _PATCH
-    batch_norm_epsilon: ClassVar[float | None] = None
+    stride = 14
+    epsilon = 1e-6
     unused: ClassVar[tuple[str, ...]] = ("mask_token", "head.")
 
     def __init__(self) -> None:
-        width = self.width
-        self.patches = Conv((3, width), _PATCH, _PATCH, (0, 0), ("patch_embed.proj", None))
-        self.first = Tensor((1, 1, width), "cls_token")
-        self.positions = Tensor((1, 1 + _GRID**2, width), "pos_embed")
+        super().__init__()
+        self.positions = Tensor((1, 1 + _GRID**2, self.width), "pos_embed")
         if self.registers:
-            self.register = Tensor((1, self.registers, width), "register_tokens")
-        self.blocks = nnx.Dict(
-            {
-                f"{index:02}": Block(width, f"blocks.{index}", _EPSILON)
-                for index in range(self.depth)
-            }
-        )
-        self.norm = LayerNorm(width, "norm", _EPSILON)
+            self.register = Tensor((1, self.registers, self.width), "register_tokens")
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
-        x = self.patches(imagenet_normalised(images))
-        b, rows, columns, c = x.shape
+        patches = self.patches(imagenet_normalised(images))
         extra = self.first() + self.positions()[:, :1]
         if self.registers:
             extra = jnp.concatenate([extra, self.register()], 1)
-        x = (x + self._positions(rows, columns)).reshape(b, -1, c)
-        x = jnp.concatenate([jnp.broadcast_to(extra, (b, *extra.shape[1:])), x], 1)
-        ends = quarters(self.blocks, x)
-        return tuple(self.norm(y[:, extra.shape[1] :]).reshape(b, rows, columns, c) for y in ends)
+        return self.levels_of(patches + self._positions(*patches.shape[1:3]), extra)
 
     @staticmethod
     def official_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,15 +4,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.backbones.layers import Conv, LayerNorm, Tensor, imagenet_normalised
-from ahl_jax.backbones.vision_transformer import HEAD, Block, by_official_names, quarters
-
-_PATCH = 16
-
-_EPSILON = 1e-5
+from ahl_jax.backbones.layers import Tensor, imagenet_normalised
+from ahl_jax.backbones.vision_transformer import HEAD, VisionTransformer, by_official_names
 
 _REGISTERS = 4
 """Tokens that stand for no patch, beside the class token."""
@@ -39,44 +34,22 @@ _NAMES = (
 """Of Hugging Face's ``DINOv3ViTModel``, and the official ones."""
 
 
-class DINOv3(nnx.Module):
-    """Patch tokens after the last norm: the levels are those at the ends of the blocks' quarters.
+class DINOv3(VisionTransformer):
+    """Those without positions of their own; the weights are Meta's to give, under a licence."""
 
-    They are all on one grid. The weights are Meta's to give, after one has agreed to a licence.
-    """
-
-    width: ClassVar[int]
-    """Channels of a token."""
-
-    depth: ClassVar[int]
-    """Blocks; a multiple of 4."""
-
-    channels: ClassVar[tuple[int, ...]]
-    address: ClassVar[str | None] = None
-    stride: ClassVar[int] = _PATCH
-    batch_norm_epsilon: ClassVar[float | None] = None
+    stride = 16
+    epsilon = 1e-5
     unused: ClassVar[tuple[str, ...]] = ("mask_token", "rope_embed.")
 
     def __init__(self) -> None:
-        width = self.width
-        self.patches = Conv((3, width), _PATCH, _PATCH, (0, 0), ("patch_embed.proj", None))
-        self.first = Tensor((1, 1, width), "cls_token")
-        self.register = Tensor((1, _REGISTERS, width), "storage_tokens")
-        self.blocks = nnx.Dict(
-            {
-                f"{index:02}": Block(width, f"blocks.{index}", _EPSILON)
-                for index in range(self.depth)
-            }
-        )
-        self.norm = LayerNorm(width, "norm", _EPSILON)
+        super().__init__()
+        self.register = Tensor((1, _REGISTERS, self.width), "storage_tokens")
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         """Maps RGB images in 0..255 to the feature maps of all levels, the deepest first."""
-        x = self.patches(imagenet_normalised(images))
-        b, rows, columns, c = x.shape
+        patches = self.patches(imagenet_normalised(images))
         extra = jnp.concatenate([self.first(), self.register()], 1)
-        extra = jnp.broadcast_to(extra, (b, *extra.shape[1:]))
-        x = jnp.concatenate([extra, x.reshape(b, -1, c)], 1)
+        _, rows, columns, _ = patches.shape
         angles = jnp.asarray(_angles(rows, columns, extra.shape[1]))[:, None]
         cosine, sine = jnp.cos(angles), jnp.sin(angles)
 
@@ -85,8 +58,7 @@ class DINOv3(nnx.Module):
             turned = left * cosine - right * sine, right * cosine + left * sine
             return jnp.concatenate(turned, -1)
 
-        ends = quarters(self.blocks, x, turn)
-        return tuple(self.norm(y[:, extra.shape[1] :]).reshape(b, rows, columns, c) for y in ends)
+        return self.levels_of(patches, extra, turn)
 
     @staticmethod
     def official_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The blocks of vision transformers."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ahl_jax.backbones.layers import LayerNorm, Linear, Tensor
+from ahl_jax.backbones.layers import Conv, LayerNorm, Linear, Tensor
 
 HEAD = 64
 """Channels of an attention head."""
@@ -55,14 +56,58 @@ class Block(nnx.Module):
         return x + self.scale2() * self.reduce(y)
 
 
-def quarters(blocks: nnx.Dict, x: Array, turn: Turn | None = None) -> list[Float[Array, "b n c"]]:
-    """The tokens at the ends of the blocks' quarters, the last first; blocks are named in order."""
-    ends = []
-    for index, name in enumerate(sorted(blocks), start=1):
-        x = blocks[name](x, turn)
-        if index % (len(blocks) // 4) == 0:
-            ends.append(x)
-    return ends[::-1]
+class VisionTransformer(nnx.Module):
+    """Patch tokens after the last norm: the levels are those at the ends of the blocks' quarters.
+
+    They are all on one grid.
+    """
+
+    width: ClassVar[int]
+    """Channels of a token."""
+
+    depth: ClassVar[int]
+    """Blocks; a multiple of 4."""
+
+    epsilon: ClassVar[float]
+    """Of the layer norms."""
+
+    stride: ClassVar[int]
+    """The side of a patch."""
+
+    channels: ClassVar[tuple[int, ...]]
+    address: ClassVar[str | None] = None
+    batch_norm_epsilon: ClassVar[float | None] = None
+
+    def __init__(self) -> None:
+        width, side = self.width, self.stride
+        self.patches = Conv((3, width), side, side, (0, 0), ("patch_embed.proj", None))
+        self.first = Tensor((1, 1, width), "cls_token")
+        names = {f"{index:02}": f"blocks.{index}" for index in range(self.depth)}
+        self.blocks = nnx.Dict({k: Block(width, name, self.epsilon) for k, name in names.items()})
+        self.norm = LayerNorm(width, "norm", self.epsilon)
+
+    def levels_of(
+        self,
+        patches: Float[Array, "b h w c"],
+        extra: Float[Array, "1 k c"],
+        turn: Turn | None = None,
+    ) -> tuple[Float[Array, "b h w c"], ...]:
+        """The feature maps of all levels, the deepest first.
+
+        Args:
+            patches: their tokens before the first block.
+            extra: tokens that stand for no patch, which come first.
+            turn: of the queries and keys.
+        """
+        b, _, _, c = patches.shape
+        first = jnp.broadcast_to(extra, (b, *extra.shape[1:]))
+        x = jnp.concatenate([first, patches.reshape(b, -1, c)], 1)
+        levels = []
+        for index, name in enumerate(sorted(self.blocks), start=1):
+            x = self.blocks[name](x, turn)
+            if index % (self.depth // 4) == 0:
+                levels.append(self.norm(x[:, extra.shape[1] :]).reshape(patches.shape))
+        return tuple(levels[::-1])
 
 
 def by_official_names(
