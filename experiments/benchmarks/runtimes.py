@@ -103,15 +103,13 @@ def tested(
         name: np.concatenate([program(image[None])["score"] for image in images])
         for name, program in programs.items()
     }
-    changed = {
-        name: ((s > threshold) != (scores["jax"] > threshold)).mean() for name, s in scores.items()
-    }
+    decisions = scores["jax"] > threshold
     return {
         name: {
-            "auc_roc": float(roc_auc_score(anomalies, s)),
-            "decisions_changed": float(changed[name]),
+            "auc_roc": float(roc_auc_score(anomalies, each)),
+            "decisions_changed": float(((each > threshold) != decisions).mean()),
         }
-        for name, s in scores.items()
+        for name, each in scores.items()
     }
 
 

@@ -15,7 +15,7 @@ from ahl_jax.backbones import load_trunk
 from experiments.benchmarks import common, extract, gpu, operations, vs_loop
 
 ROOT = Path(__file__).parents[2]
-OUTCOME = ("share_agreeing", "largest_difference", "gradient_difference")
+OUTCOME = ("share_agreeing", "largest_difference", "gradient_difference", "decisions_changed")
 
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -49,9 +49,11 @@ def test_epoch(tmp_path):
 def test_runtimes(tmp_path, finished):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    ours, theirs, *_ = rows(tmp_path, "runtimes", str(finished.workdir))
+    ours, theirs, *_ = rows(tmp_path, "runtimes", str(finished.workdir), "--test")
     assert (ours["runtime"], theirs["runtime"]) == ("jax", "onnxruntime")
     assert ours["ratio_to_jax"] == 1
+    assert theirs["auc_roc"] == ours["auc_roc"] > 0.5
+    assert theirs["decisions_changed"] == 0
 
 
 @pytest.mark.slow
