@@ -121,6 +121,8 @@ def main():
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime")
     parser.add_argument("--threshold", type=float)
     args = parser.parse_args()
+    if args.model.endswith(".xml") and args.threshold is None:
+        parser.error("give --threshold as quantize.py printed it; the file's is for float32 scores")
     # OpenVINO alone reads its own files.
     own = args.model.endswith(".xml") or args.runtime == "openvino"
     frame, run = (openvino_model if own else onnxruntime_model)(args.model)
