@@ -1,4 +1,4 @@
-"""The blocks of vision transformers."""
+"""Vision transformers: their blocks, and their levels."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar

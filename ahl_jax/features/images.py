@@ -275,20 +275,18 @@ def _all_maps(
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
     batch = config.image_batch
     whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return maps_on_all_cores(trunk.apply_with_fine, config, dtype, trunk.params, whole)
+    return maps_on_all_cores(trunk, whole, config, dtype)
 
 
 def maps_on_all_cores(
-    apply: Callable[[PyTree, Array], tuple[Array, Array]],
-    config: FeatureConfig,
+    trunk: Trunk, images: UInt8[np.ndarray | Array, "b H W 3"], config: FeatureConfig,
     dtype: np.dtype,
-    params: PyTree,
-    images: UInt8[np.ndarray | Array, "b H W 3"],
-) -> tuple[Array, ...]:
+) -> tuple[Array, ...]:  # fmt: skip
     """``tiled_maps``, shared out among the cores of a CPU.
 
     Where these are more than the images, each tile and each view of an image counts as one.
     """
+    apply, params = trunk.apply_with_fine, trunk.params
     platform, tiles = jax.default_backend(), tiles_of(config)
     views = VIEWS[: int(config.views)]
     if platform != "cpu" or tiles.count * len(views) == 1 or len(images) >= cores():

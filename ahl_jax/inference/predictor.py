@@ -252,9 +252,7 @@ class Predictor:
         dtype = trunk_dtype(features.precision, jax.default_backend())
         with _preparing:
             program, arrays = self._program, self.arrays
-        maps = maps_on_all_cores(
-            self.trunk.apply_with_fine, features, dtype, arrays["trunk"], padded(images, bucket)
-        )
+        maps = maps_on_all_cores(self.trunk, padded(images, bucket), features, dtype)
         found = program(arrays, maps)
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 
