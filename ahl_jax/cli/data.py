@@ -23,7 +23,11 @@ T = TypeVar("T")
 
 _SHOWN = 20
 _SIZES = 5
-_KINDS = {"file": "the same file", "pixels": "equal pixels", "near": "scaled or compressed anew"}
+_KINDS = {
+    "file": "the same file",
+    "pixels": "equal pixels",
+    "near": "alike, as a copy scaled or compressed is",
+}
 
 
 @dataclass(frozen=True)

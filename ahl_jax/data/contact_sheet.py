@@ -6,13 +6,14 @@ from pathlib import Path
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.files import make_folder, replace_file, writing
 from ahl_jax.common.text import printable
+from ahl_jax.data.frame import Frame
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Dataset
 
 COLUMNS = 6
 
-_SIDE = 160
+_FRAME = Frame(160, 160, keep_aspect=True)
 
 
 def rows(dataset: Dataset) -> dict[str, tuple[ImageSource, ...]]:
@@ -50,7 +51,7 @@ def draw(dataset: Dataset, out: Path) -> None:
             if column < len(chosen):
                 path = paths[chosen[column]]
                 try:
-                    axes.imshow(read_image(path, _SIDE))
+                    axes.imshow(read_image(path, _FRAME))
                 except BadImageError:
                     axes.text(0.5, 0.5, "unreadable", ha="center", va="center")
                 name = printable(Path(path.name).name)

@@ -183,7 +183,7 @@ def _checked(file: Path | str) -> Path:
     """
     file = Path(file)
     if file.is_dir() or not file.parent.is_dir():
-        what = "is a folder" if file.is_dir() else f"cannot be written, as {file.parent} is none"
+        what = "is a folder" if file.is_dir() else f"cannot be written: {file.parent} is no folder"
         raise UserError(f"{file} {what}; name a file in a folder that there is")
     return file
 

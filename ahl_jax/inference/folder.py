@@ -100,10 +100,13 @@ def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results:
     bad: dict[Path, str] = {}
     for path, why, _ in _all_of(paths, predictor, results, label="images"):
         bad[path] = why
-    log.info(
-        "%s in %s%s", counted(len(results.done), "row"), results.csv,
-        f", with {counted(results.anomalies, 'anomal', 'y', 'ies')}" if results.cut else "",
-    )  # fmt: skip
+    decided = ""
+    if results.cut:
+        decided = (
+            f", with {counted(results.anomalies, 'anomal', 'y', 'ies')} "
+            f"(scores above {results.cut.threshold:.4g})"
+        )
+    log.info("%s in %s%s", counted(len(results.done), "row"), results.csv, decided)
     _warn_of_trained(command, results)
     if bad:
         for why in bad.values():

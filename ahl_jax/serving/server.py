@@ -54,7 +54,9 @@ def serve(
             for _ in each.batches.warm_up():
                 stop.check()
         app.ready = True
-        log.info("serving %s at %s", ", ".join(app.served), address_of(listener))
+        address = address_of(listener)
+        log.info("serving %s at %s", ", ".join(app.served), address)
+        log.info("post images to %s/v1/NAME/score, or drop them on the page there", address)
         while not ended.done():
             stop.check()
             with contextlib.suppress(TimeoutError):

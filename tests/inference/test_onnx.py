@@ -279,6 +279,25 @@ def test_the_example_says_the_same_without_jax(
         assert decision == ("anomaly" if anomaly else "normal")
 
 
+def test_the_example_ends_in_a_sentence(file: Path, weave: Path, tmp_path: Path) -> None:
+    photo, junk = weave / "test/spot/00.png", tmp_path / "junk.onnx"
+    junk.write_text("junk")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(photo.read_bytes()[:60])
+    for arguments, message in [
+        ([junk, photo], f"{junk} is no model of `ahl export`"),
+        ([file, photo, damaged], f"{damaged} cannot be read as a photograph"),
+        ([file, weave], f"{weave} is a folder; name its files"),
+        ([file, photo, "--threshold", "nan"], "nan is no finite number"),
+    ]:
+        command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_the_example_of_eight_bits(file: Path, weave: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")

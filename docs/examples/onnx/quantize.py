@@ -10,11 +10,12 @@ bits differ from those of float32, so they need a threshold of their own; this p
 
 import argparse
 import logging
+import os
 
 import nncf
 import numpy as np
 import openvino
-from score import file, openvino_model, read
+from score import file, loaded, openvino_model, photographs
 
 
 def quantized(model, images):
@@ -44,9 +45,11 @@ def main():
     for name, end in ((args.model, ".onnx"), (args.out, ".xml")):
         if not name.endswith(end):
             parser.error(f"{name} does not end in {end}")
+    if not os.access(os.path.dirname(args.out) or ".", os.W_OK):
+        parser.error(f"{args.out} cannot be written; name a file in a folder of yours")
     nncf.set_log_level(logging.ERROR)
-    frame, before = openvino_model(args.model)
-    images = np.stack([read(path, **frame) for path in args.images])
+    frame, before = loaded(openvino_model, args.model)
+    images = photographs(args.images, frame)
     openvino.save_model(quantized(openvino.Core().read_model(args.model), images), args.out)
     _, after = openvino_model(args.out)
     for name, run in {"float32": before, "INT8": after}.items():

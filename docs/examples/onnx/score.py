@@ -9,7 +9,9 @@ python score.py model.onnx *.png --runtime openvino --threshold 2.5
 
 import argparse
 import json
+import math
 import os
+import sys
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -108,9 +110,50 @@ def openvino_model(path):
 
 def file(text):
     """The path of a file, for argparse."""
+    if os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name its files, as {text}/*.png")
     if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(f"{text} is no file")
     return text
+
+
+def number(text):
+    """A finite number, for argparse."""
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return float(text)
+
+
+def loaded(model, path):
+    """What `model` makes of a file; where it cannot, a sentence ends the program."""
+    try:
+        return model(path)
+    except ImportError:
+        raise
+    except Exception as error:  # Runtimes raise nearly anything.
+        hint = ", or its .bin is not beside it" if path.endswith(".xml") else ""
+        end(f"{path} is no model of `ahl export` or quantize.py{hint}", error)
+
+
+def photographs(paths, frame):
+    """Photographs as `read` reads them; a damaged one ends the program by a sentence."""
+    images = []
+    for path in paths:
+        try:
+            images.append(read(path, **frame))
+        except Exception as error:  # Decoders raise nearly anything.
+            end(f"{path} cannot be read as a photograph", error)
+    return np.stack(images)
+
+
+def end(sentence, error):
+    """End the program by a sentence and the last line of an exception's message.
+
+    Runtimes begin theirs with places in their own code.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    print(f"{sentence} ({lines[-1] if lines else type(error).__name__})", file=sys.stderr)
+    sys.exit(2)
 
 
 def main():
@@ -119,16 +162,16 @@ def main():
     parser.add_argument("model", type=file)
     parser.add_argument("images", type=file, nargs="+")
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime")
-    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--threshold", type=number)
     args = parser.parse_args()
     if args.model.endswith(".xml") and args.threshold is None:
         parser.error("give --threshold as quantize.py printed it; the file's is for float32 scores")
     # OpenVINO alone reads its own files.
     own = args.model.endswith(".xml") or args.runtime == "openvino"
-    frame, run = (openvino_model if own else onnxruntime_model)(args.model)
+    frame, run = loaded(openvino_model if own else onnxruntime_model, args.model)
     for start in range(0, len(args.images), 16):
         paths = args.images[start : start + 16]
-        found = run(np.stack([read(path, **frame) for path in paths]), args.threshold)
+        found = run(photographs(paths, frame), args.threshold)
         for path, score, anomaly in zip(paths, found["score"], found["decision"], strict=True):
             print(f"{path}\t{score:.4f}\t{'anomaly' if anomaly else 'normal'}")
 
