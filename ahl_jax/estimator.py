@@ -21,11 +21,11 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from ahl_jax.common.errors import InputError, UserError
+from ahl_jax.common.errors import BadImageError, InputError, UserError
 from ahl_jax.common.remote import any_path
 from ahl_jax.config.presets import preset
 from ahl_jax.config.settings import Config, DataConfig
-from ahl_jax.data.images import Picture, image_list, path_or_array
+from ahl_jax.data.images import Picture, image_list, path_or_array, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.data.splits import training_split
 from ahl_jax.data.types import ANOMALY, NORMAL_WORDS
@@ -38,6 +38,8 @@ NORMAL_LABELS = (0, *NORMAL_WORDS)
 
 _BY_FIT = {field.name for field in dataclasses.fields(DataConfig)} - {"skip_bad_images", "in_turn"}
 _BY_FIT |= {"seed", "start"}
+
+_SKIPPING = ", or leave such files out with `settings={'skip_bad_images': True}`"
 
 
 class AHLDetector(ClassifierMixin, BaseEstimator):
@@ -161,14 +163,17 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         with contextlib.ExitStack() as stack:
             folder = self.workdir or stack.enter_context(tempfile.TemporaryDirectory())
             cache = None if self.cache_dir is None else any_path(self.cache_dir)
-            train(
-                config,
-                folder,
-                split,
-                overwrite=self.overwrite,
-                cache_dir=cache,
-                progress=self.verbose,
-            )
+            try:
+                train(
+                    config,
+                    folder,
+                    split,
+                    overwrite=self.overwrite,
+                    cache_dir=cache,
+                    progress=self.verbose,
+                )
+            except BadImageError as error:
+                raise BadImageError(f"{without_skipping(str(error))}{_SKIPPING}") from error
             predictor = load(folder)
         self.classes_, self._normal = classes, normal
         self.predictor_ = predictor

@@ -367,7 +367,7 @@ def test_a_file_that_cannot_be_read_keeps_its_name_in_the_message(
     bad.parent.mkdir()
     bad.write_bytes(b"no image")
     for call, advice in (
-        (lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]), "with `skip_bad_images=True`"),
+        (lambda: clone(fitted).fit([bad, *paths[1:27]], y[:27]), "{'skip_bad_images': True}`"),
         (lambda: fitted.score_samples([bad]), "replace the file"),
         (lambda: fitted.predict([bad]), "replace the file"),
     ):

@@ -181,7 +181,8 @@ def download_weights(
         writing(folder, _NO_ROOM, "the download"),
         alone(folder, lambda: _log.info("another process downloads weights; waiting for it")),
     ):
-        download(address, part, MAX_BYTES, progress=progress)
+        otherwise = f"bring the file with `ahl weights import {file} --trunk {name}`"
+        download(address, part, MAX_BYTES, otherwise, progress=progress)
         with part.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         try:

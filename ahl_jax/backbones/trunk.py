@@ -101,6 +101,32 @@ TRUNKS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class WithFine:
+    """``Trunk.apply_with_fine``: equal for trunks of a name, so that they share what is compiled.
+
+    Attributes:
+        name: key in ``TRUNKS``.
+        levels: those that the feature map is made of.
+    """
+
+    name: str
+    levels: int
+
+    def __call__(
+        self, params: PyTree, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b h/stride w/stride c"], Float[Array, "b h2 w2 c2"]]:
+        """As ``Trunk.apply``, and beside it the levels of twice and four times its resolution.
+
+        Those are on the grid of the first of them, whatever ``levels`` says. A network that has
+        neither gives its deepest level.
+        """
+        levels = _levels(self.name, params, images)
+        height = levels[0].shape[1]
+        fine = [level for level in levels if level.shape[1] in (2 * height, 4 * height)]
+        return _together(levels[: self.levels]), _together(fine or levels[:1])
+
+
 @dataclass(frozen=True, eq=False)
 class Trunk:
     """A frozen network and its parameters.
@@ -147,18 +173,10 @@ class Trunk:
         """
         return _together(_levels(self.name, params, images)[: self.levels])
 
-    def apply_with_fine(
-        self, params: PyTree, images: Float[Array, "b h w 3"]
-    ) -> tuple[Float[Array, "b h/stride w/stride c"], Float[Array, "b h2 w2 c2"]]:
-        """As ``apply``, and beside it the levels of twice and four times its resolution.
-
-        Those are on the grid of the first of them, whatever ``levels`` says. A network that has
-        neither gives its deepest level.
-        """
-        levels = _levels(self.name, params, images)
-        height = levels[0].shape[1]
-        fine = [level for level in levels if level.shape[1] in (2 * height, 4 * height)]
-        return _together(levels[: self.levels]), _together(fine or levels[:1])
+    @property
+    def apply_with_fine(self) -> "WithFine":
+        """As ``apply``, and beside it the levels of twice and four times its resolution."""
+        return WithFine(self.name, self.levels)
 
     def apply_unfolded(
         self,

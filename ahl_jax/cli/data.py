@@ -176,7 +176,8 @@ def _check_in_words(found: "Found", limit: int | None) -> Iterator[str]:
     if 0 < found.drawn < SHOTS:
         yield f"All anomalies are fewer than --shots {SHOTS} takes: {found.drawn}"
     elif found.few:
-        yield f"Classes too small for --shots {SHOTS} of each, or of one: {_tally(found.few)}"
+        few = _tally(found.few)
+        yield f"Too few for --setting full or hard with --shots {SHOTS} of a class: {few}"
     for bad, what in ((found.unreadable, "image"), (found.masks, "mask")):
         if bad:
             yield f"Cannot be read: {counted(len(bad), what)}"

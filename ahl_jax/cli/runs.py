@@ -133,8 +133,8 @@ class Update:
     run: Annotated[Path, ANYWHERE, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
     """The folder of the run with the images so far."""
 
-    workdir: Annotated[Path, ANYWHERE, tyro.conf.arg(metavar="RUN")]
-    """The folder for the new run."""
+    workdir: Annotated[Path | None, ANYWHERE, tyro.conf.arg(metavar="RUN")] = None
+    """The folder for the new run; by default OLD-2, beside OLD."""
 
     defects: Annotated[Path | None, ANYWHERE] = None
     """A folder of new defects, all of which are trained on; the folders in it are their classes."""
@@ -276,17 +276,19 @@ def run_update(command: Update) -> None:
         UserError: as ``ahl_jax.update`` does.
     """
     from ahl_jax.cli.sentences import training_in_words
+    from ahl_jax.run.update import updated_name
     from ahl_jax.storage.workdir import Workdir
 
+    workdir = command.workdir or updated_name(command.run)
     metrics = ahl_jax.update(
         command.run,
-        command.workdir,
+        workdir,
         defects=command.defects,
         good=command.good,
         data=command.data,
         **vars(command.how),
     )
-    print(training_in_words(Workdir(command.workdir).config(), metrics, command.workdir))
+    print(training_in_words(Workdir(workdir).config(), metrics, workdir))
 
 
 def run_evaluate(command: Evaluate) -> None:

@@ -61,7 +61,8 @@ def choices_in_words(
         calibration: what they are set by.
         normal: which test images are normal, if there is a test.
     """
-    yield f"Thresholds by {_normals(len(calibration.scores), calibration.folds)}"
+    n = len(calibration.scores)
+    yield f"Thresholds by {_normals(n, calibration.folds)}, in steps of {1 / (n + 1):.1%}"
     head = ["--fpr", "threshold", "promised"]
     rows = []
     for each in choices:
@@ -122,7 +123,7 @@ def metrics_in_words(
         promised = _promise(at["promised_fpr"], at["folds"])
         setter = f"set by {normals} for {promised} false positives"
         if at["promised_fpr"] > (fpr := fpr or FPR):
-            setter += f" (too few for {fpr:.1%})"
+            setter += f" (they are too few for {fpr:.1%})"
     rates = {"test normals": at["fpr"], "anomalies": at["tpr"]}
     said = [f"{rate:.1%} of the {kind}" for kind, rate in rates.items() if rate is not None]
     said[:1] = [f": {first} are above it" for first in said[:1]]

@@ -17,7 +17,7 @@ _PATIENCE = 60
 """Seconds without a byte after which a connection is given up."""
 
 
-def download(address: str, path: Path, most: int, *, progress: bool = True) -> None:
+def download(address: str, path: Path, most: int, otherwise: str, *, progress: bool = True) -> None:
     """Download a file, or the rest of one that is there in part.
 
     Whoever calls it keeps other processes from the path.
@@ -26,6 +26,7 @@ def download(address: str, path: Path, most: int, *, progress: bool = True) -> N
         address: of HTTP or HTTPS; the latter is never left for the former.
         path: where it goes; a part stays there for the next call.
         most: bytes that it may have.
+        otherwise: another way to have the file, as an order.
         progress: show how far it is, on stderr.
 
     Raises:
@@ -33,8 +34,8 @@ def download(address: str, path: Path, most: int, *, progress: bool = True) -> N
         OSError: if nothing can be written.
     """
     done = path.stat().st_size if path.exists() else 0
-    with _answer(address, done) as answer:
-        start, total = _span(address, answer)
+    with _answer(address, done, otherwise) as answer:
+        start, total = _span(address, answer, otherwise)
         if total > most:
             raise UserError(
                 f"{address} has {total // _MB} MB, where {most // _MB} are the most that is taken; "
@@ -45,7 +46,7 @@ def download(address: str, path: Path, most: int, *, progress: bool = True) -> N
         if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             # It was a part of something longer.
             path.unlink()
-            download(address, path, most, progress=progress)
+            download(address, path, most, otherwise, progress=progress)
             return
         if start not in (0, done):
             raise UserError(f"{address} answers with another part than asked for; try again")
@@ -77,7 +78,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, *others)
 
 
-def _answer(address: str, start: int) -> Any:
+def _answer(address: str, start: int, otherwise: str) -> Any:
     """The server's response to a request for the file from byte ``start`` on."""
     request = urllib.request.Request(address, headers={"User-Agent": "ahl_jax"})
     if start:
@@ -89,16 +90,16 @@ def _answer(address: str, start: int) -> Any:
             return error
         raise UserError(
             f"cannot download {address}: the server says {error.status} {error.reason}; try later, "
-            "or bring the file yourself"
+            f"or {otherwise}"
         ) from error
     except (OSError, http.client.HTTPException) as error:
         why = reason(getattr(error, "reason", error))
         raise UserError(
-            f"cannot download {address} ({why}); check the connection, or bring the file yourself"
+            f"cannot download {address} ({why}); check the connection, or {otherwise}"
         ) from error
 
 
-def _span(address: str, answer: Any) -> tuple[int, int]:
+def _span(address: str, answer: Any, otherwise: str) -> tuple[int, int]:
     """The first byte of those that come, and the bytes of the whole file."""
     if answer.status == http.client.OK:
         found = re.fullmatch(r"()(\d{1,18})", answer.headers.get("Content-Length", ""))
@@ -107,7 +108,7 @@ def _span(address: str, answer: Any) -> tuple[int, int]:
             r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18})", answer.headers.get("Content-Range", "")
         )
     if found is None:
-        raise UserError(f"{address} does not say how long it is; bring the file yourself")
+        raise UserError(f"{address} does not say how long it is; {otherwise}")
     return int(found[1] or 0), int(found[2])
 
 

@@ -162,8 +162,8 @@ def warn_of_shrinking(
     if rows <= config.tiles[0] and columns <= config.tiles[1]:
         return False  # Whole pixels make it a little more.
     _log.warning(
-        "%sphotographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels is "
-        "one then: train with `tiles`, here %d %d, or with `crop` for the part that counts",
+        "%sphotographs of %d x %d pixels become %.0f times smaller, and a defect of %.0f pixels "
+        "becomes one: train with `tiles`, here %d %d, or with `crop` for the part that counts",
         f"{name}: " if name else "", width, height, shrinking, shrinking, rows, columns,
     )  # fmt: skip
     return True

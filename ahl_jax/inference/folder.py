@@ -111,7 +111,7 @@ def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results:
     if bad:
         for why in bad.values():
             log.warning("left out: %s", why)
-        raise IncompleteError(f"{counted(len(bad), 'image')} could not be read, as listed above")
+        raise IncompleteError(f"{counted(len(bad), 'image')} could not be scored, as listed above")
 
 
 def _warn_of_trained(command: Predict, results: Results) -> None:

@@ -31,7 +31,7 @@ from ahl_jax.data.images import (
     seen_size,
 )
 from ahl_jax.data.records import ImageSource, InMemory
-from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors import Functional, make_inputs
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
@@ -43,7 +43,7 @@ from ahl_jax.features.images import (
     tiled_maps,
     trunk_dtype,
 )
-from ahl_jax.features.tiles import frame_of
+from ahl_jax.features.tiles import Tiles, frame_of
 from ahl_jax.inference.heatmaps import beside, heat_scale, upsampled
 from ahl_jax.inference.scorer import Outcome, Scorer, detect, scorer_from_arrays
 from ahl_jax.inference.threshold import (
@@ -251,9 +251,9 @@ class Predictor:
         features = self.config.features
         dtype = trunk_dtype(features.precision, jax.default_backend())
         with _preparing:
-            program, arrays = self._program, self.arrays
+            arrays = self.arrays
         maps = maps_on_all_cores(self.trunk, padded(images, bucket), features, dtype)
-        found = program(arrays, maps)
+        found = _outcome_of(self.scorer.functional, self.scorer.tiles, arrays, maps)
         return Outcome(*(np.asarray(x)[: len(images)] for x in found))
 
     def cut(
@@ -321,33 +321,14 @@ class Predictor:
                 apply, features, dtype, params, images, platform
             )
 
-        return self._of_maps(
+        return outcome_of_maps(
+            self.scorer.functional,
+            self.scorer.tiles,
             arrays,
             by_platform(
                 platform, arrays["trunk"], images, cpu=maps_on("cpu"), default=maps_on("others")
             ),
         )
-
-    def _of_maps(
-        self, arrays: dict[str, Any], found: tuple[Float[Array, "b h w c"], ...]
-    ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
-        """``apply`` of what ``tiled_maps`` gives."""
-        *maps, fine = found
-        reference = arrays["reference"]
-        tiles = self.scorer.tiles
-        inputs = make_inputs(
-            list(map(tiles.apart, maps)), reference.patches.dtype, arrays["whitening"]
-        )
-        scores, heads, heat = detect(
-            self.scorer.functional, tiles, arrays["model"], reference, inputs
-        )
-        if arrays["localizer"] is not None:
-            heat = tiles.stitched(tiles.apart(heat_of(arrays["localizer"], fine)))
-        return scores, heads, heat
-
-    @functools.cached_property
-    def _program(self) -> Any:
-        return jax.jit(self._of_maps)
 
     def check(self) -> None:
         """Find out whether the trunk, the detector and the settings fit, without computing.
@@ -366,6 +347,26 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs cannot be pickled, and are made again when they are needed.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def outcome_of_maps(
+    functional: Functional,
+    tiles: Tiles,
+    arrays: dict[str, Any],
+    found: tuple[Float[Array, "b h w c"], ...],
+) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
+    """The fields of ``Outcome``, of that which ``tiled_maps`` gives."""
+    *maps, fine = found
+    reference = arrays["reference"]
+    inputs = make_inputs(list(map(tiles.apart, maps)), reference.patches.dtype, arrays["whitening"])
+    scores, heads, heat = detect(functional, tiles, arrays["model"], reference, inputs)
+    if arrays["localizer"] is not None:
+        heat = tiles.stitched(tiles.apart(heat_of(arrays["localizer"], fine)))
+    return scores, heads, heat
+
+
+# Unused arguments, such as the trunk's arrays, do not reach the program.
+_outcome_of = jax.jit(outcome_of_maps, static_argnums=(0, 1))
 
 
 def load(workdir: Path | str) -> Predictor:

@@ -1,5 +1,7 @@
 """From feature maps to a training problem: bank, subsets, batches' pools, and a fresh model."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ahl_jax.config.settings import SCALES, Config
+from ahl_jax.config.settings import SCALES, Config, DataConfig
 from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.losses import draw_prior
@@ -180,5 +182,12 @@ def problem_on(
     data = TrainingData(inputs=bank.inputs, prior=draw_prior(prior_key), **jax.device_put(chosen))
     detector: Functional
     detector, model = make_model(config, bank.inputs.channels, model_key)
-    learner = LEARNERS[config.learning.method](config, detector)
+    # Which images are trained on is no matter to it, nor is the seed.
+    learner = _learner(dataclasses.replace(config, data=DataConfig(""), seed=0), detector)
     return Problem(learner, model, data, subsets, run_key)
+
+
+@functools.lru_cache(maxsize=8)
+def _learner(config: Config, detector: Functional) -> Learner:
+    """One for all runs with these settings, so that they share what is compiled."""
+    return LEARNERS[config.learning.method](config, detector)

@@ -4,6 +4,7 @@ A seed's result is the one that it has alone, up to the rounding of differently 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,7 @@ def scan_epochs(
     return jax.lax.scan(each_in_turn if in_turn else at_once, states, epochs)
 
 
+@functools.cache
 def compile_epochs(mesh: Mesh) -> jax.stages.Wrapped:
     """``scan_epochs``, compiled for the mesh; the states' memory is used again."""
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
@@ -105,12 +107,16 @@ def compile_epochs(mesh: Mesh) -> jax.stages.Wrapped:
 
 def inference_references(data: TrainingData, mesh: Mesh) -> Inputs:
     """Each seed's ``TrainingData.inference_reference``, from a bank that is on the mesh."""
+    return _references(mesh)(data)
 
+
+@functools.cache
+def _references(mesh: Mesh) -> jax.stages.Wrapped:
     def every_seed(data: TrainingData) -> Inputs:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return jax.vmap(TrainingData.inference_reference, in_axes=(_DATA_AXES,))(data)
 
-    return jax.jit(every_seed, out_shardings=everywhere(mesh))(data)
+    return jax.jit(every_seed, out_shardings=everywhere(mesh))
 
 
 def prepared(learner: Learner, states: Any, data: TrainingData, mesh: Mesh) -> Any:
@@ -120,8 +126,12 @@ def prepared(learner: Learner, states: Any, data: TrainingData, mesh: Mesh) -> A
     """
     if learner.functional.kind.prepare is Detector.prepare:
         return states
+    return _preparation(mesh)(learner, states, data)
 
-    def every_seed(states: Any, data: TrainingData) -> Any:
+
+@functools.cache
+def _preparation(mesh: Mesh) -> jax.stages.Wrapped:
+    def every_seed(learner: Learner, states: Any, data: TrainingData) -> Any:
         def one(seed: tuple[Any, TrainingData]) -> Any:
             own = dataclasses.replace(seed[1], inputs=data.inputs)
             model = learner.model(seed[0])
@@ -132,7 +142,7 @@ def prepared(learner: Learner, states: Any, data: TrainingData, mesh: Mesh) -> A
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return jax.lax.map(one, (states, dataclasses.replace(data, inputs=NO_BANK)))
 
-    return jax.jit(every_seed, out_shardings=seeds_apart(mesh))(states, data)
+    return jax.jit(every_seed, static_argnums=0, out_shardings=seeds_apart(mesh))
 
 
 def one_seed(tree: Any, seed: int) -> Any:

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 
-from ahl_jax.common.text import counted
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config
 from ahl_jax.data.open import load_dataset
@@ -23,7 +22,8 @@ def moved(config: Config, data: str | None) -> Config:
 def tell_places(run: Workdir, config: Config) -> None:
     """Say which folders are read, as a run names them that may be a stranger's."""
     first, *others = places(run.images() or [], config.data.data)
-    more = f" and {counted(len(others), 'other folder')}, such as {others[0]}" if others else ""
+    more = f" and {len(others)} other folders, such as {others[0]}" if others else ""
+    more = f" and {others[0]}" if len(others) == 1 else more
     log.info("reading the images that %s names, in %s%s", run.path, first, more)
 
 

@@ -165,6 +165,13 @@ def recalibrate(
             outcome.scores, outcome.heat, [*map(str, paths.values())], given=True
         )
         run.write_calibration(calibration.text())
+    now, before = len(paths), len(predictor.calibration.scores) if predictor.calibration else 0
+    if now < before:
+        log.warning(
+            "%s replace %s: the lowest rate of false positives that can be set was %.2g %%, and is "
+            "%.2g %%", counted(now, "photograph"), counted(before, "normal"), 100 / (before + 1),
+            100 / (now + 1),
+        )  # fmt: skip
     return dataclasses.replace(predictor, calibration=calibration)
 
 

@@ -5,6 +5,7 @@ they find less. A crack is told by how much the locations of an image differ, a 
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.text import counted
@@ -20,7 +21,7 @@ from ahl_jax.config.checks import left_to_data
 from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import SCALES, Config, Views, flat
 from ahl_jax.data.records import ImageSource
-from ahl_jax.detectors import DETECTORS, make_detector
+from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
@@ -179,6 +180,10 @@ def left_out_auc(
     averages = averages_of(normals, poolings)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
     known, seen = (jnp.asarray(whitening.whitened(x), jnp.float32) for x in (normals, anomalies))
-    prepared = jax.jit(functional.prepared_by_pooled)
-    model = prepared(model, known, seen, known[:0], groups, whitening.colouring())
+    model = _prepared(functional, model, known, seen, known[:0], groups, whitening.colouring())
     return float(model.stats["left_out_auc"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prepared(functional: Functional, model: Model, *fitted_to: Array) -> Model:
+    return functional.prepared_by_pooled(model, *fitted_to)

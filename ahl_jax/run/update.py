@@ -1,6 +1,7 @@
 """The same detector with more images: a new run on those of another one and on new ones."""
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def update(
     run: Path | str,
-    workdir: Path | str,
+    workdir: Path | str | None = None,
     *,
     defects: Path | str | None = None,
     good: Path | str | None = None,
@@ -37,7 +38,8 @@ def update(
 
     Args:
         run: the folder of the run with the images so far.
-        workdir: the new run's folder, made if missing.
+        workdir: the new run's folder, made if missing; by default beside ``run``, with -2 behind
+            its name, or the number after the one that it ends in.
         defects: a folder with labelled anomalies; the folders in it are their classes.
         good: a folder with normals, some of which are held out as the settings say.
         data: where the data of ``run`` is now, if not where it was in training.
@@ -51,6 +53,7 @@ def update(
             labelled in two ways; or as ``ahl_jax.train`` does.
     """
     how = run_options(options)
+    workdir = updated_name(run) if workdir is None else any_path(workdir)
     old = Workdir(run)
     config = old.config()
     if resolved(run) == resolved(workdir):
@@ -85,7 +88,7 @@ def update(
         kinds = Counter(sample.anomaly_class for sample in anomalies)
         log.info("defects to train on: %s", ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     split = extended(found.split, anomalies, normals, config.held_out_once)
-    metrics = train_runs([config], [any_path(workdir)], how, [split])
+    metrics = train_runs([config], [workdir], how, [split])
     before = read_calibration(old.path / "checkpoint")
     if before and before.given and how.progress:
         log.warning(
@@ -93,6 +96,15 @@ def update(
             "`ahl threshold %s --good`", run, workdir,
         )  # fmt: skip
     return metrics[0] if metrics else {}
+
+
+def updated_name(run: Path | str) -> Path:
+    """The folder beside a run for its update: RUN-2 for RUN, and RUN-3 for that."""
+    folder = any_path(run)
+    folder = folder if folder.name else resolved(folder)
+    ended = re.search(r"-(\d{1,9})$", folder.name)
+    start, number = (folder.name[: ended.start()], ended[1]) if ended else (folder.name, 1)
+    return folder.with_name(f"{start}-{int(number) + 1}")
 
 
 def _folder(given: Path | str | None) -> list[Path]:

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import numpy as np
@@ -277,6 +278,12 @@ def page_of(names: Sequence[str]) -> tuple[str, str]:
     return page, f"{policy}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    said = error.detail
+    if said == HTTPStatus.NOT_FOUND.phrase:  # Of Starlette's.
+        said = "there is nothing at this address; post to /v1/NAME/score"
+    elif said == HTTPStatus.METHOD_NOT_ALLOWED.phrase:
+        allowed = (error.headers or {}).get("Allow")
+        said = f"{request.method} is not for this address, which takes {allowed}"
+    return JSONResponse({"error": said}, error.status_code, error.headers)

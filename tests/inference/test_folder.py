@@ -133,7 +133,7 @@ def test_unreadable_images_are_listed_and_the_others_done(
     lines = capsys.readouterr().err.splitlines()
     assert "skipped 1 .cr2" in lines
     assert lines[-2].startswith(f"left out: {some / 'broken.png'} cannot be read as an image")
-    assert lines[-1] == "ahl: 1 image could not be read, as listed above"
+    assert lines[-1] == "ahl: 1 image could not be scored, as listed above"
 
 
 def test_one_that_was_killed_goes_on(

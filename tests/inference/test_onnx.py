@@ -286,7 +286,7 @@ def test_the_example_ends_in_a_sentence(file: Path, weave: Path, tmp_path: Path)
     damaged.write_bytes(photo.read_bytes()[:60])
     for arguments, message in [
         ([junk, photo], f"{junk} is no model of `ahl export`"),
-        ([file, photo, damaged], f"{damaged} cannot be read as a photograph"),
+        ([file, damaged], f"left out: {damaged} cannot be read as a photograph"),
         ([file, weave], f"{weave} is a folder; name its files"),
         ([file, photo, "--threshold", "nan"], "nan is no finite number"),
     ]:
@@ -296,6 +296,10 @@ def test_the_example_ends_in_a_sentence(file: Path, weave: Path, tmp_path: Path)
         assert message in done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
+    command = [sys.executable, str(EXAMPLE), *map(str, (file, damaged, photo))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(photo)]
 
 
 @pytest.mark.slow

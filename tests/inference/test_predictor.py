@@ -15,6 +15,7 @@ from ahl_jax import BadImageError, InputError, Predictor, UserError, load
 from ahl_jax.config.presets import with_settings
 from ahl_jax.features import Store
 from ahl_jax.features import split as gather
+from ahl_jax.inference.predictor import _outcome_of
 from ahl_jax.inference.threshold import read_calibration
 from tests.runs import FinishedRun
 
@@ -113,20 +114,21 @@ def test_there_is_one_program_for_each_power_of_two(
     predictor: Predictor, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ahl_jax.distributed.cores.cores", lambda: 1)
-    fresh = dataclasses.replace(predictor)
+    _outcome_of.clear_cache()
     for count in (3, 4, 2, 1, 4, 3):
-        fresh.score(images[:count])
-    assert fresh._program._cache_size() == 3
+        dataclasses.replace(predictor).score(images[:count])
+    assert _outcome_of._cache_size() == 3
 
 
 def test_several_threads_get_the_scores_of_one(
     predictor: Predictor, images: list[Path], scores: np.ndarray
 ) -> None:
     fresh = dataclasses.replace(predictor)
+    _outcome_of.clear_cache()
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda path: fresh.score([path]), images))
     np.testing.assert_allclose(np.concatenate(found), scores, atol=SAME)
-    assert fresh._program._cache_size() == 1
+    assert _outcome_of._cache_size() == 1
 
 
 def test_a_copy_by_pickle_scores_the_same(

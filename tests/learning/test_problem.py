@@ -96,6 +96,14 @@ def test_neither_seed_nor_clusters_make_another_program(method, shapes, monkeypa
     assert all(text == first for text in others)
 
 
+def test_runs_with_the_same_settings_share_their_learner():
+    def learner(**settings):
+        return make_setting(make_config(detector="devnet", **settings)).learner
+
+    assert learner(seed=0) is learner(seed=1)
+    assert learner(seed=0) is not learner(seed=0, clip=0.5)
+
+
 def test_one_labelled_anomaly_is_enough():
     data = make_setting(make_config(detector="devnet"), anomalies=1).data
     for pools in (data.support, data.query):

@@ -134,7 +134,7 @@ def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
     shutil.copy(new / "00.png", new / "copy.png")
     main(["threshold", str(run), "--good", str(new)])
     title, head, *rows, said = capsys.readouterr().out.splitlines()
-    assert title == "Thresholds by 9 held-out normals"
+    assert title == "Thresholds by 9 held-out normals, in steps of 10.0%"
     assert head.split("  ")[-1] == "anomalies found"
     # These are the normals of the test.
     assert [row.split()[0] for row in rows] == ["0.01", "0.02", "0.05", "0.1"]
@@ -154,6 +154,8 @@ def test_new_photographs_of_good_parts_set_the_threshold_of_a_finished_run(
     assert (run / "checkpoint/calibration.json").read_bytes() == before
     recalibrate(run, [new], data=str(tmp_path / "gone"))
     assert "gone" in capsys.readouterr().err
+    recalibrate(run, images[:3])
+    assert "3 photographs replace 9 normals: the lowest rate" in capsys.readouterr().err
     shutil.copytree(weave / "test/spot", new / "bad")
     with pytest.raises(UserError, match="bad in it are defects by their name"):
         recalibrate(run, [new])

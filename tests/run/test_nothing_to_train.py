@@ -24,6 +24,7 @@ from ahl_jax.cli.main import main
 from ahl_jax.data.images import read_image
 from ahl_jax.features.split import load_split
 from ahl_jax.reports import report
+from ahl_jax.run.update import updated_name
 from ahl_jax.storage.workdir import Workdir
 from tests.runs import FinishedRun
 
@@ -128,7 +129,7 @@ def test_an_update_has_the_images_so_far_and_new_ones(
     (data / "train/spot").mkdir()
     (data / "test/spot/00.png").rename(data / "train/spot/00.png")
     kind = {"detector": "patchcore", "method": "fit"}
-    old, new = tmp_path / "old", tmp_path / "new"
+    old, new = tmp_path / "old", tmp_path / "old-2"
     before = train(preset("debug", str(data), **kind), old, progress=False)
     assert (before["n_seen"], before["n_test"]) == (1, 22)
     (tmp_path / "more/spot").mkdir(parents=True)
@@ -136,7 +137,7 @@ def test_an_update_has_the_images_so_far_and_new_ones(
     shutil.copy(data / "test/scratch/00.png", tmp_path / "more/b.png")
     kept = (old / "images.csv").read_bytes()
     with warnings.catch_warnings(action="ignore"):
-        main(["update", str(old), "--defects", str(tmp_path / "more"), "--workdir", str(new)])
+        main(["update", str(old), "--defects", str(tmp_path / "more")])
     assert f"everything is in {new}" in capsys.readouterr().out
     assert (old / "images.csv").read_bytes() == kept
     after = Workdir(new).metrics()
@@ -150,6 +151,11 @@ def test_an_update_has_the_images_so_far_and_new_ones(
         ("anomaly", str(tmp_path / "more/b.png")),
         ("spot", str(tmp_path / "more/spot/a.png")),
     ]
+
+
+@pytest.mark.parametrize(("run", "new"), [("a/b", "a/b-2"), ("a/b-2", "a/b-3"), ("9", "9-2")])
+def test_an_update_has_a_name_of_its_own(run: str, new: str) -> None:
+    assert updated_name(run) == Path(new)
 
 
 def test_fine_tuning_fits_it_to_the_target(memory: FinishedRun, tmp_path: Path) -> None:

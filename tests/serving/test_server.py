@@ -299,6 +299,22 @@ def test_no_client_waits_for_ever(
 
 
 @pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/v1/one/score", 405, "GET is not for this address, which takes POST"),
+        ("/none", 404, "there is nothing at this address"),
+    ],
+)
+def test_other_addresses_and_methods_are_refused_in_words(
+    url: str, path: str, status: int, said: str
+) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(url + path, timeout=20)
+    assert refused.value.code == status
+    assert json.loads(refused.value.read())["error"].startswith(said)
+
+
+@pytest.mark.parametrize(
     ("path", "status"), [(_SCORE, 413), ("/v1/three/score", 404), ("/", 405), ("/none", 404)]
 )
 def test_who_hears_of_nothing_before_all_is_sent_hears_of_a_refusal(

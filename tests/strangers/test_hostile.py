@@ -178,8 +178,7 @@ def test_the_folders_that_a_run_names_are_told(
     with caplog.at_level("INFO", "ahl_jax"):
         tell_places(written, here)
     assert caplog.messages == [
-        f"reading the images that {written.path} names, in {secret.parent} and 1 other folder, "
-        "such as /else"
+        f"reading the images that {written.path} names, in {secret.parent} and /else"
     ]
 
 

@@ -49,7 +49,9 @@ def main():
         parser.error(f"{args.out} cannot be written; name a file in a folder of yours")
     nncf.set_log_level(logging.ERROR)
     frame, before = loaded(openvino_model, args.model)
-    images = photographs(args.images, frame)
+    images = [image for _, image in photographs(args.images, frame)]
+    if not images:
+        parser.error("none of the images can be read")
     openvino.save_model(quantized(openvino.Core().read_model(args.model), images), args.out)
     _, after = openvino_model(args.out)
     for name, run in {"float32": before, "INT8": after}.items():

@@ -132,28 +132,28 @@ def loaded(model, path):
         raise
     except Exception as error:  # Runtimes raise nearly anything.
         hint = ", or its .bin is not beside it" if path.endswith(".xml") else ""
-        end(f"{path} is no model of `ahl export` or quantize.py{hint}", error)
+        tell(f"{path} is no model of `ahl export` or quantize.py{hint}", error)
+        sys.exit(2)
 
 
 def photographs(paths, frame):
-    """Photographs as `read` reads them; a damaged one ends the program by a sentence."""
-    images = []
+    """Pairs of a path and its photograph as `read` reads it; says which cannot be read."""
+    pairs = []
     for path in paths:
         try:
-            images.append(read(path, **frame))
+            pairs.append((path, read(path, **frame)))
         except Exception as error:  # Decoders raise nearly anything.
-            end(f"{path} cannot be read as a photograph", error)
-    return np.stack(images)
+            tell(f"left out: {path} cannot be read as a photograph", error)
+    return pairs
 
 
-def end(sentence, error):
-    """End the program by a sentence and the last line of an exception's message.
+def tell(sentence, error):
+    """Print a sentence and the last line of an exception's message.
 
     Runtimes begin theirs with places in their own code.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     print(f"{sentence} ({lines[-1] if lines else type(error).__name__})", file=sys.stderr)
-    sys.exit(2)
 
 
 def main():
@@ -169,11 +169,17 @@ def main():
     # OpenVINO alone reads its own files.
     own = args.model.endswith(".xml") or args.runtime == "openvino"
     frame, run = loaded(openvino_model if own else onnxruntime_model, args.model)
+    scored = 0
     for start in range(0, len(args.images), 16):
-        paths = args.images[start : start + 16]
-        found = run(photographs(paths, frame), args.threshold)
+        pairs = photographs(args.images[start : start + 16], frame)
+        if not pairs:
+            continue
+        paths, images = zip(*pairs, strict=True)
+        found = run(np.stack(images), args.threshold)
         for path, score, anomaly in zip(paths, found["score"], found["decision"], strict=True):
             print(f"{path}\t{score:.4f}\t{'anomaly' if anomaly else 'normal'}")
+        scored += len(pairs)
+    sys.exit(2 if scored < len(args.images) else 0)
 
 
 if __name__ == "__main__":
