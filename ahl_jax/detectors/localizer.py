@@ -5,6 +5,7 @@ gain by the mean of each location, as in PaDiM (Defard et al., 2020); the distan
 many normal locations, as in PatchCore (Roth et al., CVPR 2022), holds where they do not.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ from jaxtyping import Array, Float
 from ahl_jax.detectors.patchcore import greedy_coreset, squared_distances
 from ahl_jax.detectors.whitening import ROUNDING
 
-NORMALS = 100
-"""How many normal images tell enough: their locations are hundreds of times as many."""
+_LOCATIONS = 50_000
+"""Locations of normal images that ``_NEIGHBOURS`` are chosen from: twice as many tell no more."""
 
 _NEIGHBOURS = 2000
 """Locations of normal images that others are compared with: a greedy coreset holds what is rare,
@@ -51,14 +52,22 @@ def fit_localizer(fine: Float[np.ndarray, "n h w c"]) -> Localizer:
     Args:
         fine: their features.
     """
-    n, channels = len(fine), fine.shape[-1]
+    (n, *_, channels), count = fine.shape, fine.size // fine.shape[-1]
     mean = fine.mean(0, dtype=np.float64)
     mean = (n * mean + _SHRINK * mean.mean((0, 1))) / (n + _SHRINK)
-    centred = (fine - mean).reshape(-1, channels)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    size = float(np.sqrt(np.square(fine, dtype=np.float64).mean()))
+    # Image by image: a copy of all in float64 would be twice as large.
+    moments, squares = np.zeros((channels, channels)), 0.0
+    for image in fine:
+        centred = (image - mean).reshape(-1, channels)
+        moments += centred.T @ centred
+        squares += np.square(image, dtype=np.float64).sum()
+    values, vectors = np.linalg.eigh(moments / count)
+    size = math.sqrt(squares / fine.size)
     least = max(_FLOOR * values.mean(), (ROUNDING * size) ** 2, _TINY)
     whitening = vectors / np.sqrt(np.maximum(values, least))
+    some = np.random.default_rng(0).permutation(count)[:_LOCATIONS]
+    means = mean.reshape(-1, channels)
+    centred = fine.reshape(count, channels)[some] - means[some % len(means)]
     white = (centred @ whitening).astype(np.float32)
     chosen = np.asarray(_coreset(jnp.asarray(white), min(_NEIGHBOURS, len(white))))
     return Localizer(mean.astype(np.float32), whitening.astype(np.float32), white[chosen])

@@ -15,7 +15,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import hold_out
 from ahl_jax.data.types import Sample
 from ahl_jax.detectors import Model
-from ahl_jax.detectors.localizer import NORMALS, Localizer, fit_localizer
+from ahl_jax.detectors.localizer import Localizer, fit_localizer
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.distributed.mesh import own_part
@@ -39,6 +39,12 @@ from ahl_jax.stage_one import trained_trunk
 
 _FEWEST = 20
 """Photographs that a localizer is fitted to, of however many tiles."""
+
+_MOST = 400
+"""The most of them, or of their tiles: normals of several kinds take more than those of one."""
+
+_LOOKS = 800
+"""Views of them that go through the trunk, for their time."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,9 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     paths = features.normals.paths
     if run.config.in_turn and not run.split.held_out:
         paths, _ = hold_out(paths, run.config.data.held_out)
-    enough = max(_FEWEST, NORMALS // tiles_of(run.config.features).count)
+    config = run.config.features
+    assert config.views != "auto"
+    enough = max(_FEWEST, min(_MOST, _LOOKS // config.views) // tiles_of(config).count)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
     some = [paths[i] for i in chosen]
     return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))
