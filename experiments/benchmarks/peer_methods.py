@@ -62,6 +62,8 @@ class Case:
             data = dataclasses.replace(data, limit=self.limit)
         start = dataclasses.replace(start, data=data, seed=self.seed)
         settings = {**ROWS[row].settings, "image_batch": self.batch, "views": views}
+        # Heat maps are compared here, which no table has.
+        settings["fine_heat"] = ROWS[row].detector == "density"
         if self.quick and "updates_per_epoch" in settings:
             # The debug preset has fewer steps than the row has updates.
             settings["updates_per_epoch"] = start.learning.steps
