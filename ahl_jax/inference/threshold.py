@@ -117,10 +117,14 @@ class Calibration:
         """
         return float(self.scores[self._rank(fpr) - 1])
 
+    @property
+    def lowest_fpr(self) -> float:
+        """The lowest rate that n scores can set, which is the step between rates too."""
+        return 1 / (len(self.scores) + 1)
+
     def promised(self, fpr: float = FPR) -> float:
-        """``fpr``; but 1 / (n + 1) where the threshold is the highest of n scores."""
-        n = len(self.scores)
-        return fpr if self._rank(fpr) < n else 1 / (n + 1)
+        """``fpr``; but ``lowest_fpr`` where the threshold is the highest of n scores."""
+        return fpr if self._rank(fpr) < len(self.scores) else self.lowest_fpr
 
     def _rank(self, fpr: float) -> int:
         """That of the threshold among the scores, from 1."""

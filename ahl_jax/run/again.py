@@ -22,9 +22,9 @@ def moved(config: Config, data: str | None) -> Config:
 def tell_places(run: Workdir, config: Config) -> None:
     """Say which folders are read, as a run names them that may be a stranger's."""
     first, *others = places(run.images() or [], config.data.data)
-    more = f" and {len(others)} other folders, such as {others[0]}" if others else ""
-    more = f" and {others[0]}" if len(others) == 1 else more
-    log.info("reading the images that %s names, in %s%s", run.path, first, more)
+    more = f"{len(others)} other folders, such as {others[0]}" if others[1:] else "".join(others)
+    said = f"{first} and {more}" if more else first
+    log.info("reading the images that %s names, in %s", run.path, said)
 
 
 def find_split(run: Workdir, config: Config, split: Split | None = None) -> Found:

@@ -165,12 +165,13 @@ def recalibrate(
             outcome.scores, outcome.heat, [*map(str, paths.values())], given=True
         )
         run.write_calibration(calibration.text())
-    now, before = len(paths), len(predictor.calibration.scores) if predictor.calibration else 0
-    if now < before:
+    before = predictor.calibration
+    if before and len(calibration.scores) < len(before.scores):
         log.warning(
             "%s replace %s: the lowest rate of false positives that can be set was %.2g %%, and is "
-            "%.2g %%", counted(now, "photograph"), counted(before, "normal"), 100 / (before + 1),
-            100 / (now + 1),
+            "%.2g %%", counted(len(calibration.scores), "photograph"),
+            counted(len(before.scores), "normal"), 100 * before.lowest_fpr,
+            100 * calibration.lowest_fpr,
         )  # fmt: skip
     return dataclasses.replace(predictor, calibration=calibration)
 
