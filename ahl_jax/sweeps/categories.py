@@ -47,7 +47,7 @@ class Categories:
     """The reasons by the names of the categories that failed, ``JOINT`` among them."""
 
     def table(self) -> list[str]:
-        """The lines of a table in Markdown; the last one is the mean over the categories."""
+        """The lines of a table in Markdown; the last one is the mean over these categories."""
         columns = [name for name in _HEADS if any(name in row for row in self.rows)]
         names = dict.fromkeys(row["category"] for row in self.rows)
         of_category = {name: self._where("category", name) for name in names}
@@ -58,7 +58,7 @@ class Categories:
         ]
         means = (_in_words([_mean([row[c] for row in rows]) for rows in seeds]) for c in columns)
         head = ["category", *(_HEADS[column] for column in columns)]
-        return markdown_table(head, [*body, ["mean", *means]])
+        return markdown_table(head, [*body, [f"mean of {len(names)}", *means]])
 
     def _where(self, column: str, value: Any) -> list[Row]:
         return [row for row in self.rows if row[column] == value]

@@ -5,8 +5,9 @@
 
 All go from images of the right size to scores and heat maps, with as many threads: in float32, and
 with OpenVINO in bfloat16 and with convolutions of 8 bits too (docs/examples/onnx/quantize.py). They
-take turns, so that they share whatever else the machine does; the best of the rounds counts. A
-runtime that is not installed is left out. With --test the run's test images are scored by each.
+take turns, so that they share whatever else the machine does; ratios are of the best of the rounds,
+which the median and the 99th percentile stand beside. A runtime that is not installed is left out.
+With --test the run's test images are scored by each.
 """
 
 import sys
@@ -48,7 +49,7 @@ class Runtimes:
     threads: int = 2
     """Threads of ONNX Runtime and OpenVINO; JAX takes all cores, which `taskset` limits."""
 
-    rounds: int = 10
+    rounds: int = 100
     """Calls of each."""
 
     test: bool = False
@@ -157,6 +158,8 @@ def main() -> None:
                     "runtime": name,
                     "batch": batch,
                     "image_ms": milliseconds,
+                    "p50_ms": float(np.percentile(times[name][1:], 50)),
+                    "p99_ms": float(np.percentile(times[name][1:], 99)),
                     "ratio_to_jax": milliseconds / best["jax"],
                     **outcome[name],
                     "trunk": predictor.trunk.name,

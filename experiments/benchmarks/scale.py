@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.scale [--images 10000 30000 100000] [--classes 500] [--quick]
 
 Half of the images are training normals, a quarter test normals, and a quarter anomalies of the
-classes. They are small PNG files of noise in a temporary folder, which has the features too: 58 KB
-for each image that differs. With ``distinct`` the others are copies, so the trunk sees fewer images
-and everything else as many. Each command is a process of its own. Beside its peak memory stands the
-peak without pages of files, such as streamed features: the system takes those back where it needs
-the room.
+classes. They are small PNG files of noise in a temporary folder, which has the features too: of
+192 pixels 58 KB for each image that differs. With ``distinct`` the others are copies, so the trunk
+sees fewer images and everything else as many. Each command is a process of its own. Beside its peak
+memory stands the peak without pages of files, such as streamed features: the system takes those
+back where it needs the room.
 """
 
 import os
@@ -53,6 +53,9 @@ class Scale:
     predicted: Annotated[int, AtLeast(1)] = 1_000_000
     """Predict at most so many of the test normals."""
 
+    image_size: Annotated[int, AtLeast(64)] = 192
+    """Side in pixels of the larger scale."""
+
     feature_memory: Annotated[float, AtLeast(0)] = 1.0
     """GiB of features that a training may hold."""
 
@@ -89,8 +92,10 @@ def measured(args: Scale) -> Iterator[dict[str, Any]]:
             some.mkdir()
             for path in few:
                 os.link(path, some / path.name)
-            train = f"train {data} --workdir {run} --image-size 192 --levels 1 --views 1 "
-            train += f"--no-fine-heat --keep-copies --feature-memory {args.feature_memory}"
+            train = (
+                f"train {data} --workdir {run} --image-size {args.image_size} --levels 1 --views 1 "
+                f"--no-fine-heat --keep-copies --feature-memory {args.feature_memory}"
+            )
             commands = {
                 "data show": f"data show {data}",
                 "train": train,

@@ -51,7 +51,7 @@ def test_each_category_has_a_run_and_the_joint_one_stands_beside(
     assert [row["joint_auc_roc"] for row in rows] == ["0.75", "0.25"]
     printed = capsys.readouterr().out
     mean = sum(float(row["auc_roc"]) for row in rows) / 2
-    assert f"| mean | {mean:.4f} |" in printed
+    assert f"| mean of 2 | {mean:.4f} |" in printed
     assert "| 0.5000 | 0.5000 |" in printed
     assert (tmp_path / "categories.md").read_text() in printed
     main([*command, "--preset", "debug"])
@@ -88,7 +88,7 @@ def test_seeds_have_their_own_runs_and_share_a_line(
     assert stand_in.trained == [f"{name}/seed-{n}" for name in ("carpet", "grid") for n in (0, 1)]
     head, _, *lines, mean = found.table()
     assert [line.split(" | ")[0] for line in (head, *lines, mean)] == [
-        "| category", "| carpet", "| grid", "| mean",
+        "| category", "| carpet", "| grid", "| mean of 2",
     ]  # fmt: skip
     assert all("±" in line for line in (*lines, mean))
 
@@ -99,7 +99,7 @@ def test_a_mean_without_a_figure_is_none() -> None:
         for name, auc, joint in (("a", 0.5, 0.25), ("b", 1.0, ""))
     ]
     *_, mean = Categories(rows).table()
-    assert mean == "| mean | 0.7500 | 1.0000 |  |"
+    assert mean == "| mean of 2 | 0.7500 | 1.0000 |  |"
 
 
 @pytest.mark.parametrize(
