@@ -38,8 +38,7 @@ _DENSITY = differing_settings(
     preset("paper", ""), preset("density", "", fine_heat=False, **_NONE_HELD_OUT)
 )
 _FEATURES = {name: _DENSITY[name] for name in ("levels", "whiten")}
-_OF_FIT = ("method", "generators", "pseudo_per_generator")
-_TRAINED = {name: _DENSITY[name] for name in _DENSITY if name not in _OF_FIT}
+_TRAINED = {name: _DENSITY[name] for name in _DENSITY if name != "method"}
 _RATE = {"lr_base": LearningConfig().lr}
 """The published learning rate of a detector alone is a tenth of that of AHL's unified one."""
 
