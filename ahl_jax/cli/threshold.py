@@ -29,7 +29,7 @@ class Threshold:
     the thresholds were set by."""
 
     data: str | None = None
-    """Where the data is now, if it moved since the training."""
+    """Where the data of the test is now, if it moved since the training."""
 
     cache_dir: Annotated[Path | None, ANYWHERE] = None
     """The folder that keeps features; by default $AHL_CACHE, else ~/.cache/ahl_jax."""
@@ -50,7 +50,7 @@ def run_threshold(command: Threshold) -> None:
     from ahl_jax.run.evaluate import load_test
 
     run, good = command.workdir, command.good
-    predictor = recalibrate(run, good, data=command.data) if good else load(run)
+    predictor = recalibrate(run, good) if good else load(run)
     calibration = predictor.calibrated()
     predictor.cut()  # It says where a rate is out of reach.
     scores = normal = None

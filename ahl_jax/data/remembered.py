@@ -18,7 +18,8 @@ from ahl_jax.data.types import Dataset, Sample, Split, in_order
 
 Part = Literal["train", "held-out", "test", "copy", "unused"]
 
-_DIGITS = 16
+DIGITS = 16
+"""Of an image's SHA-256 that tables of images have."""
 
 
 class Row(NamedTuple):
@@ -34,7 +35,7 @@ class Row(NamedTuple):
     """copy: not in the test because training has the same file; unused: in neither."""
 
     sha256: str
-    """The first 16 digits, of images that training or the test has and that can be read."""
+    """The first ``DIGITS``, of images that training or the test has and that can be read."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _folder(data: str) -> Path:
 
 def _content(path: ImageSource) -> str:
     try:
-        return image_digest(path)[:_DIGITS]
+        return image_digest(path)[:DIGITS]
     except BadImageError:
         return ""
 

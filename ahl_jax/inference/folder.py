@@ -19,6 +19,7 @@ from ahl_jax.data.folder import OUTPUTS, images_below
 from ahl_jax.data.formats import SUFFIXES, unread_in_words
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource
+from ahl_jax.data.remembered import DIGITS
 from ahl_jax.features.tiles import warn_of_shrinking
 from ahl_jax.inference.options import Predict
 from ahl_jax.inference.predictor import Predictor, load
@@ -117,8 +118,7 @@ def _run(command: Predict, paths: Sequence[Path], predictor: Predictor, results:
 def _warn_of_trained(command: Predict, results: Results) -> None:
     """Say how many of the images the run was trained on."""
     with contextlib.suppress(UserError):  # Its list may be damaged, which predictions do not need.
-        rows = Workdir(command.workdir).images() or []
-        trained = {row.sha256 for row in rows if row.part == "train"}
+        trained = Workdir(command.workdir).trained_on() or set()
         if known := sum(digest in trained for _, digest in results.done):
             log.warning(
                 "%d of these %s trained this detector, and such score lower than new ones",
@@ -181,7 +181,7 @@ def _all_of(
     for path in paths:
         stop.check()
         try:
-            image = NamedImage(path, image_digest(path)[:16])
+            image = NamedImage(path, image_digest(path)[:DIGITS])
         except BadImageError as error:
             bad.append((path, without_skipping(str(error)), False))
             continue

@@ -77,7 +77,7 @@ class NamedImage:
 
     path: Path
     digest: str
-    """The first 16 digits of the SHA-256 of its bytes: what replaces it is another image."""
+    """The first ``DIGITS`` of the SHA-256 of its bytes: what replaces it is another image."""
 
     @property
     def key(self) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from ahl_jax.data.folder import check_good
 from ahl_jax.data.formats import unread_in_words
 from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.records import ImageSource
-from ahl_jax.data.remembered import names_in
+from ahl_jax.data.remembered import DIGITS, names_in
 from ahl_jax.data.splits import distinct, hold_out
 from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
@@ -43,7 +43,6 @@ from ahl_jax.learning.folds import make_folds
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.learning.learner import TrainingData, in_batches, prepared
 from ahl_jax.learning.problem import colouring_of, problem_on, whitening_of
-from ahl_jax.run.again import find_split, moved
 from ahl_jax.run.claim import Run
 from ahl_jax.run.options import RunOptions
 from ahl_jax.storage.workdir import Workdir
@@ -114,25 +113,22 @@ def _own(
     return [*range(n)], None if config.data.keep_copies or n < least else said
 
 
-def recalibrate(
-    workdir: Path | str, good: Sequence[Path | str], *, data: str | None = None
-) -> Predictor:
+def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
     """Set a finished run's thresholds by photographs of good parts; nothing is trained.
 
     They replace what the thresholds were set by, in one step. To have that again, delete
     ``checkpoint/calibration.json`` and give the training's command again. ``metrics.json`` keeps
-    the figures of the training.
+    the figures of the training. The training's images need not be at hand.
 
     Args:
         workdir: the folder that ``train`` was given.
         good: image files, or folders of them, that training has not seen; a copy counts once.
-        data: where the run's data is now, if it moved since the training.
 
     Returns:
         The detector with its new calibration.
 
     Raises:
-        UserError: if the run is not finished, or images are missing or were trained on.
+        UserError: if the run is not finished or damaged, or images are missing or were trained on.
         BadImageError: if an image cannot be read.
     """
     run = Workdir(workdir)
@@ -141,6 +137,10 @@ def recalibrate(
         predictor = load(workdir)
         if predictor.metadata["epochs"] < predictor.config.learning.planned_epochs:
             raise UserError(f"{workdir} is not finished; give the training's command again first")
+        trained = run.trained_on()
+        if trained is None:
+            trained = set()
+            log.warning("images.csv is not there, so whether these were trained on is not known")
         skipped: list[Path] = []
         named = [fetched(each) for each in good]
         for each in filter(Path.is_dir, named):
@@ -151,8 +151,8 @@ def recalibrate(
         if not found:
             raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
         try:
-            paths = {image_digest(path): path for path in found}
-            if known := _trained_on(run, moved(predictor.config, data)) & paths.keys():
+            paths = {image_digest(path)[:DIGITS]: path for path in found}
+            if known := trained & paths.keys():
                 raise UserError(
                     f"training has seen {counted(len(known), 'image')} of {len(paths)}, such as "
                     f"{paths[min(known)]}, and such score lower than new ones; give photographs of "
@@ -174,15 +174,6 @@ def recalibrate(
             100 * calibration.lowest_fpr,
         )  # fmt: skip
     return dataclasses.replace(predictor, calibration=calibration)
-
-
-def _trained_on(run: Workdir, config: Config) -> set[str]:
-    """The digests of a run's training normals; none where they are not at hand any more."""
-    try:
-        return {image_digest(path) for path in find_split(run, config).split.train_normals}
-    except UserError as error:
-        log.warning("whether these images were trained on is not known (%s)", error)
-        return set()
 
 
 def scores_in_turn(

@@ -223,6 +223,15 @@ class Workdir:
         except (csv.Error, KeyError, AttributeError, ValueError) as error:
             raise _damaged(self.path / "images.csv", error) from error
 
+    def trained_on(self) -> set[str] | None:
+        """The ``sha256`` of the images that training saw; None in runs of earlier versions.
+
+        Raises:
+            UserError: if images.csv is damaged.
+        """
+        rows = self.images()
+        return None if rows is None else {row.sha256 for row in rows if row.part == "train"}
+
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Write history.csv, a row per epoch."""
         self._write("history.csv", csv_text(rows))
