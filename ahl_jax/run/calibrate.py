@@ -139,7 +139,6 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
             raise UserError(f"{workdir} is not finished; give the training's command again first")
         trained = run.trained_on()
         if trained is None:
-            trained = set()
             log.warning("images.csv is not there, so whether these were trained on is not known")
         skipped: list[Path] = []
         named = [fetched(each) for each in good]
@@ -152,7 +151,7 @@ def recalibrate(workdir: Path | str, good: Sequence[Path | str]) -> Predictor:
             raise UserError(f"there is no image in {', '.join(map(str, good))}; check the folders")
         try:
             paths = {image_digest(path)[:DIGITS]: path for path in found}
-            if known := trained & paths.keys():
+            if known := (trained or set()) & paths.keys():
                 raise UserError(
                     f"training has seen {counted(len(known), 'image')} of {len(paths)}, such as "
                     f"{paths[min(known)]}, and such score lower than new ones; give photographs of "
