@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -20,6 +21,9 @@ from ahl_jax.detectors.losses import Prior, deviation_loss, weighted_mean
 
 NORMAL, ANOMALY, PSEUDO = 0, 1, 2
 """Labels of training samples."""
+
+_ROWS = 4096
+"""Images of which the scores of all heads are measured at a time."""
 
 Params = dict[str, Any]
 """Nested dict of arrays."""
@@ -252,7 +256,7 @@ class Functional:
     ) -> Model:
         """The same by whitened pooled features alone, of a detector that is ``by_pooled``."""
         measure = self.merge(model).measure_pooled
-        rows = measure(normals), measure(anomalies), measure(pseudo)
+        rows = _in_blocks(measure, normals), measure(anomalies), measure(pseudo)
         return self.prepared(model, *rows, groups, colouring)
 
     def score_by_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -308,3 +312,18 @@ def functional(detector: Detector) -> tuple[Functional, Model]:
 
 def _pure(state: nnx.State) -> Params:
     return nnx.to_pure_dict(state)
+
+
+def _in_blocks(
+    function: Callable[[Float[Array, "b d"]], Float[Array, "b r"]], z: Float[Array, "n d"]
+) -> Float[Array, "n r"]:
+    """``function`` of n rows, ``_ROWS`` at a time, with nothing beside them and what it gives."""
+    n, size = len(z), min(_ROWS, len(z))
+
+    def block(k: Array, found: Float[Array, "n r"]) -> Float[Array, "n r"]:
+        # JAX moves the last slice back until it fits, so some of its rows are measured twice.
+        rows = function(jax.lax.dynamic_slice_in_dim(z, k * size, size))
+        return jax.lax.dynamic_update_slice_in_dim(found, rows, k * size, 0)
+
+    shape = jax.eval_shape(function, z)
+    return jax.lax.fori_loop(0, -(-n // size), block, jnp.empty(shape.shape, shape.dtype))

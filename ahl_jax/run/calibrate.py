@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -220,8 +221,9 @@ def scores_in_turn(
         """Scores of some normals by a fit to others, without a look at single locations."""
         whitening = whitening_of(config, pooled[rest], parts)
         assert whitening is not None
-        read = pooled[rest], anomalies, made[made_of(rest)], pooled[tested]
-        *z, tested_z = map(whitening.whitened, read)
+        # On the device one after the other: of 100,000 normals each copy takes a gigabyte.
+        read = (pooled, rest), (anomalies, ...), (made, made_of(rest)), (pooled, tested)
+        *z, tested_z = (jnp.asarray(whitening.whitened(rows[which])) for rows, which in read)
         key = jax.random.key(config.seed)
         functional, model = make_model(config, normals[0].shape[-1], key)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)

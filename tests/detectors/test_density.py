@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ahl_jax.detectors import make_inputs
+from ahl_jax.detectors import make_inputs, protocol
 from ahl_jax.detectors.density import _fitted_factors
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.ridge import Ridge, fit_ridge
@@ -28,6 +28,22 @@ def setting(**settings):
     problem = make_setting(make_config(**DENSITY, **settings), normals=NORMALS)
     model = prepared(problem.learner.functional, problem.model, problem.data, NORMALS)
     return problem, model
+
+
+def test_many_normals_are_measured_block_by_block(monkeypatch):
+    problem, model = setting(groups=3, poolings=3)
+    functional = problem.learner.functional
+    z = np.random.default_rng(0).normal(size=(23, len(model.stats["direction"])))
+    normals, anomalies, pseudo = (jnp.asarray(x, jnp.float32) for x in np.split(z, [17, 20]))
+    groups = jnp.arange(17) % 3
+
+    def stats():
+        given = normals, anomalies, pseudo, groups, problem.data.colouring
+        return functional.prepared_by_pooled(model, *given).stats
+
+    expected = stats()
+    monkeypatch.setattr(protocol, "_ROWS", 5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats(), expected)
 
 
 @pytest.mark.parametrize(("groups", "poolings"), [(1, 1), (3, 1), (3, 3)])
