@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ahl_jax.config.settings import DetectorConfig
+from ahl_jax.detectors.blocks import in_blocks
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.losses import Prior, deviation_loss, weighted_mean
 
@@ -256,7 +256,7 @@ class Functional:
     ) -> Model:
         """The same by whitened pooled features alone, of a detector that is ``by_pooled``."""
         measure = self.merge(model).measure_pooled
-        rows = _in_blocks(measure, normals), measure(anomalies), measure(pseudo)
+        rows = in_blocks(measure, normals, _ROWS), measure(anomalies), measure(pseudo)
         return self.prepared(model, *rows, groups, colouring)
 
     def score_by_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -312,18 +312,3 @@ def functional(detector: Detector) -> tuple[Functional, Model]:
 
 def _pure(state: nnx.State) -> Params:
     return nnx.to_pure_dict(state)
-
-
-def _in_blocks(
-    function: Callable[[Float[Array, "b d"]], Float[Array, "b r"]], z: Float[Array, "n d"]
-) -> Float[Array, "n r"]:
-    """``function`` of n rows, ``_ROWS`` at a time, with nothing beside them and what it gives."""
-    n, size = len(z), min(_ROWS, len(z))
-
-    def block(k: Array, found: Float[Array, "n r"]) -> Float[Array, "n r"]:
-        # JAX moves the last slice back until it fits, so some of its rows are measured twice.
-        rows = function(jax.lax.dynamic_slice_in_dim(z, k * size, size))
-        return jax.lax.dynamic_update_slice_in_dim(found, rows, k * size, 0)
-
-    shape = jax.eval_shape(function, z)
-    return jax.lax.fori_loop(0, -(-n // size), block, jnp.empty(shape.shape, shape.dtype))

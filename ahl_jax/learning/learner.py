@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.config.settings import LearningConfig
+from ahl_jax.detectors.blocks import in_blocks
 from ahl_jax.detectors.inputs import Inputs, mean_of
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.protocol import Functional, Model, Params
@@ -131,15 +132,18 @@ def prepared(functional: Functional, model: Model, data: TrainingData, normals: 
         data: the training images; ``followed`` begins with the normals.
         normals: how many normals there are.
     """
-    made = data.everything.pseudo.members
-    read = jnp.concatenate([data.followed, made]) if functional.kind.by_pseudo else data.followed
-    ends = [normals, len(data.followed)]
+    made = data.everything.pseudo.members[: None if functional.kind.by_pseudo else 0]
+    of_normals, others = data.followed[:normals], data.followed[normals:]
 
     def one(model: Model) -> Model:
-        rows = in_batches(lambda index: functional.measured(model, data.images(index)), read)
-        of_normals, of_anomalies, of_pseudo = jnp.split(rows, ends)
+        # The normals apart: of 100,000 of them a copy of what is measured takes a gigabyte.
+        measured, rest = (
+            in_batches(lambda index: functional.measured(model, data.images(index)), read)
+            for read in (of_normals, jnp.concatenate([others, made]))
+        )
+        of_anomalies, of_pseudo = jnp.split(rest, [len(others)])
         return functional.prepared(
-            model, of_normals, of_anomalies, of_pseudo, data.groups, data.colouring
+            model, measured, of_anomalies, of_pseudo, data.groups, data.colouring
         )
 
     return functional.each(one, model)
@@ -150,12 +154,9 @@ def in_batches(function: Callable[[Array], Any], index: Int[Array, " n"]) -> Any
 
     Args:
         function: of the positions of some images; gives arrays with a row for each.
-        index: all positions, at least one.
+        index: all positions.
     """
-    batch = min(SCORE_BATCH, len(index))
-    padded = jnp.pad(index, (0, -len(index) % batch), mode="edge").reshape(-1, batch)
-    found = jax.lax.map(function, padded)
-    return jax.tree.map(lambda x: x.reshape(padded.size, *x.shape[2:])[: len(index)], found)
+    return in_blocks(function, index, SCORE_BATCH)
 
 
 class EpochLog(NamedTuple):
