@@ -103,7 +103,7 @@ class FeatureConfig:
     views: Literal["auto", Views] = 1
     """Copies of an image whose feature maps are turned back and averaged: 2 adds the mirror image,
     4 both of them upside down, 8 all four by a quarter turn. auto takes 8 where they tell labelled
-    anomalies that are left out from the training normals better than 1 does."""
+    anomalies that are left out from the training normals better than 2 do."""
 
     whiten: bool = False
     """Whiten the features by the normals' covariance."""

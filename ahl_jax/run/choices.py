@@ -1,7 +1,8 @@
 """Settings that are left to the data: ``views`` and ``poolings`` by default.
 
-A screw may lie in any way, and the mean over eight views finds more. A head has an up, and there
-they find less. A crack is told by how much the locations of an image differ, a texture is not.
+An image and its mirror image together tell more than one alone. A screw may lie in any way, and
+there the mean over eight views finds more. A head has an up, and there they find less. A crack is
+told by how much the locations of an image differ, a texture is not.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ from ahl_jax.run.options import RunOptions
 
 log = logging.getLogger(__name__)
 
-CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (1, 8), "poolings": (3, 1)}
+CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (2, 8), "poolings": (3, 1)}
 """The values that are compared; a later one has to be clearly better."""
 
 _GAIN = 0.005

@@ -48,7 +48,7 @@ def upright(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
+def test_where_a_turned_part_is_a_defect_two_views_are_taken_and_kept(
     upright: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = preset("density", str(upright), shots=4, **QUICK)
@@ -57,15 +57,17 @@ def test_where_a_turned_part_is_a_defect_one_view_is_taken_and_kept(
     metrics = train(config, tmp_path / "run")
     assert metrics["auc_roc"] == 1
     config_there = load(tmp_path / "run").config
-    assert (config_there.features.views, config_there.detector.poolings) == (1, 3)
-    told = "taken: 1 view and 3 poolings (AUC-ROC of labelled anomalies left out: 1.000 with 1 view"
+    assert (config_there.features.views, config_there.detector.poolings) == (2, 3)
+    told = (
+        "taken: 2 views and 3 poolings (AUC-ROC of labelled anomalies left out: 1.000 with 2 views"
+    )
     assert told in caplog.text
     # The same settings are those of the finished run, and so are those with what was chosen.
     assert train(config, tmp_path / "run", progress=False) == metrics
-    chosen = preset("density", str(upright), shots=4, views=1, poolings=3, **QUICK)
+    chosen = preset("density", str(upright), shots=4, views=2, poolings=3, **QUICK)
     assert train(chosen, tmp_path / "run", progress=False) == metrics
     assert evaluate(tmp_path / "run", progress=False) == metrics
-    with pytest.raises(UserError, match="`views` is 1 there and 8 here"):
+    with pytest.raises(UserError, match="`views` is 2 there and 8 here"):
         train(preset("density", str(upright), shots=4, views=8, **QUICK), tmp_path / "run")
     with pytest.raises(UserError, match="`levels` is 2 there and 1 here"):
         train(preset("density", str(upright), shots=4, **{**QUICK, "levels": 1}), tmp_path / "run")
@@ -79,12 +81,12 @@ def test_a_run_of_other_settings_has_chosen_nothing(finished: FinishedRun) -> No
 
 
 @pytest.mark.parametrize(
-    ("last", "chosen"), [(0.84, (8, 1)), (0.8301, (8, 3)), (0.804, (1, 3)), (0.7, (1, 3))]
+    ("last", "chosen"), [(0.84, (8, 1)), (0.8301, (8, 3)), (0.804, (2, 3)), (0.7, (2, 3))]
 )
 def test_a_clearly_better_mean_over_the_seeds_counts(
     upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, chosen: tuple
 ) -> None:
-    # Of one view and of eight, the seeds in turn: three poolings, then one.
+    # Of two views and of eight, the seeds in turn: three poolings, then one.
     figures = [0.9, 0.9, 0.7, 0.7, 0.8, 0.8, 0.825 if last > 0.82 else last, last]
     if last == 0.7:  # One pooling tells more, but not clearly.
         figures[1] = 0.908
@@ -100,14 +102,14 @@ def test_a_clearly_better_mean_over_the_seeds_counts(
     train_seeds(config, tmp_path, [0, 1], progress=False)
 
 
-@pytest.mark.parametrize("settings", [{"shots": 0}, {"shots": 4, "views": 1, "poolings": 2}])
+@pytest.mark.parametrize("settings", [{"shots": 0}, {"shots": 4, "views": 2, "poolings": 2}])
 def test_nothing_is_compared_without_labelled_anomalies_or_choice(
     upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict
 ) -> None:
     monkeypatch.setattr(choices, "extract", None)
     config = preset("density", str(upright), **QUICK, **settings)
     train(config, tmp_path / "run", progress=False)
-    assert load(tmp_path / "run").config.features.views == 1
+    assert load(tmp_path / "run").config.features.views == 2
 
 
 def test_a_detector_that_reads_averages_alone_compares_no_poolings(
@@ -125,7 +127,7 @@ def test_a_detector_that_reads_averages_alone_compares_no_poolings(
         assert (chosen.config.features.views, chosen.config.detector.poolings) == (views, 1)
     told = [record.message for record in caplog.records if "taken" in record.message]
     left_out = "AUC-ROC of labelled anomalies left out"
-    assert told == [f"taken: 8 views ({left_out}: 0.800 with 1 view, 0.900 with 8 views)"]
+    assert told == [f"taken: 8 views ({left_out}: 0.800 with 2 views, 0.900 with 8 views)"]
 
 
 def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
