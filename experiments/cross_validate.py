@@ -155,7 +155,7 @@ def _markdown(found: dict[int, dict[Row, dict[str, float]]]) -> str:
         "# The density detector's settings on training data alone",
         "",
         "AUC-ROC of labelled anomalies that are left out, against the training normals. \\* marks "
-        "the default; it takes more than one view where they gain enough, data set by data set.",
+        "the default; it takes one or eight views where they gain enough, data set by data set.",
         "",
         f"Command: `{shlex.join(['python', '-m', 'experiments.cross_validate', *sys.argv[1:]])}`",
         "",

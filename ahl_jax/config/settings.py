@@ -102,8 +102,8 @@ class FeatureConfig:
 
     views: Literal["auto", Views] = 1
     """Copies of an image whose feature maps are turned back and averaged: 2 adds the mirror image,
-    4 both of them upside down, 8 all four by a quarter turn. auto takes 8 where they tell labelled
-    anomalies that are left out from the training normals better than 2 do."""
+    4 both of them upside down, 8 all four by a quarter turn. auto takes 2, but 1 or 8 where
+    they tell labelled anomalies that are left out from the training normals better."""
 
     whiten: bool = False
     """Whiten the features by the normals' covariance."""

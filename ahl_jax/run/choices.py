@@ -1,8 +1,8 @@
 """Settings that are left to the data: ``views`` and ``poolings`` by default.
 
-An image and its mirror image together tell more than one alone. A screw may lie in any way, and
-there the mean over eight views finds more. A head has an up, and there they find less. A crack is
-told by how much the locations of an image differ, a texture is not.
+A screw may lie in any way, and the mean over eight views finds more. A head has an up, and there
+they find less. An image and its mirror image together are in between. A crack is told by how much
+the locations of an image differ, a texture is not.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ from ahl_jax.run.options import RunOptions
 
 log = logging.getLogger(__name__)
 
-CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (2, 8), "poolings": (3, 1)}
+CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (2, 1, 8), "poolings": (3, 1)}
 """The values that are compared; a later one has to be clearly better."""
 
-_GAIN = 0.005
-"""How much higher its AUC-ROC has to be."""
+_GAIN = 0.01
+"""How much higher its AUC-ROC has to be, times the number of labelled anomalies."""
 
 
 def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
@@ -90,8 +90,9 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
     found = {v: _left_out_aucs(runs, v, poolings, trunk, store, options) for v in views}
-    pooling = {v: _clearly_best(found[v]) for v in views}
-    view = _clearly_best({v: found[v][pooling[v]] for v in views})
+    gain = _GAIN / min(len(run.split.seen) for run in runs)
+    pooling = {v: _clearly_best(found[v], gain) for v in views}
+    view = _clearly_best({v: found[v][pooling[v]] for v in views}, gain)
     chosen = {"views": view, "poolings": pooling[view]}
 
     def in_words(values: Mapping[str, int]) -> str:
@@ -106,11 +107,11 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     return {name: chosen[name] for name in names}
 
 
-def _clearly_best(found: Mapping[Any, float]) -> Any:
-    """The key of the highest figure; the first one, unless a later one is clearly higher."""
+def _clearly_best(found: Mapping[Any, float], gain: float) -> Any:
+    """The key of the highest figure; an earlier one, unless a later one gains enough."""
     best, *others = found
     for other in others:
-        if found[other] > found[best] + _GAIN:
+        if found[other] > found[best] + gain:
             best = other
     return best
 
