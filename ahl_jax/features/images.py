@@ -1,5 +1,6 @@
 """Feature maps of image files, from the store where it has them."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from ahl_jax.backbones import Trunk, products_in
 from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
-from ahl_jax.config.settings import SCALES, FeatureConfig
+from ahl_jax.config.settings import SCALES, FeatureConfig, Views
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors.inputs import POOLINGS
@@ -54,6 +55,7 @@ def extract(
     skip_bad: bool = False,
     progress: bool = True,
     label: str = "images",
+    also: Sequence[Views] = (),
 ) -> tuple[FeatureMaps, list[int]]:
     """The trunk's feature maps of image files.
 
@@ -69,6 +71,8 @@ def extract(
         skip_bad: Leave out images that cannot be read, with a warning.
         progress: Show how far it is, on stderr.
         label: What the progress calls them.
+        also: Smaller numbers of views. Of images whose maps are computed, the store gets those of
+            so many views too, which takes no longer.
 
     Returns:
         The maps of the images that could be read, [n, h, w, c] for each scale, and their indices
@@ -80,11 +84,16 @@ def extract(
         UserError: if the store cannot be written to.
     """
     dtype = trunk_dtype(config.precision, jax.default_backend())
+    fewer = [dataclasses.replace(config, views=views) for views in also]
+
+    def key_of(path: ImageSource, config: FeatureConfig) -> str:
+        return image_key(image_digest(path), trunk, config, dtype, **_reading(path))
+
     keys: list[str | None] = []
     for path in paths:
         stop.check()
         try:
-            keys.append(image_key(image_digest(path), trunk, config, dtype, **_reading(path)))
+            keys.append(key_of(path, config))
         except BadImageError as error:
             if not skip_bad:
                 raise
@@ -103,7 +112,15 @@ def extract(
             on_bad=left_out,
         )
         for indices, images in batches:
-            yield [missing[i] for i in indices], trunk_maps(trunk, images, config, dtype)
+            batch = [missing[i] for i in indices]
+            if not also:
+                yield batch, trunk_maps(trunk, images, config, dtype)
+                continue
+            whole, *others = _maps_by_views(trunk, images, [config, *fewer], dtype)
+            for some, found in zip(fewer, others, strict=True):
+                for row, key in enumerate(batch):
+                    store.write(key_of(files[key], some), [np.asarray(x[row]) for x in found])
+            yield batch, whole
 
     maps, found = cached(
         distinct, trunk, config, store, compute, f"features of {label}" if progress else None
@@ -269,13 +286,45 @@ def fine_maps(
     return np.concatenate(found)
 
 
+def _maps_by_views(
+    trunk: Trunk,
+    images: UInt8[np.ndarray, "b H W 3"],
+    configs: Sequence[FeatureConfig],
+    dtype: np.dtype,
+) -> list[tuple[Array, ...]]:
+    """``trunk_maps`` by settings that differ in their views alone; each view is computed once."""
+    first, platform = configs[0], jax.default_backend()
+    tiles, counts = tiles_of(first), [int(config.views) for config in configs]
+    cut = tiles.cut(np.asarray(_whole(images, first)), first.image_size)
+    found = [
+        on_all_cores(
+            lambda part: two_scales(
+                trunk.apply_with_fine, 1, dtype, trunk.params, part, platform
+            )[:SCALES],
+            _turned(cut, view),
+        )
+        for view in VIEWS[: max(counts)]
+    ]  # fmt: skip
+    scales = [[of_view[scale] for of_view in found] for scale in range(SCALES)]
+    return [
+        tuple(tiles.together(_mean(maps[:count], VIEWS[:count])) for maps in scales)
+        for count in counts
+    ]
+
+
+def _whole(
+    images: UInt8[np.ndarray | Array, "b H W 3"], config: FeatureConfig
+) -> UInt8[np.ndarray | Array, "batch H W 3"]:
+    """The images as a batch of the one size that programs are compiled for."""
+    batch = config.image_batch
+    return images if len(images) == batch else padded(np.asarray(images), batch)
+
+
 def _all_maps(
     trunk: Trunk, images: UInt8[np.ndarray | Array, "b H W 3"], config: FeatureConfig,
     dtype: np.dtype,
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
-    batch = config.image_batch
-    whole = images if len(images) == batch else padded(np.asarray(images), batch)
-    return maps_on_all_cores(trunk, whole, config, dtype)
+    return maps_on_all_cores(trunk, _whole(images, config), config, dtype)
 
 
 def maps_on_all_cores(
@@ -399,9 +448,9 @@ def _turned(images: _Array, view: View) -> _Array:
     return xp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
 
 
-def _mean(found: _Array, views: Sequence[View]) -> _Array:
+def _mean(found: Sequence[_Array], views: Sequence[View]) -> _Array:
     """Maps [v, b, h, w, c] of the views of b images, turned back; the mean over the views."""
-    xp = np if isinstance(found, np.ndarray) else jnp
+    xp = np if isinstance(found[0], np.ndarray) else jnp
 
     def back(maps: _Array, view: View) -> _Array:
         quarters, mirrored = view

@@ -122,6 +122,19 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bits(images, store, pa
         assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 2)])
+def test_one_pass_stores_the_maps_of_fewer_views_too(tiles, images, store, passes, tmp_path):
+    most, *fewer = (dataclasses.replace(CONFIG, views=n, tiles=tiles) for n in (8, 2, 1))
+    eight, _ = extract(images, TRUNK, most, store, also=(2, 1))
+    found = [eight, *(extract(images, TRUNK, config, store)[0] for config in fewer)]
+    assert passes.calls == 0
+    for config, maps in zip((most, *fewer), found, strict=True):
+        alone, _ = extract(images, TRUNK, config, Store(tmp_path / "other"))
+        for a, b in zip(maps, alone, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert passes.calls == 9
+
+
 def test_only_new_images_are_computed(images, store, passes):
     whole, _ = extract(images, TRUNK, CONFIG, Store(store.folder / "other"))
     extract(images[2:4], TRUNK, CONFIG, store)
