@@ -85,15 +85,17 @@ def extract(
     """
     dtype = trunk_dtype(config.precision, jax.default_backend())
     fewer = [dataclasses.replace(config, views=views) for views in also]
-
-    def key_of(path: ImageSource, config: FeatureConfig) -> str:
-        return image_key(image_digest(path), trunk, config, dtype, **_reading(path))
-
     keys: list[str | None] = []
+    keys_of_fewer: dict[str, list[str]] = {}
     for path in paths:
         stop.check()
         try:
-            keys.append(key_of(path, config))
+            digest, more = image_digest(path), _reading(path)
+            key, *others = (
+                image_key(digest, trunk, some, dtype, **more) for some in (config, *fewer)
+            )
+            keys.append(key)
+            keys_of_fewer[key] = others
         except BadImageError as error:
             if not skip_bad:
                 raise
@@ -116,11 +118,11 @@ def extract(
             if not also:
                 yield batch, trunk_maps(trunk, images, config, dtype)
                 continue
-            whole, *others = _maps_by_views(trunk, images, [config, *fewer], dtype)
-            for some, found in zip(fewer, others, strict=True):
-                for row, key in enumerate(batch):
-                    store.write(key_of(files[key], some), [np.asarray(x[row]) for x in found])
-            yield batch, whole
+            maps, *of_fewer = _maps_by_views(trunk, images, [config, *fewer], dtype)
+            for row, key in enumerate(batch):
+                for other, found in zip(keys_of_fewer[key], of_fewer, strict=True):
+                    store.write(other, [np.asarray(x[row]) for x in found])
+            yield batch, maps
 
     maps, found = cached(
         distinct, trunk, config, store, compute, f"features of {label}" if progress else None

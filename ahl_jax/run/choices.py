@@ -89,11 +89,10 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     store = Store(options.cache_dir, on_host(options.feature_memory))
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
-    most, *fewer = sorted(views, reverse=True)
-    # The others' features come with those of the most views.
-    known = {most: _left_out_aucs(runs, most, poolings, trunk, store, options, fewer)}
-    known |= {v: _left_out_aucs(runs, v, poolings, trunk, store, options) for v in fewer}
-    found = {v: known[v] for v in views}
+    found = {}
+    for v in sorted(views, reverse=True):  # The features of fewer come with those of the most.
+        also = [w for w in views if w < v]
+        found[v] = _left_out_aucs(runs, v, poolings, trunk, store, options, also)
     gain = _GAIN / min(len(run.split.seen) for run in runs)
     pooling = {v: _clearly_best(found[v], gain) for v in views}
     view = _clearly_best({v: found[v][pooling[v]] for v in views}, gain)
@@ -127,7 +126,7 @@ def _left_out_aucs(
     trunk: Trunk,
     store: Store,
     options: RunOptions,
-    also: Sequence[Views] = (),
+    also: Sequence[Views],
 ) -> dict[int, float]:
     """Density's, the mean over the runs, for every number of poolings; ``also`` see ``extract``."""
     first = with_settings(runs[0].config, {"views": views})
