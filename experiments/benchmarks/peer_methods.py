@@ -228,12 +228,14 @@ def _anomalib(model: str, coreset: str, case: Case) -> Detector:
 
 
 _OURS: Mapping[str, tuple[Views, ...]] = {
-    "Density": (8, 1),
+    "Density": (8, 2, 1),
     "AHL(Density)": (1,),
     "Gaussian": (8, 1),
     "PatchCore": (8, 1),
 }
 """Rows of the tables, and with how many views each is compared."""
+
+_VIEWS = {1: "one view", 2: "two views", 8: "eight views"}
 
 _ANOMALIB = "experiments.benchmarks.peer_anomalib"
 
@@ -255,7 +257,7 @@ def _methods() -> dict[str, Method]:
     found = {}
     for row, numbers in _OURS.items():
         for views in numbers:
-            name = f"{row}, {'one view' if views == 1 else 'eight views'}"
+            name = f"{row}, {_VIEWS[views]}"
             fit = functools.partial(_ours, row, views)
             found[name] = Method("ahl_jax", fit, labels=ROWS[row].trained)
     for model, coreset in (("patchcore", "greedy"), ("patchcore", "random"), ("padim", "")):

@@ -192,7 +192,7 @@ def test_a_row_has_the_views_of_its_name_and_the_levels_of_its_detector() -> Non
     assert Case(quick=True).config("PatchCore").features.views == 8
     assert config.features.fine_heat
     ours = [name for name, method in METHODS.items() if method.package == "ahl_jax"]
-    assert ours[:3] == ["Density, eight views", "Density, one view", "AHL(Density), one view"]
+    assert ours[:3] == ["Density, eight views", "Density, two views", "Density, one view"]
     assert not {"AHL(Density), eight views", "Density"} & set(ours)
 
 
