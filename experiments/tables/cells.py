@@ -59,6 +59,12 @@ class Options:
     """Train the trunk on the data first, for every row that trains: with the row's own
     detector on top, or DRA where that needs whitened features."""
 
+    stage_one_epochs: int | None = None
+    """Its epochs, where not the published 30."""
+
+    stage_one_batch: int | None = None
+    """Its images per batch, where not the published 48."""
+
     keep_copies: bool = False
     """Keep images in the test of which training has the same file, as published splits may."""
 
@@ -76,7 +82,13 @@ class Options:
         size = self.image_size
         if self.stage_one and size is None and not self.quick:
             size = PUBLISHED_SIZE
-        named = {"trunk": self.trunk, "trunk_weights": self.trunk_weights, "image_size": size}
+        named = {
+            "trunk": self.trunk,
+            "trunk_weights": self.trunk_weights,
+            "image_size": size,
+            "stage_one_epochs": self.stage_one_epochs,
+            "stage_one_batch": self.stage_one_batch,
+        }
         given = {name: value for name, value in named.items() if value is not None}
         flags = {"stage_one": self.stage_one, "keep_copies": self.keep_copies}
         return given | {name: True for name, on in flags.items() if on}
@@ -86,7 +98,8 @@ class Options:
         """The ending that tells the files and folders of other features apart."""
         parts = [
             quote(Path(value).name if isinstance(value, Path) else str(value), safe="")
-            for value in self.features().values()
+            + {"stage_one_epochs": "-epochs", "stage_one_batch": "-images"}.get(name, "")
+            for name, value in self.features().items()
             if value is not True
         ]
         flags = [*["stage-one"] * self.stage_one, *["copies"] * self.keep_copies]
@@ -147,6 +160,8 @@ def plan(table: Table, options: Options) -> list[Cell]:
         raise UserError(f"`methods` has no '{unknown[0]}'; choose from {known}")
     if options.category and len(options.data) != 1:
         raise UserError("`category` belongs to one folder; give `data` that one alone")
+    if not options.stage_one and (options.stage_one_epochs or options.stage_one_batch):
+        raise UserError("`stage_one_epochs` and `stage_one_batch` need --stage-one")
     if not (options.seeds and options.shots and options.data):
         raise UserError("`data`, `seeds` and `shots` each need at least one value")
     for name, given in (("data", options.data), ("category", options.category)):
@@ -205,7 +220,8 @@ def _cell(table: Table, options: Options, data: DataConfig, name: str) -> Cell:
     features = options.features()
     settings = dict(method.settings)
     if not method.trained:
-        features.pop("stage_one", None)  # It would train on anomalies.
+        # It would train on anomalies.
+        features = {k: v for k, v in features.items() if not k.startswith("stage_one")}
     if features.get("stage_one") and not DETECTORS[method.detector].whitened:
         features["stage_one_detector"] = method.detector
         if settings.get("method") == "base":

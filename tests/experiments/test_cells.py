@@ -136,3 +136,16 @@ def test_other_features_have_folders_and_files_of_their_own(weave: Path, tmp_pat
     by_default = dataclasses.replace(other, image_size=None)
     assert by_default.variant == other.variant
     assert dataclasses.replace(by_default, quick=True).variant == "_resnet18_file.pth_stage-one"
+
+
+def test_stage_one_may_be_shorter(weave: Path, tmp_path: Path) -> None:
+    short = Options(data=(str(weave),), workdir=tmp_path, out=tmp_path, shots=(4,), image_size=192)
+    short = dataclasses.replace(short, stage_one_epochs=2, stage_one_batch=6)
+    table = Table("x", "1", "X")
+    with pytest.raises(UserError, match="need --stage-one"):
+        plan(table, short)
+    short = dataclasses.replace(short, stage_one=True)
+    assert short.variant == "_192_2-epochs_6-images_stage-one"
+    for cell in plan(table, short):
+        lasts = cell.config.stage_one.stage_one_epochs, cell.config.stage_one.stage_one_batch
+        assert lasts == ((2, 6) if cell.config.stage_one.stage_one else (30, 48))
