@@ -33,7 +33,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import Store, extract
-from ahl_jax.features.images import pooled_features
+from ahl_jax.features.pooling import pooled_features
 from ahl_jax.features.split import load_split
 from ahl_jax.run.choices import left_out_auc
 from experiments.tables.cells import dataset_name

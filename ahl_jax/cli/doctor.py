@@ -54,7 +54,7 @@ def _version(name: str) -> str | None:
 def _devices() -> Iterator[tuple[str, str]]:
     import jax
 
-    from ahl_jax.features.images import trunk_dtype
+    from ahl_jax.features.maps import trunk_dtype
 
     devices, backend = jax.devices(), jax.default_backend()
     yield "devices", f"{counted(len(devices), backend.upper())}: {devices[0].device_kind}"

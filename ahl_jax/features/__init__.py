@@ -5,7 +5,8 @@ on where it was, and runs that differ in what comes after the trunk share their 
 """
 
 from ahl_jax.common.files import default_folder
-from ahl_jax.features.images import FeatureMaps, extract
+from ahl_jax.features.images import extract
+from ahl_jax.features.maps import FeatureMaps
 from ahl_jax.features.pseudo import PseudoFeatures, extract_pseudo
 from ahl_jax.features.store import Store
 

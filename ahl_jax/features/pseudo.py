@@ -16,15 +16,8 @@ from ahl_jax.data.frame import Frame
 from ahl_jax.data.images import image_digest, iter_batches, read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.distributed.part import WHOLE, Part
-from ahl_jax.features.images import (
-    FeatureMaps,
-    cached,
-    image_key,
-    map_shapes,
-    padded,
-    trunk_dtype,
-    trunk_maps,
-)
+from ahl_jax.features.images import cached, image_key
+from ahl_jax.features.maps import FeatureMaps, map_shapes, padded, trunk_dtype, trunk_maps
 from ahl_jax.features.store import Store
 from ahl_jax.features.tiles import frame_of, tiles_of
 from ahl_jax.pseudo import make_pseudo

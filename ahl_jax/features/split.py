@@ -23,7 +23,7 @@ from ahl_jax.detectors import DETECTORS, poolings_of
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
-from ahl_jax.features.images import averages_of, global_averages, pooled_features
+from ahl_jax.features.pooling import averages_of, global_averages, pooled_features
 from ahl_jax.features.tiles import Tiles, marked_in, tiles_of, tiles_of_defects
 
 log = logging.getLogger(__name__)

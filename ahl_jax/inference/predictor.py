@@ -35,7 +35,7 @@ from ahl_jax.detectors import Functional, make_inputs
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
-from ahl_jax.features.images import (
+from ahl_jax.features.maps import (
     by_platform,
     map_shapes,
     maps_on_all_cores,

@@ -20,7 +20,7 @@ from ahl_jax.config.settings import Precision
 from ahl_jax.detectors.inputs import Inputs, make_inputs
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.part import WHOLE, Part
-from ahl_jax.features.images import Maps
+from ahl_jax.features.pooling import Maps
 
 _ALIGNMENT = 64
 

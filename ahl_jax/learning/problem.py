@@ -14,7 +14,7 @@ from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.losses import draw_prior
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
-from ahl_jax.features.images import Maps, averages_of, pooled_features
+from ahl_jax.features.pooling import Maps, averages_of, pooled_features
 from ahl_jax.learning.bank import HostBank, SharedBank, shared_bank
 from ahl_jax.learning.base import Fit, Plain
 from ahl_jax.learning.batches import PoolSet

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.features import Store, extract
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.features.pseudo import origins, pseudo_images
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.learning.hadg import HOLISTIC, Roles, Subset

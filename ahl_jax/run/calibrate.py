@@ -27,7 +27,7 @@ from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.features import Store
-from ahl_jax.features.images import averages_of, pooled_features
+from ahl_jax.features.pooling import averages_of, pooled_features
 from ahl_jax.features.split import (
     FittedFeatures,
     defect_tiles,

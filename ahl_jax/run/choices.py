@@ -27,7 +27,7 @@ from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
 from ahl_jax.features import FeatureMaps, Store, extract
-from ahl_jax.features.images import averages_of, pooled_features
+from ahl_jax.features.pooling import averages_of, pooled_features
 from ahl_jax.features.split import defect_tiles, marked_pixels
 from ahl_jax.features.tiles import tiles_of
 from ahl_jax.learning.hadg import similar_normals

@@ -33,7 +33,7 @@ from ahl_jax.detectors.inputs import mean_of
 from ahl_jax.detectors.losses import Prior, draw_prior
 from ahl_jax.detectors.protocol import ANOMALY, NORMAL, PSEUDO, Params
 from ahl_jax.distributed.mesh import data_shards, split_images
-from ahl_jax.features.images import half_size, trunk_dtype
+from ahl_jax.features.maps import half_size, trunk_dtype
 from ahl_jax.learning.learner import apply_step, learning_rate
 from ahl_jax.pseudo import GENERATORS
 

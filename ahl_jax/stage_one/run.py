@@ -31,7 +31,8 @@ from ahl_jax.data.types import Split
 from ahl_jax.detectors import Model, make_detector
 from ahl_jax.distributed.mesh import everywhere, mesh_for, on_this_process, put_everywhere
 from ahl_jax.distributed.processes import arrays_of_primary, is_primary, on_primary, together
-from ahl_jax.features.images import VERSION, left_out, trunk_dtype
+from ahl_jax.features.images import VERSION, left_out
+from ahl_jax.features.maps import trunk_dtype
 from ahl_jax.features.store import entry_key
 from ahl_jax.features.tiles import frame_of, framing
 from ahl_jax.stage_one.model import StageOne, State, detector_config, start

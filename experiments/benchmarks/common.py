@@ -30,7 +30,7 @@ from ahl_jax.config.settings import (
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.distributed.memory import give_back_memory
 from ahl_jax.distributed.mesh import mesh_for
-from ahl_jax.features.images import Maps, global_averages
+from ahl_jax.features.pooling import Maps, global_averages
 from ahl_jax.learning.bank import FeatureBank, SharedBank
 from ahl_jax.learning.learner import TrainingData
 from ahl_jax.learning.problem import Problem, make_problem, problem_on

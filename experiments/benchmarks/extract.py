@@ -31,7 +31,7 @@ from ahl_jax.config.settings import DataConfig, FeatureConfig, Precision
 from ahl_jax.data.images import image_digest, iter_batches
 from ahl_jax.data.open import load_dataset
 from ahl_jax.features import Store, extract
-from ahl_jax.features.images import trunk_dtype, trunk_maps
+from ahl_jax.features.maps import trunk_dtype, trunk_maps
 from experiments.benchmarks import common
 
 

@@ -55,7 +55,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import preset, with_settings
 from ahl_jax.config.settings import Config, FeatureConfig
 from ahl_jax.data.types import Split
-from ahl_jax.features.images import trunk_dtype, trunk_maps
+from ahl_jax.features.maps import trunk_dtype, trunk_maps
 from ahl_jax.learning.bank import FeatureBank
 from ahl_jax.learning.problem import make_problem
 from ahl_jax.run.claim import Run

@@ -26,7 +26,8 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import FeatureMaps, Store, extract
-from ahl_jax.features.images import global_averages, trunk_dtype, trunk_maps
+from ahl_jax.features.maps import trunk_dtype, trunk_maps
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.features.split import load_split
 from ahl_jax.inference.predictor import Predictor
 from experiments.tables.methods import METHODS as ROWS

@@ -32,7 +32,7 @@ from ahl_jax.config.settings import (
     StageOneConfig,
 )
 from ahl_jax.distributed.mesh import put_everywhere
-from ahl_jax.features.images import trunk_dtype, trunk_maps
+from ahl_jax.features.maps import trunk_dtype, trunk_maps
 from ahl_jax.stage_one.model import start
 from ahl_jax.stage_one.run import compile_epoch, mesh_of
 from experiments.benchmarks import common

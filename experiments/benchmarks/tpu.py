@@ -58,7 +58,7 @@ from ahl_jax.detectors import Inputs, make_inputs
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.distributed.mesh import mesh_for, put_everywhere
 from ahl_jax.distributed.part import Part
-from ahl_jax.features.images import map_shapes, trunk_dtype, two_scales
+from ahl_jax.features.maps import map_shapes, trunk_dtype, two_scales
 from ahl_jax.inference.export import export_model
 from ahl_jax.inference.predictor import Predictor
 from ahl_jax.inference.scorer import Scorer

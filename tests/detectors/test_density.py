@@ -13,7 +13,7 @@ from ahl_jax.detectors.density import _fitted_factors
 from ahl_jax.detectors.losses import Prior
 from ahl_jax.detectors.ridge import Ridge, fit_ridge
 from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.inference.scorer import Scorer, scorer_from_arrays
 from ahl_jax.learning.learner import prepared
 from ahl_jax.learning.problem import make_problem

@@ -13,7 +13,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.presets import with_settings
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.patchcore import greedy_coreset
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.learning.learner import prepared
 from ahl_jax.run.checks import check_settings
 from tests.problems import SIDES, make_config, make_setting, setting_maps

@@ -9,7 +9,7 @@ from sklearn.covariance import LedoitWolf
 
 from ahl_jax.detectors.inputs import make_inputs, to_maps
 from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from tests.problems import CHANNELS, make_maps
 
 

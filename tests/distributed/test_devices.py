@@ -69,7 +69,7 @@ _FROM_THE_HOST = """
 import json
 import jax, numpy as np
 from ahl_jax.distributed.part import Part
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.learning.bank import HostBank, shared_bank
 from ahl_jax.distributed.mesh import mesh_for
 from ahl_jax.learning.problem import problem_on

@@ -9,7 +9,7 @@ from ahl_jax import Config, UserError, preset
 from ahl_jax.backbones import load_trunk
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.features import Store, extract
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.features.split import load_split
 from ahl_jax.run.choices import left_out_auc
 from experiments import cross_validate

@@ -20,7 +20,8 @@ from ahl_jax.config.settings import FeatureConfig, PseudoConfig
 from ahl_jax.data.records import InMemory
 from ahl_jax.distributed.part import Part
 from ahl_jax.features import Store, extract, extract_pseudo
-from ahl_jax.features.images import fine_maps, image_key, trunk_dtype, trunk_maps
+from ahl_jax.features.images import fine_maps, image_key
+from ahl_jax.features.maps import trunk_dtype, trunk_maps
 from ahl_jax.features.store import entry_key
 from ahl_jax.features.tiles import frame_of
 from experiments.benchmarks.extract import random_weights
@@ -498,7 +499,7 @@ def test_views_and_tiles_on_cores_of_their_own_give_the_same(cores, views, tiles
     image = np.random.default_rng(0).integers(0, 256, (1, frame.height, frame.width, 3), np.uint8)
 
     def maps(count):
-        monkeypatch.setattr("ahl_jax.features.images.cores", lambda: count)
+        monkeypatch.setattr("ahl_jax.features.maps.cores", lambda: count)
         monkeypatch.setattr("ahl_jax.distributed.cores.cores", lambda: count)
         return *trunk_maps(TRUNK, image, config, jnp.dtype("float32")), fine_maps(
             [InMemory("one", image[0])], TRUNK, config, progress=False

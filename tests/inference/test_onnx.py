@@ -26,7 +26,7 @@ from ahl_jax.detectors import DETECTORS, make_detector, make_inputs
 from ahl_jax.detectors.inputs import mean_of
 from ahl_jax.detectors.localizer import Localizer, heat_of
 from ahl_jax.detectors.whitening import Whitening
-from ahl_jax.features.images import two_scales
+from ahl_jax.features.maps import two_scales
 from ahl_jax.features.tiles import Tiles
 from ahl_jax.inference.scorer import detect
 from ahl_jax.inference.threshold import Calibration

@@ -19,7 +19,7 @@ from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import FeatureConfig, PseudoConfig
 from ahl_jax.data.types import Sample
 from ahl_jax.features import Store
-from ahl_jax.features.images import trunk_maps
+from ahl_jax.features.maps import trunk_maps
 from ahl_jax.features.pseudo import extract_pseudo, pseudo_images
 from ahl_jax.reports import build, pictures
 from ahl_jax.reports.scored import score

@@ -14,7 +14,7 @@ from ahl_jax.cli.main import main
 from ahl_jax.config.settings import SCALES
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import FeatureMaps, PseudoFeatures
-from ahl_jax.features.images import pooled_features
+from ahl_jax.features.pooling import pooled_features
 from ahl_jax.features.split import FittedFeatures
 from ahl_jax.learning.folds import make_folds
 from ahl_jax.run import calibrate

@@ -13,7 +13,7 @@ from PIL import Image
 from ahl_jax import RunOptions, UserError, evaluate, load, load_split, preset, train, train_seeds
 from ahl_jax.detectors import make_detector, make_inputs
 from ahl_jax.detectors.whitening import fit_whitening
-from ahl_jax.features.images import global_averages
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.learning.hadg import similar_normals
 from ahl_jax.run import choices
 from ahl_jax.run.choices import left_out_auc
