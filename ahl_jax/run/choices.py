@@ -44,11 +44,12 @@ _GAIN = 0.01
 
 
 def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
-    """The runs, with a value for each setting that theirs leave to the data.
+    """The runs, each with a value for every setting that its own leave to the data.
 
-    All runs get the same ones, and a run that has begun keeps its own. The measure is Density's
-    ``left_out_auc`` by the trunk as it is before stage one, and its mean over the runs. Without
-    labelled anomalies they are the first ones, and a detector that reads one pooling has that.
+    A run's own training images decide, as the labelled anomalies of one seed are in the test of
+    another; a run that has begun keeps its own. The measure is Density's ``left_out_auc`` by the
+    trunk as it is before stage one. Without labelled anomalies they are the first ones, and a
+    detector that reads one pooling has that.
 
     Args:
         runs: runs that differ in their seeds alone.
@@ -59,23 +60,39 @@ def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
     """
     if not left_to_data(runs[0].config):
         return list(runs)
-    chosen = on_primary(lambda: _begun(runs, options) or _best(runs, options))
-    return [dataclasses.replace(run, config=with_settings(run.config, chosen)) for run in runs]
+
+    def choose() -> list[dict[str, Any]]:
+        chosen = [_begun(run, options) for run in runs]
+        others = [run for run, there in zip(runs, chosen, strict=True) if there is None]
+        best = iter(_best(others, options) if others else ())
+        return [next(best) if there is None else there for there in chosen]
+
+    return [
+        dataclasses.replace(run, config=with_settings(run.config, values))
+        for run, values in zip(runs, on_primary(choose), strict=True)
+    ]
 
 
-def _begun(runs: Sequence[Run], options: RunOptions) -> dict[str, Any] | None:
-    """What those runs that have begun chose, if these settings are theirs."""
-    names = left_to_data(runs[0].config)
+def alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs whose settings differ in their seeds alone, together; one program trains them."""
+    found: dict[Config, list[Run]] = {}
     for run in runs:
-        if not options.overwrite and (run.workdir.path / "run.json").is_file():
-            settled = run.workdir.settled(run.config)
-            if settled == run.workdir.config() and not left_to_data(settled):
-                there = dict(flat(settled.to_dict()))
-                return {name: there[name] for name in names}
-    return None
+        found.setdefault(dataclasses.replace(run.config, seed=0), []).append(run)
+    return list(found.values())
 
 
-def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
+def _begun(run: Run, options: RunOptions) -> dict[str, Any] | None:
+    """What a run chose that has begun, if these settings are its own."""
+    if options.overwrite or not (run.workdir.path / "run.json").is_file():
+        return None
+    settled = run.workdir.settled(run.config)
+    if settled != run.workdir.config() or left_to_data(settled):
+        return None
+    there = dict(flat(settled.to_dict()))
+    return {name: there[name] for name in left_to_data(run.config)}
+
+
+def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
     config = runs[0].config
     names = left_to_data(config)
     given = {"views": config.features.views, "poolings": config.detector.poolings}
@@ -84,30 +101,37 @@ def _best(runs: Sequence[Run], options: RunOptions) -> dict[str, Any]:
     tried = {k: CANDIDATES[k] if given[k] == "auto" else (given[k],) for k in CANDIDATES}
     compared = [k for k, values in tried.items() if len(values) > 1]
     if not compared or not all(run.split.seen for run in runs):
-        return {name: tried[name][0] for name in names}
+        return [{name: tried[name][0] for name in names} for _ in runs]
     views, poolings = tried.values()
     store = Store(options.cache_dir, on_host(options.feature_memory))
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
-    found = {}
+    aucs = {}
     for v in sorted(views, reverse=True):  # The features of fewer come with those of the most.
         also = [w for w in views if w < v]
-        found[v] = _left_out_aucs(runs, v, poolings, trunk, store, options, also)
-    gain = _GAIN / min(len(run.split.seen) for run in runs)
-    pooling = {v: _clearly_best(found[v], gain) for v in views}
-    view = _clearly_best({v: found[v][pooling[v]] for v in views}, gain)
-    chosen = {"views": view, "poolings": pooling[view]}
+        aucs[v] = _left_out_aucs(runs, v, poolings, trunk, store, options, also)
 
     def in_words(values: Mapping[str, int]) -> str:
         return " and ".join(counted(values[k], k.removesuffix("s")) for k in compared)
 
-    if options.progress:
-        each = ", ".join(
-            f"{auc:.3f} with {in_words({'views': v, 'poolings': p})}"
-            for v in views for p, auc in found[v].items()
-        )  # fmt: skip
-        log.info("taken: %s (AUC-ROC of labelled anomalies left out: %s)", in_words(chosen), each)
-    return {name: chosen[name] for name in names}
+    best = []
+    for i, run in enumerate(runs):
+        found, gain = {v: aucs[v][i] for v in views}, _GAIN / len(run.split.seen)
+        pooling = {v: _clearly_best(found[v], gain) for v in views}
+        view = _clearly_best({v: found[v][pooling[v]] for v in views}, gain)
+        chosen = {"views": view, "poolings": pooling[view]}
+        best.append({name: chosen[name] for name in names})
+        if options.progress:
+            whose = f"seed {run.config.seed}: " if len(runs) > 1 else ""
+            each = ", ".join(
+                f"{auc:.3f} with {in_words({'views': v, 'poolings': p})}"
+                for v in views for p, auc in found[v].items()
+            )  # fmt: skip
+            log.info(
+                "%staken: %s (AUC-ROC of labelled anomalies left out: %s)",
+                whose, in_words(chosen), each,
+            )  # fmt: skip
+    return best
 
 
 def _clearly_best(found: Mapping[Any, float], gain: float) -> Any:
@@ -127,8 +151,8 @@ def _left_out_aucs(
     store: Store,
     options: RunOptions,
     also: Sequence[Views],
-) -> dict[int, float]:
-    """Density's, the mean over the runs, for every number of poolings; ``also`` see ``extract``."""
+) -> list[dict[int, float]]:
+    """Density's of each run, for every number of poolings; ``also`` see ``extract``."""
     first = with_settings(runs[0].config, {"views": views})
 
     def maps_of(paths: Sequence[ImageSource], label: str) -> tuple[FeatureMaps, list[ImageSource]]:
@@ -142,7 +166,7 @@ def _left_out_aucs(
         return maps, [paths[i] for i in kept]
 
     tiles, most, block = tiles_of(first.features), max(poolings), SCALES * trunk.channels
-    aucs: dict[int, list[float]] = {p: [] for p in poolings}
+    aucs = []
     # Every seed of a data set has the same training normals.
     known: dict[tuple[ImageSource, ...], tuple[Float[np.ndarray, "n p*d"], Whitening | None]] = {}
     for run in runs:
@@ -154,6 +178,7 @@ def _left_out_aucs(
             known[paths] = pooled, whitening
         pooled, whitening = known[paths]
         seen, labelled = maps_of([s.path for s in run.split.seen], "labelled anomalies")
+        aucs.append(dict.fromkeys(poolings, 0.5))
         if whitening is None or not len(seen[0]):
             continue
         marked = marked_pixels(run.config, labelled)
@@ -161,9 +186,8 @@ def _left_out_aucs(
         own = pooled_features(chosen, most)
         for p in poolings:
             part, width = whitening.of_first(p), p * block
-            auc = left_out_auc(run.config, part, pooled[:, :width], own[:, :width])
-            aucs[p].append(auc)
-    return {p: float(np.mean(of_runs)) if of_runs else 0.5 for p, of_runs in aucs.items()}
+            aucs[-1][p] = left_out_auc(run.config, part, pooled[:, :width], own[:, :width])
+    return aucs
 
 
 def left_out_auc(

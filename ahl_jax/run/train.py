@@ -13,7 +13,7 @@ from ahl_jax.config.settings import Config
 from ahl_jax.data.types import Split
 from ahl_jax.distributed.processes import is_primary, on_primary
 from ahl_jax.run.checks import check_settings, check_split
-from ahl_jax.run.choices import with_choices
+from ahl_jax.run.choices import alike, with_choices
 from ahl_jax.run.claim import Run, agree, claim, hold
 from ahl_jax.run.epochs import Training, run_epochs
 from ahl_jax.run.evaluate import test_run
@@ -60,9 +60,10 @@ def train(
 def train_seeds(
     config: Config, workdir: Path | str, seeds: Sequence[int], **options: Any
 ) -> list[dict[str, Any]]:
-    """Train one detector per seed, all of them in one program, and test each.
+    """Train one detector per seed, in one program, and test each.
 
-    With stage one they are trained one after the other.
+    With stage one they are trained one after the other; where the data choose different settings
+    for them, those with the same ones together.
 
     Every seed gets the folder ``workdir/seed-N``, which is a run like any other. Its result is the
     one that the seed has alone up to rounding (batched products add up in another order).
@@ -125,8 +126,8 @@ def train_runs(
         runs = with_choices(runs, options)
         with contextlib.ExitStack() as stack:
             unfinished = claim(runs, stack, overwrite=options.overwrite)
-            if unfinished:
-                _train(unfinished, options, start)
+            for group in alike(unfinished):
+                _train(group, options, start)
             # A save in the background may fail as late as here.
             on_primary(stack.close)
         if options.progress:
