@@ -55,8 +55,10 @@ def fit_ridge(
         colouring: C.
     """
     n, m, p = len(normals), len(anomalies), len(pseudo)
-    kinds = (m > 0) + (p > 0)
-    positive = 1 / 2 if kinds else 0.0
+    if not m + p:
+        nothing = jnp.zeros(n, normals.dtype)
+        return Ridge(jnp.zeros(normals.shape[1]), nothing, nothing, jnp.zeros((n, 0)), nothing[:0])
+    kinds, positive = (m > 0) + (p > 0), 1 / 2
     w_normal, w_anomaly = (1 - positive) / n, positive / max(kinds * m, 1)
     weighted = (normals, w_normal), (anomalies, w_anomaly), (pseudo, positive / max(kinds * p, 1))
     mean = jnp.stack([weight * z.sum(0) for z, weight in weighted]).sum(0)

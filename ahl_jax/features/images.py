@@ -82,7 +82,7 @@ def extract(
     for path in paths:
         stop.check()
         try:
-            digest, more = image_digest(path), _reading(path)
+            digest, more = image_digest(path), reading(path)
             key, *others = (
                 image_key(digest, trunk, some, dtype, **more) for some in (config, *fewer)
             )
@@ -163,7 +163,7 @@ def image_key(
     )
 
 
-def _reading(path: ImageSource) -> dict[str, int]:
+def reading(path: ImageSource) -> dict[str, int]:
     """What tells the features of an image from those that earlier versions have stored.
 
     They resized arrays in files as floats, of 8 bits too, and read 32-bit TIFFs of those as black.

@@ -16,7 +16,7 @@ from ahl_jax.data.frame import Frame
 from ahl_jax.data.images import image_digest, iter_batches, read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.distributed.part import WHOLE, Part
-from ahl_jax.features.images import cached, image_key
+from ahl_jax.features.images import cached, image_key, reading
 from ahl_jax.features.maps import FeatureMaps, map_shapes, padded, trunk_dtype, trunk_maps
 from ahl_jax.features.store import Store
 from ahl_jax.features.tiles import frame_of, tiles_of
@@ -35,6 +35,9 @@ class PseudoFeatures:
 
     origin: Int[np.ndarray, " n"]
     """The normal image it was made from: an index into the tiles of the given normals."""
+
+    source: Int[np.ndarray, " n"]
+    """The one that CutMix takes its patch from, likewise; the others do not look at theirs."""
 
 
 def extract_pseudo(
@@ -84,7 +87,9 @@ def extract_pseudo(
         start = first + items.start - wanted.start
         into = tuple(scale[start : start + len(items)] for scale in whole)
         _extract_one(name, seed, items, drawn, normals, trunk, features, store, label, into)
-    return PseudoFeatures(whole, *origins(pseudo, len(normals) * tiles.count, seed))
+    pairs = [_draw(len(normals) * tiles.count, count, seed, name) for name in pseudo.generators]
+    generator, origin = origins(pseudo, len(normals) * tiles.count, seed)
+    return PseudoFeatures(whole, generator, origin, np.concatenate(pairs)[:, 1])
 
 
 def origins(
@@ -176,6 +181,7 @@ def _extract_one(
         return image_key(
             digest(image), trunk, features, dtype,
             generator=name, seed=seed, item=item, source=digest(source), **more,
+            **reading(normals[image]), **reading(normals[source]),
         )  # fmt: skip
 
     keys = [entry(item) for item in items]

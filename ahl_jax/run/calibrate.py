@@ -212,8 +212,12 @@ def scores_in_turn(
 
     def made_of(rest: Int[np.ndarray, " r"]) -> Int[np.ndarray, " p"]:
         """As many pseudo-anomalies as there are, some twice; so one program fits all."""
-        of_these = np.flatnonzero(np.isin(pseudo.origin, rest))
-        return np.resize(of_these, len(made)) if len(of_these) else np.arange(len(made))
+        whole = np.isin(pseudo.origin, rest)
+        # Of very few normals it may be that no pair is among these.
+        for of_these in (whole & np.isin(pseudo.source, rest), whole):
+            if of_these.any():
+                return np.resize(np.flatnonzero(of_these), len(made))
+        return np.arange(len(made))
 
     def by_pooled(
         rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]

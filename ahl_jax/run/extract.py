@@ -192,7 +192,8 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     Where normals are held out in turn, those that another run holds out set its scale of colours.
     """
     paths = features.normals.paths
-    if run.config.in_turn and not run.split.held_out:
+    # One alone is refused later, in a sentence.
+    if run.config.in_turn and not run.split.held_out and len(paths) > 1:
         paths, _ = hold_out(paths, run.config.data.held_out)
     config = run.config.features
     assert config.views != "auto"

@@ -59,8 +59,9 @@ def test_nothing_is_left_without_the_only_anomaly():
     assert not found.own.any()
 
 
-def test_images_that_are_all_the_same_have_no_direction():
+@pytest.mark.parametrize("normals", [4, 1])
+def test_images_that_are_all_the_same_have_no_direction(normals):
     same = jnp.ones((4, CHANNELS))
-    found = fit_ridge(same, same[:0], same[:0], jnp.eye(CHANNELS))
+    found = fit_ridge(same[:normals], same[:0], same[:0], jnp.eye(CHANNELS))
     for values in found:
         np.testing.assert_allclose(values, 0, atol=1e-6)

@@ -365,7 +365,8 @@ def test_pseudo_features_tell_their_generator_and_source(images, store):
     assert made.generator.tolist() == [0] * 6 + [1] * 6
     assert made.maps[0].shape == (12, 2, 2, 5)
     assert made.maps[1].shape == (12, 1, 1, 5)
-    assert set(made.origin) <= set(range(9))
+    assert set(made.origin) | set(made.source) <= set(range(9))
+    assert (made.origin != made.source).all()
     # Each is an altered copy of its source: not equal to it, and nearer to it than to the others.
     distance = np.abs(made.maps[0][:, None] - normal[0][None]).sum((2, 3, 4))
     own = distance[np.arange(12), made.origin]

@@ -26,8 +26,10 @@ OPTIONS = RunOptions(progress=False)
 
 
 def _given(normals: FeatureMaps, anomalies: int = 0, made: int = 0) -> FittedFeatures:
-    """Features of a run; every pseudo-anomaly is made of the normal of its number."""
-    pseudo = PseudoFeatures(_maps(made, 5), np.zeros(made, int), np.arange(made))
+    """Features of a run; every pseudo-anomaly is made of the normal of its number and the next."""
+    pseudo = PseudoFeatures(
+        _maps(made, 5), np.zeros(made, int), np.arange(made), np.arange(made) + 1
+    )
     marked = np.zeros((anomalies, 1), int)
     return FittedFeatures(normals, (), _maps(anomalies, 1), marked, pseudo)
 
@@ -98,6 +100,21 @@ def test_a_copy_of_a_normal_is_in_no_fit(fine_heat: bool) -> None:
     scores, _, parts = scores_in_turn(config, _given(twice, 4), (), OPTIONS, own)
     assert parts == folds
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fine_heat", [True, False])
+def test_a_pseudo_anomaly_is_in_no_fit_without_one_of_its_normals(fine_heat: bool) -> None:
+    config = preset("density", "", groups=1, poolings=1, fine_heat=fine_heat)
+    given = _given(_maps(23, 0), 4, made=9)
+    before, _, _ = scores_in_turn(config, given, (), OPTIONS)
+    other = tuple(scale.copy() for scale in given.pseudo.maps)
+    for scale in other:
+        scale[3] += 5
+    changed = dataclasses.replace(given, pseudo=dataclasses.replace(given.pseudo, maps=other))
+    after, _, _ = scores_in_turn(config, changed, (), OPTIONS)
+    # It is made of the normals 3 and 4.
+    np.testing.assert_array_equal(after[3:5], before[3:5])
+    assert (after != before).sum() > 15
 
 
 def test_two_normals_are_enough() -> None:
