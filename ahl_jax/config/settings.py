@@ -219,8 +219,7 @@ class DetectorConfig:
     poolings: Literal["auto", 1, 2, 3] = 1
     """How a detector on whitened features sums up an image's locations: 1 by their mean, 2 by their
     standard deviation too, 3 by their maximum too. auto takes 3, unless 1 tells labelled anomalies
-    that are left out from the training normals better, by 0.01 / m of AUC-ROC, where m are
-    labelled."""
+    that are left out from the training normals clearly better, by 0.01 of AUC-ROC."""
 
     coreset: Annotated[int, AtLeast(1)] = 5000
     """Locations of normal images that patchcore compares with."""

@@ -20,7 +20,7 @@ from ahl_jax.detectors.ridge import Ridge, fit_ridge
 _TINY = 1e-6
 """Keeps the gradients of lengths finite at 0."""
 
-_SHRINK = 10
+_SHRINK = 160
 """How many images the moments over all normals count as among those of a group."""
 
 _LEAST = 1e-3

@@ -40,7 +40,7 @@ CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (2, 1, 8), "poolings": (3, 1)
 """The values that are compared; a later one has to be clearly better."""
 
 _GAIN = 0.01
-"""How much higher its AUC-ROC has to be, times the number of labelled anomalies."""
+"""How much higher its AUC-ROC has to be."""
 
 
 def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
@@ -116,9 +116,9 @@ def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
 
     best = []
     for i, run in enumerate(runs):
-        found, gain = {v: aucs[v][i] for v in views}, _GAIN / len(run.split.seen)
-        pooling = {v: _clearly_best(found[v], gain) for v in views}
-        view = _clearly_best({v: found[v][pooling[v]] for v in views}, gain)
+        found = {v: aucs[v][i] for v in views}
+        pooling = {v: _clearly_best(found[v]) for v in views}
+        view = _clearly_best({v: found[v][pooling[v]] for v in views})
         chosen = {"views": view, "poolings": pooling[view]}
         best.append({name: chosen[name] for name in names})
         if options.progress:
@@ -134,11 +134,11 @@ def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
     return best
 
 
-def _clearly_best(found: Mapping[Any, float], gain: float) -> Any:
-    """The key of the highest figure; an earlier one, unless a later one gains enough."""
+def _clearly_best(found: Mapping[Any, float]) -> Any:
+    """The key of the highest figure; an earlier one, unless a later one gains ``_GAIN``."""
     best, *others = found
     for other in others:
-        if found[other] > found[best] + gain:
+        if found[other] > found[best] + _GAIN:
             best = other
     return best
 

@@ -94,9 +94,9 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
         means, deviations = [], []
         for k in range(groups):
             own, n = scores[group == k], (group == k).sum()
-            means.append((n * own.mean(0) + 10 * scores.mean(0)) / (n + 10))
+            means.append((n * own.mean(0) + 160 * scores.mean(0)) / (n + 160))
             square = ((own - means[-1]) ** 2).sum(0)
-            deviations.append(np.sqrt((square + 10 * scores.var(0)) / (n + 10)))
+            deviations.append(np.sqrt((square + 160 * scores.var(0)) / (n + 160)))
         return np.array(means), np.array(deviations)
 
     def standardised(scores, own, of):

@@ -80,22 +80,22 @@ def test_a_run_of_other_settings_has_chosen_nothing(finished: FinishedRun) -> No
     assert choices._begun(dataclasses.replace(run, config=finished.config), RunOptions()) == {}
 
 
-LEVEL = ((0.8, 0.802), (0.802, 0.8), (0.802, 0.802))
+LEVEL = ((0.8, 0.809), (0.809, 0.8), (0.809, 0.809))
 
 
 @pytest.mark.parametrize(
     ("figures", "chosen"),
     [
         (LEVEL, (2, 3)),
-        (((0.8, 0.803), (0.8, 0.8), (0.8, 0.8)), (2, 1)),
-        (((0.8, 0.8), (0.81, 0.81), (0.812, 0.8)), (1, 3)),
-        (((0.8, 0.8), (0.81, 0.81), (0.8, 0.813)), (8, 1)),
+        (((0.8, 0.811), (0.8, 0.8), (0.8, 0.8)), (2, 1)),
+        (((0.8, 0.8), (0.83, 0.83), (0.839, 0.8)), (1, 3)),
+        (((0.8, 0.8), (0.83, 0.83), (0.8, 0.841)), (8, 1)),
     ],
 )
 def test_each_seed_takes_what_is_clearly_better_on_its_own_images(
     upright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: tuple, chosen: tuple
 ) -> None:
-    # Four labelled anomalies: more than 0.0025. Two views, one and eight; each three poolings, one.
+    # Two views, one and eight; each three poolings, one.
     asked = (auc for views in (2, 0, 1) for of_seed in (LEVEL, figures) for auc in of_seed[views])
     monkeypatch.setattr(choices, "left_out_auc", lambda *arguments: next(asked))
     config = preset("density", str(upright), shots=4, **QUICK)
