@@ -39,8 +39,11 @@ log = logging.getLogger(__name__)
 CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (2, 1, 8), "poolings": (3, 1)}
 """The values that are compared; a later one has to be clearly better."""
 
-_GAIN = 0.01
-"""How much higher its AUC-ROC has to be."""
+_LESS = 0.8
+"""What an error, 1 - AUC-ROC, has to be at most of the other's."""
+
+_DOUBT = 0.05
+"""What is added to every error, divided by the number of labelled anomalies."""
 
 
 def with_choices(runs: Sequence[Run], options: RunOptions) -> list[Run]:
@@ -116,9 +119,9 @@ def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
 
     best = []
     for i, run in enumerate(runs):
-        found = {v: aucs[v][i] for v in views}
-        pooling = {v: _clearly_best(found[v]) for v in views}
-        view = _clearly_best({v: found[v][pooling[v]] for v in views})
+        found, doubt = {v: aucs[v][i] for v in views}, _DOUBT / len(run.split.seen)
+        pooling = {v: _clearly_best(found[v], doubt) for v in views}
+        view = _clearly_best({v: found[v][pooling[v]] for v in views}, doubt)
         chosen = {"views": view, "poolings": pooling[view]}
         best.append({name: chosen[name] for name in names})
         if options.progress:
@@ -134,11 +137,11 @@ def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
     return best
 
 
-def _clearly_best(found: Mapping[Any, float]) -> Any:
-    """The key of the highest figure; an earlier one, unless a later one gains ``_GAIN``."""
+def _clearly_best(found: Mapping[Any, float], doubt: float) -> Any:
+    """The key of the highest figure; an earlier one, unless a later one has clearly less error."""
     best, *others = found
     for other in others:
-        if found[other] > found[best] + _GAIN:
+        if 1 - found[other] + doubt < _LESS * (1 - found[best] + doubt):
             best = other
     return best
 
