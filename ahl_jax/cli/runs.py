@@ -30,7 +30,8 @@ class _Training:
     epochs, to see that everything works."""
 
     seeds: tuple[int, ...] = ()
-    """Train these seeds in one program, each in RUN/seed-N, instead of `seed` alone."""
+    """Train these seeds, in one program where the data choose the same for them, each in
+    RUN/seed-N, instead of `seed` alone."""
 
     how: RunOptions = field(default_factory=RunOptions)
 
@@ -67,7 +68,8 @@ class Ablate(_Training):
     """The folder for ablation.csv, .md, .png, and for the runs NAME-VALUE/seed-N."""
 
     seeds: tuple[int, ...] = ()
-    """Train these seeds in one program for every value, instead of `seed` alone."""
+    """Train these seeds for every value, in one program where the data choose the same for them,
+    instead of `seed` alone."""
 
     over: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=V1,V2,...")

@@ -37,7 +37,7 @@ class Options:
     """Categories, where the one data set given has several; by default all."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every method gets the same ones, all trained in one program."""
+    """Seeds; every method gets the same ones, in one program where they choose alike."""
 
     shots: tuple[int, ...] = (10,)
     """M, the number of labelled anomalies; several make a part of the table each."""
