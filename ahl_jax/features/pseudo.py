@@ -77,9 +77,10 @@ def extract_pseudo(
     tiles = tiles_of(features)
     shapes = map_shapes(trunk, _one_tile(features))
     whole = tuple(store.empty((len(wanted), *shape)) for shape in shapes)
+    generator, pairs = origins(pseudo, len(normals) * tiles.count, seed)
     for number, name in enumerate(pseudo.generators):
-        drawn = _draw(len(normals) * tiles.count, count, seed, name)
         first = number * count
+        drawn = pairs[first : first + count]
         items = range(max(wanted.start - first, 0), min(wanted.stop - first, count))
         if not items:
             continue
@@ -87,15 +88,13 @@ def extract_pseudo(
         start = first + items.start - wanted.start
         into = tuple(scale[start : start + len(items)] for scale in whole)
         _extract_one(name, seed, items, drawn, normals, trunk, features, store, label, into)
-    pairs = [_draw(len(normals) * tiles.count, count, seed, name) for name in pseudo.generators]
-    generator, origin = origins(pseudo, len(normals) * tiles.count, seed)
-    return PseudoFeatures(whole, generator, origin, np.concatenate(pairs)[:, 1])
+    return PseudoFeatures(whole, generator, *pairs.T)
 
 
 def origins(
     pseudo: PseudoConfig, normals: int, seed: int
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Where pseudo-anomalies come from: ``generator`` and ``origin`` of ``PseudoFeatures``.
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
+    """The ``generator`` of pseudo-anomalies, and pairs of their ``origin`` and ``source``.
 
     Args:
         pseudo: the generators, and how many images each makes.
@@ -103,8 +102,8 @@ def origins(
         seed: decides everything random.
     """
     count = pseudo.pseudo_per_generator
-    sources = [_draw(normals, count, seed, name)[:, 0] for name in pseudo.generators]
-    return np.repeat(np.arange(len(pseudo.generators)), count), np.concatenate(sources)
+    pairs = [_draw(normals, count, seed, name) for name in pseudo.generators]
+    return np.repeat(np.arange(len(pseudo.generators)), count), np.concatenate(pairs)
 
 
 def pseudo_images(
@@ -177,11 +176,12 @@ def _extract_one(
         (image, tile), (source, source_tile) = (
             divmod(i, tiles.count) for i in drawn[item].tolist()
         )
-        more = {"tile": tile, "source_tile": source_tile} if tiles.count > 1 else {}
+        more = reading(normals[image]) | reading(normals[source])
+        if tiles.count > 1:
+            more |= {"tile": tile, "source_tile": source_tile}
         return image_key(
             digest(image), trunk, features, dtype,
             generator=name, seed=seed, item=item, source=digest(source), **more,
-            **reading(normals[image]), **reading(normals[source]),
         )  # fmt: skip
 
     keys = [entry(item) for item in items]

@@ -76,7 +76,8 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
 
     normals, averages = readable(run.split.train_normals, "training normals")
     anomalies, _ = readable([sample.path for sample in run.split.seen], "labelled anomalies")
-    roles = Roles(len(normals), len(anomalies), *origins(config.pseudo, len(normals), config.seed))
+    generator, pairs = origins(config.pseudo, len(normals), config.seed)
+    roles = Roles(len(normals), len(anomalies), generator, pairs[:, 0])
     classes = {sample.path: sample.anomaly_class for sample in run.split.seen}
     frame = frame_of(config.features)
     drawn: dict[int, Sample] = {}

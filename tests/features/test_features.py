@@ -374,6 +374,16 @@ def test_pseudo_features_tell_their_generator_and_source(images, store):
     assert (own < np.median(distance, axis=1)).mean() > 0.8
 
 
+def test_pseudo_features_of_arrays_are_those_of_pictures(images, store, tmp_path):
+    arrays = []
+    for path in images:
+        arrays.append(tmp_path / f"{path.stem}.npy")
+        np.save(arrays[-1], np.asarray(Image.open(path).convert("RGB")))
+    expected, found = pseudo_features(images, store), pseudo_features(arrays, store)
+    for a, b in zip(expected.maps, found.maps, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_pseudo_features_are_deterministic_in_the_seed(images, store, tmp_path):
     first = pseudo_features(images, store)
     again = pseudo_features(images, Store(tmp_path / "again"))
