@@ -40,7 +40,7 @@ def _density(data: str) -> Config:
     """The default: the closed form of the density detector on whitened features of four levels."""
     return Config(
         DataConfig(data, held_out=0.1, in_turn=True),
-        features=FeatureConfig(levels=4, views="auto", whiten=True, fine_heat=True),
+        features=FeatureConfig(levels=4, views="2+8", whiten=True, fine_heat=True),
         pseudo=PseudoConfig(("cutmix", "cutpaste"), pseudo_per_generator=64),
         detector=DetectorConfig(detector="density", groups=3, poolings="auto"),
         learning=LearningConfig(method="fit", updates_per_epoch=20, lr=0.0005),

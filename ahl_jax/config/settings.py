@@ -18,7 +18,13 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.config.checks import Above, AtLeast, Between, MultipleOf, NameIn, check_values
 
 Precision = Literal["float32", "bfloat16"]
-Views = Literal[1, 2, 4, 8]
+Views = Literal[1, 2, 4, 8, "2+8"]
+
+
+def averaged(views: Views) -> tuple[int, ...]:
+    """How many views each mean is over, the most first."""
+    return (8, 2) if views == "2+8" else (views,)
+
 
 SCALES = 2
 """Scales of an image."""
@@ -100,10 +106,10 @@ class FeatureConfig:
     tile_overlap: Annotated[float, Between(0, 0.5)] = 0.125
     """The share of a tile's side that its neighbour has too."""
 
-    views: Literal["auto", Views] = 1
+    views: Views = 1
     """Copies of an image whose feature maps are turned back and averaged: 2 adds the mirror image,
-    4 both of them upside down, 8 all four by a quarter turn. auto takes 2, but 1 or 8 where
-    they tell labelled anomalies that are left out from the training normals clearly better."""
+    4 both of them upside down, 8 all four by a quarter turn. 2+8 has both means, over 8 and over
+    2: detectors on whitened features pool each apart, and compare places by the first."""
 
     whiten: bool = False
     """Whiten the features by the normals' covariance."""

@@ -5,13 +5,13 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from ahl_jax.common.errors import UserError
-from ahl_jax.config.settings import DetectorConfig
+from ahl_jax.config.settings import Config, DetectorConfig, averaged
 from ahl_jax.detectors.density import Density
 from ahl_jax.detectors.devnet import DevNet
 from ahl_jax.detectors.dra import DRA
 from ahl_jax.detectors.flos import FLOS
 from ahl_jax.detectors.gaussian import Gaussian
-from ahl_jax.detectors.inputs import Inputs, make_inputs
+from ahl_jax.detectors.inputs import Blocks, Inputs, make_inputs
 from ahl_jax.detectors.mlep import MLEP
 from ahl_jax.detectors.patchcore import PatchCore
 from ahl_jax.detectors.protocol import Detector, Functional, Model, functional
@@ -29,16 +29,16 @@ DETECTORS: dict[str, type[Detector]] = {
 }
 
 
-def poolings_of(config: DetectorConfig) -> int:
-    """How many of ``inputs.POOLINGS`` the detector reads; the average alone, if not whitened.
+def blocks_of(config: Config) -> Blocks:
+    """The blocks of pooled features that a run's detector reads; averages alone, if not whitened.
 
     Raises:
         UserError: if there is no detector of that name.
     """
-    if not _class_of(config).whitened:
-        return 1
-    assert config.poolings != "auto"
-    return config.poolings
+    if not _class_of(config.detector).whitened:
+        return Blocks(1, 1)
+    assert config.detector.poolings != "auto"
+    return Blocks(config.detector.poolings, len(averaged(config.features.views)))
 
 
 def make_detector(
@@ -64,12 +64,13 @@ def _class_of(config: DetectorConfig) -> type[Detector]:
 
 __all__ = [
     "DETECTORS",
+    "Blocks",
     "Detector",
     "Functional",
     "Inputs",
     "Model",
+    "blocks_of",
     "functional",
     "make_detector",
     "make_inputs",
-    "poolings_of",
 ]

@@ -1,13 +1,15 @@
 """T detectors of one kind as one detector, whose score is the mean of theirs."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 from jaxtyping import Array, Float, Key
 
 from ahl_jax.config.settings import Config
-from ahl_jax.detectors import make_detector
+from ahl_jax.detectors import blocks_of, make_detector
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.protocol import Functional, Model
 
@@ -47,9 +49,11 @@ def make_model(config: Config, channels: int, key: Key[Array, ""]) -> tuple[Func
     Raises:
         UserError: if there is no detector of that name.
     """
-    one, model = make_detector(config.detector, channels, key)
+    # To a detector, each block is a pooling.
+    detector = dataclasses.replace(config.detector, poolings=cast(Any, blocks_of(config).total))
+    one, model = make_detector(detector, channels, key)
     if config.learning.method != "ensemble":
         return one, model
     keys = jax.random.split(key, config.subsets.subsets)
-    models = jax.vmap(lambda key: make_detector(config.detector, channels, key)[1])(keys)
+    models = jax.vmap(lambda key: make_detector(detector, channels, key)[1])(keys)
     return MeanScore(one.graph, one.kind), models

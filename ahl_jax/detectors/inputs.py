@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,30 @@ POOLINGS: tuple[Callable[..., Any], ...] = (
     lambda features, dtype: features.max((1, 2)).astype(dtype),
 )
 """Ways to sum up the locations of maps [n, h, w, c], of which detectors use the first ones."""
+
+
+class Blocks(NamedTuple):
+    """The blocks of pooled features that a detector reads: each pooling of each mean over views."""
+
+    poolings: int
+    """How many of ``POOLINGS``."""
+
+    means: int
+    """Into how many means over views the channels of the maps are divided."""
+
+    @property
+    def total(self) -> int:
+        """How many blocks there are."""
+        return self.poolings * self.means
+
+
+def pool_blocks(
+    features: Float[Array | np.ndarray, "n h w m*c"], blocks: Blocks, dtype: DTypeLike
+) -> list[Float[Array | np.ndarray, "n c"]]:
+    """The blocks of maps of one scale: the first pooling of every mean, then the next pooling's."""
+    c = features.shape[-1] // blocks.means
+    means = [features[..., k * c : (k + 1) * c] for k in range(blocks.means)]
+    return [pool(mean, dtype) for pool in POOLINGS[: blocks.poolings] for mean in means]
 
 
 @dataclass(frozen=True)
@@ -98,8 +122,8 @@ class Inputs:
 
     pooled: Float[Array, "*n q c"]
     """Global average over the locations of each scale, at least float32. Where the features are
-    whitened, the averages of all scales are whitened together, and more of ``POOLINGS`` may follow,
-    each over all scales."""
+    whitened, the averages of all scales are whitened together, and more ``Blocks`` may follow, each
+    over all scales."""
 
     grids: tuple[Grid, ...]
 
@@ -160,24 +184,29 @@ def make_inputs(
     Args:
         maps: all of NumPy, which stays on the host, or all of JAX.
         dtype: of the patches and the rest; by default that of the maps.
-        whitening: what to whiten the features with; by default they stay as they are. It tells how
-            many of ``POOLINGS`` there are, too.
+        whitening: what to whiten the features with; by default they stay as they are. It tells
+            which ``Blocks`` there are, too. Patches and rest are of the first mean alone.
     """
     xp = np if isinstance(maps[0], np.ndarray) else jnp
     dtype = dtype or maps[0].dtype
     precise = jnp.promote_types(maps[0].dtype, np.float32)
     grids = tuple(Grid(*m.shape[1:3]) for m in maps)
-    poolings = 1 if whitening is None else len(whitening.mean) // len(maps)
+    blocks = Blocks(1, 1)
+    if whitening is not None:
+        rows, channels = whitening.mean.shape
+        means = maps[0].shape[-1] // channels
+        blocks = Blocks(rows // len(maps) // means, means)
     patches, rest, pooled = [], [], []
     for scale, (features, grid) in enumerate(zip(maps, grids, strict=True)):
         n, h, w, c = features.shape
-        flat = features.reshape(n, h * w, c)
+        c //= blocks.means
+        flat = features[..., :c].reshape(n, h * w, c)
         if whitening is not None:
             flat = (flat - whitening.mean[scale]) @ whitening.locations[scale]
         covered, others = np.split(grid.order, [grid.patches * PATCH**2])
         patches.append(flat[:, covered].reshape(n, grid.patches, PATCH**2 * c).astype(dtype))
         rest.append(flat[:, others].astype(dtype))
-        pooled.append([pool(features, precise) for pool in POOLINGS[:poolings]])
+        pooled.append(pool_blocks(features, blocks, precise))
     averages = xp.stack([each for of_scales in zip(*pooled, strict=True) for each in of_scales], 1)
     if whitening is not None:
         # Exported programs take any number of images, of which len() cannot speak.

@@ -79,11 +79,13 @@ def fit_whitening(
     Args:
         pooled: pooled features, scale beside scale, then the next pooling's.
         scales: s, which divides d.
-        parts: channels of each level, which add up to c; by default all are one level's.
+        parts: channels of each level, as often as c has them; by default all are one level's.
         poolings: p, which is 1 where they are global averages alone.
     """
     mean = pooled.mean(0, dtype=np.float64)
-    levels, c = np.tile(np.asarray(parts, int), scales), pooled.shape[1] // (poolings * scales)
+    c = pooled.shape[1] // (poolings * scales)
+    means = c // sum(parts) if parts else 1
+    levels = np.tile(np.asarray(parts, int), scales * means)
     by_scale = [slice(k * c, (k + 1) * c) for k in range(scales)]
     first, *others = np.split(pooled, poolings, axis=1)
     (*locations, averages), sizes = _roots(first, levels, [*by_scale, slice(None)])

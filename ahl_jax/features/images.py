@@ -1,6 +1,5 @@
 """Feature maps of image files, from the store where it has them."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -13,14 +12,13 @@ from ahl_jax.backbones import Trunk
 from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
-from ahl_jax.config.settings import SCALES, FeatureConfig, Views
+from ahl_jax.config.settings import SCALES, FeatureConfig
 from ahl_jax.data.images import image_digest, iter_batches, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.features.maps import (
     FeatureMaps,
     all_maps,
     map_shapes,
-    maps_by_views,
     trunk_dtype,
     trunk_maps,
 )
@@ -47,7 +45,6 @@ def extract(
     skip_bad: bool = False,
     progress: bool = True,
     label: str = "images",
-    also: Sequence[Views] = (),
 ) -> tuple[FeatureMaps, list[int]]:
     """The trunk's feature maps of image files.
 
@@ -63,8 +60,6 @@ def extract(
         skip_bad: Leave out images that cannot be read, with a warning.
         progress: Show how far it is, on stderr.
         label: What the progress calls them.
-        also: Smaller numbers of views. Of images whose maps are computed, the store gets those of
-            so many views too, which takes no longer.
 
     Returns:
         The maps of the images that could be read, [n, h, w, c] for each scale, and their indices
@@ -76,18 +71,12 @@ def extract(
         UserError: if the store cannot be written to.
     """
     dtype = trunk_dtype(config.precision, jax.default_backend())
-    fewer = [dataclasses.replace(config, views=views) for views in also]
     keys: list[str | None] = []
-    keys_of_fewer: dict[str, list[str]] = {}
     for path in paths:
         stop.check()
         try:
             digest, more = image_digest(path), reading(path)
-            key, *others = (
-                image_key(digest, trunk, some, dtype, **more) for some in (config, *fewer)
-            )
-            keys.append(key)
-            keys_of_fewer[key] = others
+            keys.append(image_key(digest, trunk, config, dtype, **more))
         except BadImageError as error:
             if not skip_bad:
                 raise
@@ -106,15 +95,7 @@ def extract(
             on_bad=left_out,
         )
         for indices, images in batches:
-            batch = [missing[i] for i in indices]
-            if not also:
-                yield batch, trunk_maps(trunk, images, config, dtype)
-                continue
-            maps, *of_fewer = maps_by_views(trunk, images, [config, *fewer], dtype)
-            for row, key in enumerate(batch):
-                for other, found in zip(keys_of_fewer[key], of_fewer, strict=True):
-                    store.write(other, [np.asarray(x[row]) for x in found])
-            yield batch, maps
+            yield [missing[i] for i in indices], trunk_maps(trunk, images, config, dtype)
 
     maps, found = cached(
         distinct, trunk, config, store, compute, f"features of {label}" if progress else None

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from ahl_jax.backbones import Trunk, products_in
-from ahl_jax.config.settings import SCALES, FeatureConfig
+from ahl_jax.config.settings import SCALES, FeatureConfig, Views, averaged
 from ahl_jax.distributed.cores import cores, on_all_cores
 from ahl_jax.features.tiles import tiles_of
 
@@ -22,7 +22,7 @@ View = tuple[int, bool]
 VIEWS: tuple[View, ...] = tuple(
     (quarters, mirrored) for quarters in (0, 2, 1, 3) for mirrored in (False, True)
 )
-"""Quarter turns of an image, after a reflection or none; ``config.views`` takes the first ones."""
+"""Quarter turns of an image, after a reflection or none; ``averaged`` takes the first ones."""
 
 _T = TypeVar("_T")
 
@@ -38,9 +38,13 @@ def trunk_dtype(precision: str, platform: str) -> np.dtype:
 
 
 def map_shapes(trunk: Trunk, config: FeatureConfig) -> list[tuple[int, int, int]]:
-    """Height, width and channels of an image's maps, with tile below tile, scale by scale."""
+    """Height, width and channels of an image's maps, with tile below tile, scale by scale.
+
+    Means over views stand side by side, as channels.
+    """
     sides = [config.image_size // 2**scale // trunk.stride for scale in range(SCALES)]
-    return [(tiles_of(config).count * side, side, trunk.channels) for side in sides]
+    channels = trunk.channels * len(averaged(config.views))
+    return [(tiles_of(config).count * side, side, channels) for side in sides]
 
 
 def trunk_maps(
@@ -57,46 +61,14 @@ def trunk_maps(
     return all_maps(trunk, images, config, dtype)[:SCALES]
 
 
-def _whole(
-    images: UInt8[np.ndarray | Array, "b H W 3"], config: FeatureConfig
-) -> UInt8[np.ndarray | Array, "batch H W 3"]:
-    """The images as a batch of the one size that programs are compiled for."""
-    batch = config.image_batch
-    return images if len(images) == batch else padded(np.asarray(images), batch)
-
-
 def all_maps(
     trunk: Trunk, images: UInt8[np.ndarray | Array, "b H W 3"], config: FeatureConfig,
     dtype: np.dtype,
 ) -> tuple[Float[Array, "batch h w c"], ...]:  # fmt: skip
     """``trunk_maps``, and behind them the finer ones of ``Trunk.apply_with_fine``."""
-    return maps_on_all_cores(trunk, _whole(images, config), config, dtype)
-
-
-def maps_by_views(
-    trunk: Trunk,
-    images: UInt8[np.ndarray, "b H W 3"],
-    configs: Sequence[FeatureConfig],
-    dtype: np.dtype,
-) -> list[tuple[Array, ...]]:
-    """``trunk_maps`` by settings that differ in their views alone; each view is computed once."""
-    first, platform = configs[0], jax.default_backend()
-    tiles, counts = tiles_of(first), [int(config.views) for config in configs]
-    cut = tiles.cut(np.asarray(_whole(images, first)), first.image_size)
-    found = [
-        on_all_cores(
-            lambda part: two_scales(
-                trunk.apply_with_fine, 1, dtype, trunk.params, part, platform
-            )[:SCALES],
-            _turned(cut, view),
-        )
-        for view in VIEWS[: max(counts)]
-    ]  # fmt: skip
-    scales = [[of_view[scale] for of_view in found] for scale in range(SCALES)]
-    return [
-        tuple(tiles.together(_mean(maps[:count], VIEWS[:count])) for maps in scales)
-        for count in counts
-    ]
+    if len(images) < config.image_batch:
+        images = padded(np.asarray(images), config.image_batch)
+    return maps_on_all_cores(trunk, images, config, dtype)
 
 
 def maps_on_all_cores(
@@ -109,7 +81,8 @@ def maps_on_all_cores(
     """
     apply, params = trunk.apply_with_fine, trunk.params
     platform, tiles = jax.default_backend(), tiles_of(config)
-    views = VIEWS[: int(config.views)]
+    counts = averaged(config.views)
+    views = VIEWS[: max(counts)]
     if platform != "cpu" or tiles.count * len(views) == 1 or len(images) >= cores():
         return on_all_cores(
             lambda part: tiled_maps(apply, config, dtype, params, part, platform), images
@@ -120,7 +93,8 @@ def maps_on_all_cores(
         np.concatenate([_turned(cut, view) for view in views]),
     )
     split = (x.reshape(len(views), len(cut), *x.shape[1:]) for x in found)
-    return tuple(tiles.together(_mean(x, views)) for x in split)
+    means = (*[counts] * SCALES, counts[:1])
+    return tuple(tiles.together(_means(x, of)) for x, of in zip(split, means, strict=True))
 
 
 def tiled_maps(
@@ -146,17 +120,17 @@ def padded(array: Shaped[np.ndarray, "b ..."], batch: int) -> Shaped[np.ndarray,
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 5))
 def two_scales(
     apply: Callable[[PyTree, Array], tuple[Array, Array]],
-    views: int,
+    views: Views,
     dtype: np.dtype,
     params: PyTree,
     images: UInt8[Array, "b size size 3"],
     platform: str | None = None,
 ) -> tuple[Float[Array, "b h w c"], ...]:
-    """The maps of images at both scales, then the finer ones of the larger; means over ``views``.
+    """The maps of images at both scales, then the finer ones of the larger, averaged over views.
 
     Args:
         apply: ``Trunk.apply_with_fine``.
-        views: how many of ``VIEWS``.
+        views: as for ``averaged``; of the finer maps there is the first mean alone.
         dtype: of the trunk's products.
         params: the trunk's parameters.
         images: RGB.
@@ -165,9 +139,10 @@ def two_scales(
     params = products_in(dtype, params)
 
     def maps(images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
-        seen = jnp.stack([_turned(images, view) for view in VIEWS[:views]])
-        found = jax.lax.map(functools.partial(apply, params), seen)
-        return tuple(_mean(each, VIEWS[:views]) for each in found)
+        counts = averaged(views)
+        seen = jnp.stack([_turned(images, view) for view in VIEWS[: max(counts)]])
+        found, fine = jax.lax.map(functools.partial(apply, params), seen)
+        return _means(found, counts), _means(fine, counts[:1])
 
     def both(
         large: Float[Array, "b h w 3"], small: Float[Array, "b h/2 w/2 3"]
@@ -220,8 +195,8 @@ def _turned(images: _Array, view: View) -> _Array:
     return xp.rot90(images[:, :, ::-1] if mirrored else images, quarters, axes=(1, 2))
 
 
-def _mean(found: Sequence[_Array], views: Sequence[View]) -> _Array:
-    """Maps [v, b, h, w, c] of the views of b images, turned back; the mean over the views."""
+def _means(found: Sequence[_Array], counts: Sequence[int]) -> _Array:
+    """Maps [v, b, h, w, c] of the first v views of b images, turned back; means over so many."""
     xp = np if isinstance(found[0], np.ndarray) else jnp
 
     def back(maps: _Array, view: View) -> _Array:
@@ -229,4 +204,5 @@ def _mean(found: Sequence[_Array], views: Sequence[View]) -> _Array:
         maps = xp.rot90(maps, -quarters, axes=(1, 2))
         return maps[:, :, ::-1] if mirrored else maps
 
-    return xp.stack([back(maps, view) for maps, view in zip(found, views, strict=True)]).mean(0)
+    upright = xp.stack([back(maps, view) for maps, view in zip(found, VIEWS, strict=False)])
+    return xp.concatenate([upright[:count].mean(0) for count in counts], -1)

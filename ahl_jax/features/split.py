@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ahl_jax.backbones import Trunk
 from ahl_jax.common.errors import BadImageError, UserError
-from ahl_jax.config.settings import Config, PseudoConfig
+from ahl_jax.config.settings import SCALES, Config, PseudoConfig
 from ahl_jax.data.copies import copy_of
 from ahl_jax.data.images import image_digest
 from ahl_jax.data.masks import find_masks, read_mask
@@ -19,7 +19,7 @@ from ahl_jax.data.open import load_dataset
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import make_split, one_normal
 from ahl_jax.data.types import Dataset, Sample, Split
-from ahl_jax.detectors import DETECTORS, poolings_of
+from ahl_jax.detectors import DETECTORS, blocks_of
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.distributed.processes import arrays_of_each, on_each, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
@@ -52,7 +52,7 @@ class TrainingFeatures:
     """``global_averages`` of all normals."""
 
     pooled: Float[np.ndarray, "n p*d"]
-    """``pooled_features`` of all normals, by as many poolings as the detector reads."""
+    """``pooled_features`` of all normals, of the blocks that the detector reads."""
 
     anomalies: Extracted
     pseudo: PseudoFeatures
@@ -181,10 +181,10 @@ def training_features(
             maps=tuple(map(tiles.apart, normals.maps)),
             counts=tuple(tiles.count * n for n in normals.counts),
         )
-        poolings = poolings_of(config.detector)
-        mine = pooled_features(normals.maps, poolings)
+        blocks = blocks_of(config)
+        mine = pooled_features(normals.maps, blocks)
         pooled = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
-        averages = averages_of(pooled, poolings)
+        averages = averages_of(pooled, blocks)
     else:
         normals, averages, pooled = shared.normals, shared.averages, shared.pooled
     seen = [sample.path for sample in split.seen]
@@ -275,14 +275,15 @@ def defect_tiles(
     Args:
         tiles: the grid.
         anomalies: the maps of their photographs, [m, k h, w, c] for each scale.
-        normals: global averages of the tiles of normal photographs.
+        normals: ``averages_of`` the tiles of normal photographs.
         marked: ``marked_pixels`` of the anomalies.
         parts: the trunk's.
     """
     if tiles.count == 1 or not len(anomalies[0]):
         return anomalies
     maps = tuple(map(tiles.apart, anomalies))
-    rows = tiles_of_defects(tiles, global_averages(maps), normals, marked, parts)
+    averages = global_averages([m[..., : normals.shape[1] // SCALES] for m in maps])
+    rows = tiles_of_defects(tiles, averages, normals, marked, parts)
     return tuple(scale[rows] for scale in maps)
 
 

@@ -31,7 +31,7 @@ from ahl_jax.data.images import (
     seen_size,
 )
 from ahl_jax.data.records import ImageSource, InMemory
-from ahl_jax.detectors import Functional, make_inputs
+from ahl_jax.detectors import Functional, blocks_of, make_inputs
 from ahl_jax.detectors.inputs import to_maps
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
@@ -337,7 +337,8 @@ class Predictor:
             Exception: nearly any, if they do not.
         """
         features, scorer = self.config.features, self.scorer
-        shapes = [(h // scorer.tiles.count, w, c) for h, w, c in map_shapes(self.trunk, features)]
+        count, means = scorer.tiles.count, blocks_of(self.config).means
+        shapes = [(h // count, w, c // means) for h, w, c in map_shapes(self.trunk, features)]
         if [each.shape for each in jax.eval_shape(to_maps, scorer.reference)] != shapes:
             raise ValueError("its reference is of images of another size")
         images = jax.ShapeDtypeStruct((1, self.frame.height, self.frame.width, 3), np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ahl_jax.config.settings import SCALES, Config, DataConfig
-from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
+from ahl_jax.detectors import DETECTORS, Functional, Model, blocks_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.losses import draw_prior
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
@@ -78,30 +78,30 @@ def make_problem(
     Raises:
         UserError: if the settings do not fit the data, such as too few normals for the clusters.
     """
-    poolings = poolings_of(config.detector)
-    pooled = pooled_features(normals, poolings)
+    blocks = blocks_of(config)
+    pooled = pooled_features(normals, blocks)
     whitening = whitening_of(config, pooled)
     maps = normals, anomalies, pseudo
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    averages, colouring = averages_of(pooled, poolings), colouring_of(config, whitening)
+    averages, colouring = averages_of(pooled, blocks), colouring_of(config, whitening)
     return problem_on(config, bank, averages, generator, origin, colouring)
 
 
 def whitening_of(
-    config: Config, pooled: Float[np.ndarray, "n p*d"], parts: Sequence[int] = ()
+    config: Config, pooled: Float[np.ndarray, "n b*d"], parts: Sequence[int] = ()
 ) -> Whitening | None:
     """The whitening that a run's detector reads features by; None where it reads them as they are.
 
     Args:
         config: the run's settings.
-        pooled: ``pooled_features`` of the n training normals, as many as the detector reads.
+        pooled: the detector's blocks of ``pooled_features`` of the n training normals.
         parts: channels of the trunk's levels; by default all are one level's.
     """
     if not config.features.whiten:
         return None
-    return fit_whitening(pooled, SCALES, parts, poolings_of(config.detector))
+    return fit_whitening(pooled, SCALES, parts, blocks_of(config).total)
 
 
 def colouring_of(config: Config, whitening: Whitening | None) -> Float[np.ndarray, "d d"] | None:

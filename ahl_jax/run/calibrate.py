@@ -22,7 +22,7 @@ from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.remembered import DIGITS, names_in
 from ahl_jax.data.splits import distinct, hold_out
-from ahl_jax.detectors import DETECTORS, Functional, Model, poolings_of
+from ahl_jax.detectors import DETECTORS, Functional, Model, blocks_of
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.distributed.memory import on_device, on_host
@@ -202,11 +202,11 @@ def scores_in_turn(
     own = range(len(normals[0])) if own is None else own
     n = len(own)
     normals = tuple(map(tiles.apart, normals))
-    poolings = poolings_of(config.detector)
-    pooled = pooled_features(normals, poolings)
-    averages = averages_of(pooled, poolings)
+    blocks = blocks_of(config)
+    pooled = pooled_features(normals, blocks)
+    averages = averages_of(pooled, blocks)
     seen = defect_tiles(tiles, features.seen, averages, features.marked, parts)
-    anomalies, made = (pooled_features(maps, poolings) for maps in (seen, pseudo.maps))
+    anomalies, made = (pooled_features(maps, blocks) for maps in (seen, pseudo.maps))
     tile_of = np.arange(len(averages)).reshape(-1, tiles.count)[np.asarray(own)]
     labelled = len(averages) + np.arange(len(seen[0]))
 
@@ -229,7 +229,7 @@ def scores_in_turn(
         read = (pooled, rest), (anomalies, ...), (made, made_of(rest)), (pooled, tested)
         *z, tested_z = (jnp.asarray(whitening.whitened(rows[which])) for rows, which in read)
         key = jax.random.key(config.seed)
-        functional, model = make_model(config, normals[0].shape[-1], key)
+        functional, model = make_model(config, whitening.mean.shape[1], key)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)
         colouring = whitening.colouring()
         return _scores_by_pooled(functional, model, *z, groups, colouring, tested_z), None

@@ -104,6 +104,11 @@ def _check_heads(config: Config) -> None:
             "stage one sees features that are not whitened; leave out `stage_one_heads`, or give "
             "`whiten=False`"
         )
+    if config.features.views == "2+8":
+        raise UserError(
+            "stage one sees one view at a time, and `views` 2+8 have twice its channels; leave out "
+            "`stage_one_heads`, or give `views=8`"
+        )
     if config.learning.method == "ensemble":
         raise UserError(
             "an ensemble starts from different weights; leave out `stage_one_heads`, or choose "

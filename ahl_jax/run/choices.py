@@ -1,15 +1,13 @@
-"""Settings that are left to the data: ``views`` and ``poolings`` by default.
+"""Settings that are left to the data: ``poolings`` by default.
 
-A screw may lie in any way, and the mean over eight views finds more. A head has an up, and there
-they find less. An image and its mirror image together are in between. A crack is told by how much
-the locations of an image differ, a texture is not.
+A crack is told by how much the locations of an image differ, a texture is not.
 """
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +18,9 @@ from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.text import counted
 from ahl_jax.config.checks import left_to_data
 from ahl_jax.config.presets import with_settings
-from ahl_jax.config.settings import SCALES, Config, Views, flat
+from ahl_jax.config.settings import SCALES, Config, averaged, flat
 from ahl_jax.data.records import ImageSource
-from ahl_jax.detectors import DETECTORS, Functional, Model, make_detector
+from ahl_jax.detectors import DETECTORS, Blocks, Functional, Model, make_detector
 from ahl_jax.detectors.whitening import Whitening, fit_whitening
 from ahl_jax.distributed.memory import on_host
 from ahl_jax.distributed.processes import on_primary
@@ -36,8 +34,8 @@ from ahl_jax.run.options import RunOptions
 
 log = logging.getLogger(__name__)
 
-CANDIDATES: dict[str, tuple[Any, ...]] = {"views": (2, 1, 8), "poolings": (3, 1)}
-"""The values that are compared; a later one has to be clearly better."""
+CANDIDATES = (3, 1)
+"""Numbers of poolings that are compared; the second one has to be clearly better."""
 
 _LESS = 0.8
 """What an error, 1 - AUC-ROC, has to be at most of the other's."""
@@ -96,79 +94,47 @@ def _begun(run: Run, options: RunOptions) -> dict[str, Any] | None:
 
 
 def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
-    config = runs[0].config
+    config, (first, other) = runs[0].config, CANDIDATES
     names = left_to_data(config)
-    given = {"views": config.features.views, "poolings": config.detector.poolings}
     if not DETECTORS[config.detector.detector].whitened:
-        given["poolings"] = 1  # It reads no other.
-    tried = {k: CANDIDATES[k] if given[k] == "auto" else (given[k],) for k in CANDIDATES}
-    compared = [k for k, values in tried.items() if len(values) > 1]
-    if not compared or not all(run.split.seen for run in runs):
-        return [{name: tried[name][0] for name in names} for _ in runs]
-    views, poolings = tried.values()
+        first = other  # It reads no other.
+    if first == other or not all(run.split.seen for run in runs):
+        return [dict.fromkeys(names, first) for _ in runs]
     store = Store(options.cache_dir, on_host(options.feature_memory))
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
-    aucs = {}
-    for v in sorted(views, reverse=True):  # The features of fewer come with those of the most.
-        also = [w for w in views if w < v]
-        aucs[v] = _left_out_aucs(runs, v, poolings, trunk, store, options, also)
-
-    def in_words(values: Mapping[str, int]) -> str:
-        return " and ".join(counted(values[k], k.removesuffix("s")) for k in compared)
-
     best = []
-    for i, run in enumerate(runs):
-        found, doubt = {v: aucs[v][i] for v in views}, _DOUBT / len(run.split.seen)
-        pooling = {v: _clearly_best(found[v], doubt) for v in views}
-        view = _clearly_best({v: found[v][pooling[v]] for v in views}, doubt)
-        chosen = {"views": view, "poolings": pooling[view]}
-        best.append({name: chosen[name] for name in names})
+    for run, found in zip(runs, _left_out_aucs(runs, trunk, store, options), strict=True):
+        doubt = _DOUBT / len(run.split.seen)
+        clear = 1 - found[other] + doubt < _LESS * (1 - found[first] + doubt)
+        chosen = other if clear else first
+        best.append(dict.fromkeys(names, chosen))
         if options.progress:
             whose = f"seed {run.config.seed}: " if len(runs) > 1 else ""
-            each = ", ".join(
-                f"{auc:.3f} with {in_words({'views': v, 'poolings': p})}"
-                for v in views for p, auc in found[v].items()
-            )  # fmt: skip
+            each = ", ".join(f"{auc:.3f} with {counted(p, 'pooling')}" for p, auc in found.items())
             log.info(
                 "%staken: %s (AUC-ROC of labelled anomalies left out: %s)",
-                whose, in_words(chosen), each,
+                whose, counted(chosen, "pooling"), each,
             )  # fmt: skip
-    return best
-
-
-def _clearly_best(found: Mapping[Any, float], doubt: float) -> Any:
-    """The key of the highest figure; an earlier one, unless a later one has clearly less error."""
-    best, *others = found
-    for other in others:
-        if 1 - found[other] + doubt < _LESS * (1 - found[best] + doubt):
-            best = other
     return best
 
 
 def _left_out_aucs(
-    runs: Sequence[Run],
-    views: Views,
-    poolings: Sequence[int],
-    trunk: Trunk,
-    store: Store,
-    options: RunOptions,
-    also: Sequence[Views],
+    runs: Sequence[Run], trunk: Trunk, store: Store, options: RunOptions
 ) -> list[dict[int, float]]:
-    """Density's of each run, for every number of poolings; ``also`` see ``extract``."""
-    first = with_settings(runs[0].config, {"views": views})
+    """Density's of each run, for every number of poolings."""
+    config = runs[0].config
 
     def maps_of(paths: Sequence[ImageSource], label: str) -> tuple[FeatureMaps, list[ImageSource]]:
         """The maps of the images that can be read, and these."""
-        skip, progress = first.data.skip_bad_images, options.progress
-        label = f"{label}, {counted(views, 'view')}"
+        skip, progress = config.data.skip_bad_images, options.progress
         maps, kept = extract(
-            paths, trunk, first.features, store, skip_bad=skip, progress=progress, label=label,
-            also=also,
-        )  # fmt: skip
+            paths, trunk, config.features, store, skip_bad=skip, progress=progress, label=label
+        )
         return maps, [paths[i] for i in kept]
 
-    tiles, most, block = tiles_of(first.features), max(poolings), SCALES * trunk.channels
+    tiles, means = tiles_of(config.features), len(averaged(config.features.views))
+    most = Blocks(CANDIDATES[0], means)
     aucs = []
     # Every seed of a data set has the same training normals.
     known: dict[tuple[ImageSource, ...], tuple[Float[np.ndarray, "n p*d"], Whitening | None]] = {}
@@ -177,18 +143,20 @@ def _left_out_aucs(
         if paths not in known:
             maps, _ = maps_of(paths, "training normals")
             pooled = pooled_features(tuple(map(tiles.apart, maps)), most)
-            whitening = fit_whitening(pooled, SCALES, trunk.parts, most) if len(pooled) else None
+            whitening = (
+                fit_whitening(pooled, SCALES, trunk.parts, most.total) if len(pooled) else None
+            )
             known[paths] = pooled, whitening
         pooled, whitening = known[paths]
         seen, labelled = maps_of([s.path for s in run.split.seen], "labelled anomalies")
-        aucs.append(dict.fromkeys(poolings, 0.5))
+        aucs.append(dict.fromkeys(CANDIDATES, 0.5))
         if whitening is None or not len(seen[0]):
             continue
         marked = marked_pixels(run.config, labelled)
         chosen = defect_tiles(tiles, seen, averages_of(pooled, most), marked, trunk.parts)
         own = pooled_features(chosen, most)
-        for p in poolings:
-            part, width = whitening.of_first(p), p * block
+        for p in CANDIDATES:
+            part, width = whitening.of_first(p * means), p * means * SCALES * trunk.channels
             aucs[-1][p] = left_out_auc(run.config, part, pooled[:, :width], own[:, :width])
     return aucs
 
@@ -207,11 +175,13 @@ def left_out_auc(
         normals: pooled features of the training normals.
         anomalies: those of the labelled anomalies, at least one.
     """
-    poolings = normals.shape[1] // len(whitening.averages[0])
-    detector = dataclasses.replace(config.detector, detector="density", poolings=poolings)
+    blocks = Blocks(1, normals.shape[1] // len(whitening.averages[0]))
+    detector = dataclasses.replace(
+        config.detector, detector="density", poolings=cast(Any, blocks.total)
+    )
     channels = whitening.mean.shape[1]
     functional, model = make_detector(detector, channels, jax.random.key(0))
-    averages = averages_of(normals, poolings)
+    averages = averages_of(normals, blocks)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
     known, seen = (jnp.asarray(whitening.whitened(x), jnp.float32) for x in (normals, anomalies))
     model = _prepared(functional, model, known, seen, known[:0], groups, whitening.colouring())

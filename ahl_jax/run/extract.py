@@ -9,6 +9,7 @@ import numpy as np
 
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import UserError
+from ahl_jax.config.settings import averaged
 from ahl_jax.data.copies import copy_of
 from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
@@ -196,8 +197,8 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     if run.config.in_turn and not run.split.held_out and len(paths) > 1:
         paths, _ = hold_out(paths, run.config.data.held_out)
     config = run.config.features
-    assert config.views != "auto"
-    enough = max(_FEWEST, min(_MOST, _LOOKS // config.views) // tiles_of(config).count)
+    looks = averaged(config.views)[0]
+    enough = max(_FEWEST, min(_MOST, _LOOKS // looks) // tiles_of(config).count)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
     some = [paths[i] for i in chosen]
     return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))

@@ -92,7 +92,7 @@ def test_an_unknown_word_is_answered_with_the_nearest(
     [
         ("train x --workdir r --epochs abc", "--epochs is 'abc'; it must be a whole number"),
         ("train x --workdir r --held-out=q", "--held-out is 'q'; it must be a number"),
-        ("train x --workdir r --views 3", "--views is '3'; choose from auto, 1, 2, 4, 8"),
+        ("train x --workdir r --views 3", "--views is '3'; choose from 1, 2, 4, 8, 2+8"),
         ("train x --workdir r --seeds 1 b", "--seeds is 'b'; it must be a whole number"),
         ("train x --workdir r --seeds", "--seeds has no value; give it one"),
         ("train x --epochs --workdir r", "--epochs has no value; give it one"),

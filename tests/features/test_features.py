@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from PIL import Image
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.common.files import default_folder
-from ahl_jax.config.settings import FeatureConfig, PseudoConfig
+from ahl_jax.config.settings import FeatureConfig, PseudoConfig, Views
 from ahl_jax.data.records import InMemory
 from ahl_jax.distributed.part import Part
 from ahl_jax.features import Store, extract, extract_pseudo
@@ -121,19 +122,6 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bits(images, store, pa
     assert passes.calls == 3
     for a, b in zip(first, second, strict=True):
         assert a.tobytes() == b.tobytes()
-
-
-@pytest.mark.parametrize("tiles", [(1, 1), (1, 2)])
-def test_one_pass_stores_the_maps_of_fewer_views_too(tiles, images, store, passes, tmp_path):
-    most, *fewer = (dataclasses.replace(CONFIG, views=n, tiles=tiles) for n in (8, 2, 1))
-    eight, _ = extract(images, TRUNK, most, store, also=(2, 1))
-    found = [eight, *(extract(images, TRUNK, config, store)[0] for config in fewer)]
-    assert passes.calls == 0
-    for config, maps in zip((most, *fewer), found, strict=True):
-        alone, _ = extract(images, TRUNK, config, Store(tmp_path / "other"))
-        for a, b in zip(maps, alone, strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert passes.calls == 9
 
 
 def test_only_new_images_are_computed(images, store, passes):
@@ -503,7 +491,7 @@ def test_with_eight_views_a_turned_image_has_turned_maps(quarters, mirrored):
 
 
 @pytest.mark.parametrize("cores", [2, 3, 16])
-@pytest.mark.parametrize(("views", "tiles"), [(1, (1, 2)), (4, (1, 1)), (8, (2, 1))])
+@pytest.mark.parametrize(("views", "tiles"), [(1, (1, 2)), (4, (1, 1)), ("2+8", (2, 1))])
 def test_views_and_tiles_on_cores_of_their_own_give_the_same(cores, views, tiles, monkeypatch):
     config = FeatureConfig(image_size=64, image_batch=1, views=views, tiles=tiles)
     frame = frame_of(config)
@@ -530,5 +518,9 @@ def test_the_views_are_the_mean_of_maps_turned_back():
     one, mirrored = maps(images, 1), maps(np.ascontiguousarray(images[:, :, ::-1]), 1)
     for two, a, b in zip(maps(images, 2), one, mirrored, strict=True):
         np.testing.assert_allclose(two, (a + np.asarray(b)[:, :, ::-1]) / 2, rtol=1e-5, atol=1e-3)
-    keys = {image_key("a", TRUNK, FeatureConfig(views=n), dtype) for n in (1, 2, 4, 8)}
-    assert len(keys) == 4
+    eight = maps(images, 8)
+    for both, a, b in zip(maps(images, "2+8"), eight, maps(images, 2), strict=True):
+        np.testing.assert_allclose(both, np.concatenate([a, b], -1), rtol=1e-5, atol=1e-3)
+    views = get_args(Views)
+    keys = {image_key("a", TRUNK, FeatureConfig(views=n), dtype) for n in views}
+    assert len(keys) == len(views) == 5
