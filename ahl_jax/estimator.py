@@ -77,7 +77,7 @@ class AHLDetector(ClassifierMixin, BaseEstimator):
         detector: the base detector; None, here and below, for the preset's.
         epochs: epochs of training.
         image_size: side in pixels that images are brought to, a multiple of 64 from 192 on.
-        views: 1, 2, 4 or 8 turned and mirrored copies of an image, or auto.
+        views: 1, 2, 4 or 8 turned and mirrored copies of an image, or 2+8.
         held_out: the share of the normals that sets the threshold, in turn all of them unless
             ``settings={"in_turn": False}``.
         fpr: the rate of false positives among normal images that the threshold is set for, by

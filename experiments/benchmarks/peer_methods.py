@@ -229,14 +229,19 @@ def _anomalib(model: str, coreset: str, case: Case) -> Detector:
 
 
 _OURS: Mapping[str, tuple[Views, ...]] = {
-    "Density": (8, 2, 1),
+    "Density": ("2+8", 8, 2, 1),
     "AHL(Density)": (1,),
     "Gaussian": (8, 1),
     "PatchCore": (8, 1),
 }
 """Rows of the tables, and with how many views each is compared."""
 
-_VIEWS = {1: "one view", 2: "two views", 8: "eight views"}
+_VIEWS: Mapping[Views, str] = {
+    1: "one view",
+    2: "two views",
+    8: "eight views",
+    "2+8": "two and eight views",
+}
 
 _ANOMALIB = "experiments.benchmarks.peer_anomalib"
 

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahl_jax.detectors.inputs import Grid, make_inputs, mean_of, to_maps
+from ahl_jax.detectors.inputs import Blocks, Grid, make_inputs, mean_of, to_maps
+from ahl_jax.detectors.whitening import Whitening
+from ahl_jax.features.pooling import averages_of, global_averages, pooled_features
 
 grids = st.builds(Grid, st.integers(3, 14), st.integers(3, 14))
 
@@ -70,6 +72,28 @@ def test_patches_and_pooled_features_are_those_of_the_maps(maps):
         first = features[:, top : top + 3, left : left + 3].reshape(4, -1)
         np.testing.assert_array_equal(patches[:, 0], first)
         assert patches.shape == (4, (h // 3) * (w // 3), 18)
+
+
+@pytest.mark.parametrize("poolings", [1, 3])
+def test_each_mean_over_views_is_pooled_apart_and_the_first_gives_the_places(maps, poolings):
+    second = [m[..., ::-1] * 3 + 1 for m in maps]
+    both = [np.concatenate(pair, -1) for pair in zip(maps, second, strict=True)]
+    rows, side = 2 * poolings * len(maps), 2 * len(maps)
+    eye, scaled = np.eye(2, dtype=np.float32), 2 * np.eye(side, dtype=np.float32)
+    whitening = Whitening(
+        np.zeros((rows, 2), np.float32), np.stack([eye, eye]), np.tile(scaled, (2 * poolings, 1))
+    )
+    inputs = make_inputs(both, whitening=whitening)
+    assert (inputs.channels, inputs.pooled.shape) == (2, (4, rows, 2))
+    for first, back in zip(maps, to_maps(inputs), strict=True):
+        np.testing.assert_allclose(back, first, rtol=1e-6)
+    ways = [lambda m: m.mean((1, 2)), lambda m: m.std((1, 2)), lambda m: m.max((1, 2))]
+    expected = [way(m) for way in ways[:poolings] for mean in (maps, second) for m in mean]
+    np.testing.assert_allclose(inputs.pooled, 2 * np.stack(expected, 1), rtol=1e-5, atol=1e-5)
+    pooled = pooled_features(both, Blocks(poolings, 2))
+    np.testing.assert_allclose(pooled, np.concatenate(expected, 1), rtol=1e-5, atol=1e-5)
+    averages = averages_of(pooled, Blocks(poolings, 2))
+    np.testing.assert_array_equal(averages, global_averages(maps))
 
 
 @pytest.mark.parametrize("of", [np.asarray, jnp.asarray])

@@ -40,6 +40,7 @@ def test_a_row_per_combination_and_a_column_per_data_set(
         )
 
     monkeypatch.setattr(cross_validate, "left_out_auc", made_up)
+    monkeypatch.setattr(cross_validate, "DEFAULT_ROW", (*cross_validate.DEFAULT_ROW[:3], 1))
     choice = ("--groups", "1", "3", "--levels", "4", "--views", "1", "--shots", "4", "1")
     text = run(monkeypatch, tmp_path, "--data", str(textures), *choice)
     head = "| trunk | levels | groups | views | poolings | textures/carpet | textures/grid | mean |"

@@ -12,6 +12,7 @@ import pytest
 from ahl_jax import UserError, load, preset, recalibrate
 from ahl_jax.cli.main import main
 from ahl_jax.config.settings import SCALES
+from ahl_jax.detectors import Blocks
 from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.features import FeatureMaps, PseudoFeatures
 from ahl_jax.features.pooling import pooled_features
@@ -36,9 +37,10 @@ def _given(normals: FeatureMaps, anomalies: int = 0, made: int = 0) -> FittedFea
 
 def _maps(images: int, seed: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
-    level = rng.normal(size=(images, 1, 1, 3)) * [1, 2, 5]
+    # Two means over views, of two channels each.
+    level = rng.normal(size=(images, 1, 1, 4)) * [1, 2, 5, 3]
     sides = (6, 3)
-    return tuple((level + rng.normal(size=(images, s, s, 3))).astype(np.float32) for s in sides)
+    return tuple((level + rng.normal(size=(images, s, s, 4))).astype(np.float32) for s in sides)
 
 
 @pytest.mark.parametrize("poolings", [1, 3])
@@ -48,10 +50,11 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     scores, heat, parts = scores_in_turn(config, _given(normals), (), OPTIONS)
     assert heat is not None
     assert (parts, heat.shape) == (10, (23, 6, 6))
-    pooled, expected = pooled_features(normals, poolings), np.zeros(23)
+    blocks = Blocks(poolings, 2)
+    pooled, expected = pooled_features(normals, blocks), np.zeros(23)
     for left_out, own in make_folds(23, 0.1, 3):
         known = np.delete(pooled, left_out, 0)
-        whitening = fit_whitening(known, SCALES, poolings=poolings)
+        whitening = fit_whitening(known, SCALES, poolings=blocks.total)
         tested = left_out[:own]
         expected[tested] = np.linalg.norm(whitening.whitened(pooled[tested]), axis=1)
     np.testing.assert_allclose(scores, expected, rtol=1e-4)

@@ -125,7 +125,7 @@ def test_nothing_is_compared_without_labelled_anomalies_or_choice(
 def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
     normals, anomalies, *_ = setting_maps(40)
     averages = [global_averages(maps) for maps in (normals, anomalies)]
-    config = preset("density", "none", groups=2, poolings=1)
+    config = preset("density", "none", groups=2, poolings=1, views=1)
     whitening = fit_whitening(averages[0], 2, (3, 1))
     found = left_out_auc(config, whitening, *averages)
     inputs = [make_inputs(maps, whitening=whitening) for maps in (normals, anomalies)]
@@ -140,3 +140,14 @@ def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
         config, detector=dataclasses.replace(config.detector, detector="dra")
     )
     assert left_out_auc(other, whitening, *averages) == found
+
+
+def test_the_mean_over_two_views_tells_a_turned_part_that_the_one_over_eight_cannot(
+    upright: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for views in (8, "2+8"):
+        config = preset("density", str(upright), shots=0, views=views, **QUICK)
+        found[views] = train(config, tmp_path / str(views), progress=False)["auc_roc"]
+    assert found["2+8"] == 1
+    assert found[8] < 0.9
