@@ -176,7 +176,7 @@ def test_tiles_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
     def program(arrays: Any, images: jax.Array) -> dict[str, jax.Array]:
         kernel, localizer = arrays
         cut = TILES.cut(images, 16)
-        maps = two_scales(trunk, 8, jnp.dtype(jnp.float32), kernel, cut)
+        maps = two_scales(trunk, "2+8", jnp.dtype(jnp.float32), kernel, cut)
         large, small, fine = map(TILES.together, maps)
         heat = TILES.stitched(TILES.apart(heat_of(localizer, fine)))
         return {"large": large, "small": small, "heat": heat}
