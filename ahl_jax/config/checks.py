@@ -140,7 +140,7 @@ def _check_type(setting: Setting) -> None:
         return
     kind = next(k for k in kinds if k is not NoneType)
     if get_origin(kind) is Literal:
-        if value not in get_args(kind) or isinstance(value, bool):
+        if not any(value == one and type(value) is type(one) for one in get_args(kind)):
             choices = ", ".join(map(str, get_args(kind)))
             raise UserError(f"`{name}` is {value!r}; choose from {choices}")
     elif not _is(value, kind):

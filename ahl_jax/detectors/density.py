@@ -128,7 +128,7 @@ class Density(DeviationDetector):
         # its squared length by 1 - leverage, and its product with any other image by as much
         # (Sherman and Morrison). The factor counts where leverages are near 1: with few images.
         without = n / max(n - 1, 1)
-        # Pooling by pooling, as of 100,000 normals a copy of z takes a gigabyte.
+        # Pooling by pooling, as of 100,000 normals a copy of z takes gigabytes.
         side = self.metric.shape[1]
         towards = jnp.vstack([made.sum(0) / max(len(made), 1), labelled])
 

@@ -44,8 +44,8 @@ def pool_blocks(
     features: Float[Array | np.ndarray, "n h w m*c"], blocks: Blocks, dtype: DTypeLike
 ) -> list[Float[Array | np.ndarray, "n c"]]:
     """The blocks of maps of one scale: the first pooling of every mean, then the next pooling's."""
-    c = features.shape[-1] // blocks.means
-    means = [features[..., k * c : (k + 1) * c] for k in range(blocks.means)]
+    xp = np if isinstance(features, np.ndarray) else jnp
+    means = xp.split(features, blocks.means, -1)
     return [pool(mean, dtype) for pool in POOLINGS[: blocks.poolings] for mean in means]
 
 

@@ -49,9 +49,9 @@ class TrainingFeatures:
 
     normals: Extracted
     averages: Float[np.ndarray, "n d"]
-    """``global_averages`` of all normals."""
+    """``averages_of`` all normals."""
 
-    pooled: Float[np.ndarray, "n p*d"]
+    pooled: Float[np.ndarray, "n b*d"]
     """``pooled_features`` of all normals, of the blocks that the detector reads."""
 
     anomalies: Extracted

@@ -162,7 +162,7 @@ def export_onnx(
     if (bytes_ := sum(x.nbytes for x in jax.tree.leaves(arrays))) > _LARGEST:
         raise UserError(
             f"the detector has {bytes_ / 2**30:.1f} GiB of weights, and an ONNX file holds 2 GiB; "
-            "export it for JAX, to a name without .onnx"
+            "export it for JAX, to a name without .onnx, or train with fewer --levels, or --views 8"
         )
     model, stored = _program(predictor, fpr, threshold)
     written = to_onnx(model, arrays, _inputs(predictor), {"set_threshold": np.array(stored)})

@@ -136,7 +136,7 @@ def prepared(functional: Functional, model: Model, data: TrainingData, normals: 
     of_normals, others = data.followed[:normals], data.followed[normals:]
 
     def one(model: Model) -> Model:
-        # The normals apart: of 100,000 of them a copy of what is measured takes a gigabyte.
+        # The normals apart: of 100,000 of them a copy of what is measured takes gigabytes.
         measured, rest = (
             in_batches(lambda index: functional.measured(model, data.images(index)), read)
             for read in (of_normals, jnp.concatenate([others, made]))

@@ -117,7 +117,7 @@ def subsets_on(config: Config, roles: Roles, averages: Float[np.ndarray, "n d"])
     Args:
         config: the run's settings.
         roles: what the positions of its images are.
-        averages: ``global_averages`` of the n training normals, which k-means divides.
+        averages: ``averages_of`` the n training normals, which k-means divides.
 
     Raises:
         UserError: if there are too few normals for the clusters.
@@ -145,7 +145,7 @@ def problem_on(
     Args:
         config: the run's settings.
         bank: the features, and where the run's images are in them.
-        averages: ``global_averages`` of the n training normals, which k-means divides.
+        averages: ``averages_of`` the n training normals, which k-means divides.
         generator: which generator made each pseudo-anomaly.
         origin: which normal each pseudo-anomaly was made from.
         colouring: ``colouring_of`` the run.

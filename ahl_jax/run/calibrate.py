@@ -225,7 +225,7 @@ def scores_in_turn(
         """Scores of some normals by a fit to others, without a look at single locations."""
         whitening = whitening_of(config, pooled[rest], parts)
         assert whitening is not None
-        # On the device one after the other: of 100,000 normals each copy takes a gigabyte.
+        # On the device one after the other: of 100,000 normals each copy takes gigabytes.
         read = (pooled, rest), (anomalies, ...), (made, made_of(rest)), (pooled, tested)
         *z, tested_z = (jnp.asarray(whitening.whitened(rows[which])) for rows, which in read)
         key = jax.random.key(config.seed)

@@ -124,6 +124,8 @@ def _seeds(counts: set[int]) -> str:
 
 def _panel(panel: "Axes", marks: Sequence[Mark], label: str) -> None:
     numbers = [mark.number for mark in marks if mark.number is not None]
+    if len(numbers) < len(marks):
+        numbers = []  # One alone is a word.
     if numbers:
         marks = sorted(marks, key=lambda mark: mark.number or 0)
         numbers.sort()

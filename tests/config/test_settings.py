@@ -66,6 +66,7 @@ def test_settings_of_another_version_are_refused() -> None:
         ("whiten", 1, "`whiten` is 1; it must be a bool"),
         ("method", "magic", "`method` is 'magic'; choose from ahl, base, ensemble, fit"),
         ("views", True, "`views` is True; choose from 1, 2, 4, 8, 2+8"),
+        ("views", 8.0, "`views` is 8.0; choose from 1, 2, 4, 8, 2+8"),
         ("generators", ["cutmix"], "`generators` is ['cutmix']; it must be a tuple of str"),
         ("generators", ("cutmix",), "`generators` needs two or more different generators"),
         ("updates_per_epoch", 3, "`updates_per_epoch` is 3; it must divide `steps` (20)"),

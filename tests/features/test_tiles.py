@@ -209,7 +209,8 @@ def test_a_small_defect_is_found_by_tiles(method: str, tmp_path: Path) -> None:
     for folder, count in (("train/good", 20), ("test/good", 12), ("test/hole", 16)):
         for i in range(count):
             photograph(tmp_path / "data" / folder / f"{i}.png", "hole" in folder)
-    given = {"shots": 4, "views": 1, "image_size": 192, "tiles": (3, 4), "epochs": 1}
+    views = "2+8" if method == "fit" else 1
+    given = {"shots": 4, "views": views, "image_size": 192, "tiles": (3, 4), "epochs": 1}
     name = "density" if method == "fit" else "debug"
     config = preset(name, str(tmp_path / "data"), method=method, **given)
     metrics = train(config, tmp_path / "run")

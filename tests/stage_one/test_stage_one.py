@@ -245,6 +245,7 @@ def test_the_detector_trained_from_images_is_tested_as_it_is(
         ({"stage_one": False}, "needs `stage_one=True`; add it"),
         ({"detector": "dra"}, "`stage_one_detector` is devnet where `detector` is dra"),
         ({"whiten": True}, "not whitened; leave out `stage_one_heads`"),
+        ({"views": "2+8"}, "leave out `stage_one_heads`, or give `views=8`"),
         ({"method": "ensemble"}, "an ensemble starts from different weights"),
     ],
 )

@@ -156,7 +156,7 @@ def test_who_has_lost_a_lock_is_interrupted(place, monkeypatch):
     def lose() -> None:
         with alone(place, lambda: None):
             # Again and again: one may come between the holder's look at the lock and its beat.
-            for _ in range(40):
+            for _ in range(240):
                 replace_file(place / ".lock", "1 elsewhere other")
                 time.sleep(0.25)
 

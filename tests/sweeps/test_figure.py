@@ -71,6 +71,13 @@ def test_one_seed_has_no_bars_and_choices_have_no_line_between_them() -> None:
     assert words(drawn) == ["one seed"]
 
 
+def test_numbers_beside_words_are_choices() -> None:
+    marks = [Mark("2", 2.0, [0.8]), Mark("8", 8.0, [0.9]), Mark("2+8", None, [0.95])]
+    (panel,) = draw({"views": marks}).axes
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["2", "8", "2+8"]
+    assert panel.containers[0].lines[0].get_ydata().tolist() == [0.8, 0.9, 0.95]
+
+
 def test_values_may_have_different_numbers_of_seeds() -> None:
     drawn = draw({"subsets": numbers(n1=[0.7, 0.8, 0.9], n2=[0.9])})
     assert words(drawn) == ["mean ± standard deviation of 1 to 3 seeds"]
