@@ -1,5 +1,8 @@
 """Base detectors: feature maps -> scores and losses, one file per detector."""
 
+import dataclasses
+from typing import Any, cast
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Key
@@ -42,15 +45,24 @@ def blocks_of(config: Config) -> Blocks:
 
 
 def make_detector(
-    config: DetectorConfig, channels: int, key: Key[Array, ""]
+    config: DetectorConfig, channels: int, key: Key[Array, ""], blocks: int | None = None
 ) -> tuple[Functional, Model]:
     """A fresh detector by name, split into pure functions and its arrays.
+
+    Args:
+        config: its settings.
+        channels: of the features at a location.
+        key: decides its weights.
+        blocks: how many blocks of pooled features it reads; to it, each is a pooling. By default
+            those of one mean over views.
 
     Raises:
         UserError: if there is no detector of that name.
     """
     # Rngs takes a seed or a key; a typed key keeps the whole run on one key tree.
     rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
+    if blocks is not None:
+        config = dataclasses.replace(config, poolings=cast(Any, blocks))
     return functional(_class_of(config)(channels, config, rngs=rngs))
 
 

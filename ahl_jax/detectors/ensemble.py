@@ -1,9 +1,7 @@
 """T detectors of one kind as one detector, whose score is the mean of theirs."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -49,11 +47,13 @@ def make_model(config: Config, channels: int, key: Key[Array, ""]) -> tuple[Func
     Raises:
         UserError: if there is no detector of that name.
     """
-    # To a detector, each block is a pooling.
-    detector = dataclasses.replace(config.detector, poolings=cast(Any, blocks_of(config).total))
-    one, model = make_detector(detector, channels, key)
+
+    def make(key: Key[Array, ""]) -> tuple[Functional, Model]:
+        return make_detector(config.detector, channels, key, blocks_of(config).total)
+
+    one, model = make(key)
     if config.learning.method != "ensemble":
         return one, model
     keys = jax.random.split(key, config.subsets.subsets)
-    models = jax.vmap(lambda key: make_detector(detector, channels, key)[1])(keys)
+    models = jax.vmap(lambda key: make(key)[1])(keys)
     return MeanScore(one.graph, one.kind), models

@@ -41,12 +41,18 @@ class Blocks(NamedTuple):
 
 
 def pool_blocks(
-    features: Float[Array | np.ndarray, "n h w m*c"], blocks: Blocks, dtype: DTypeLike
+    maps: Sequence[Float[Array | np.ndarray, "n h w m*c"]], blocks: Blocks, dtype: DTypeLike
 ) -> list[Float[Array | np.ndarray, "n c"]]:
-    """The blocks of maps of one scale: the first pooling of every mean, then the next pooling's."""
+    """The first pooling of every mean, scale by scale, then the next pooling's."""
+    means = zip(*(means_of(features, blocks.means) for features in maps), strict=True)
+    each = [features for of_scales in means for features in of_scales]
+    return [pool(features, dtype) for pool in POOLINGS[: blocks.poolings] for features in each]
+
+
+def means_of(features: Float[Array | np.ndarray, "n h w m*c"], means: int) -> list[Any]:
+    """Maps [n, h, w, c] of so many means over views, which are channels side by side, apart."""
     xp = np if isinstance(features, np.ndarray) else jnp
-    means = xp.split(features, blocks.means, -1)
-    return [pool(mean, dtype) for pool in POOLINGS[: blocks.poolings] for mean in means]
+    return xp.split(features, means, -1)
 
 
 @dataclass(frozen=True)
@@ -196,18 +202,17 @@ def make_inputs(
         rows, channels = whitening.mean.shape
         means = maps[0].shape[-1] // channels
         blocks = Blocks(rows // len(maps) // means, means)
-    patches, rest, pooled = [], [], []
+    patches, rest = [], []
     for scale, (features, grid) in enumerate(zip(maps, grids, strict=True)):
-        n, h, w, c = features.shape
-        c //= blocks.means
-        flat = features[..., :c].reshape(n, h * w, c)
+        first = means_of(features, blocks.means)[0]
+        n, h, w, c = first.shape
+        flat = first.reshape(n, h * w, c)
         if whitening is not None:
             flat = (flat - whitening.mean[scale]) @ whitening.locations[scale]
         covered, others = np.split(grid.order, [grid.patches * PATCH**2])
         patches.append(flat[:, covered].reshape(n, grid.patches, PATCH**2 * c).astype(dtype))
         rest.append(flat[:, others].astype(dtype))
-        pooled.append(pool_blocks(features, blocks, precise))
-    averages = xp.stack([each for of_scales in zip(*pooled, strict=True) for each in of_scales], 1)
+    averages = xp.stack(pool_blocks(maps, blocks, precise), 1)
     if whitening is not None:
         # Exported programs take any number of images, of which len() cannot speak.
         flat = averages.reshape(averages.shape[0], -1)

@@ -82,7 +82,7 @@ def maps_on_all_cores(
     apply, params = trunk.apply_with_fine, trunk.params
     platform, tiles = jax.default_backend(), tiles_of(config)
     counts = averaged(config.views)
-    views = VIEWS[: max(counts)]
+    views = VIEWS[: counts[0]]
     if platform != "cpu" or tiles.count * len(views) == 1 or len(images) >= cores():
         return on_all_cores(
             lambda part: tiled_maps(apply, config, dtype, params, part, platform), images
@@ -140,7 +140,7 @@ def two_scales(
 
     def maps(images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], ...]:
         counts = averaged(views)
-        seen = jnp.stack([_turned(images, view) for view in VIEWS[: max(counts)]])
+        seen = jnp.stack([_turned(images, view) for view in VIEWS[: counts[0]]])
         found, fine = jax.lax.map(functools.partial(apply, params), seen)
         return _means(found, counts), _means(fine, counts[:1])
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ahl_jax.detectors.inputs import Blocks, pool_blocks
+from ahl_jax.detectors.inputs import Blocks, means_of, pool_blocks
 
 _ROWS = 64
 
@@ -13,9 +13,14 @@ Maps = Sequence[Float[np.ndarray, "n h w c"]]
 """Feature maps of n images, one array per scale."""
 
 
-def global_averages(maps: Maps) -> Float[np.ndarray, "n d"]:
-    """The averages over the locations of each image, scale beside scale, in float32."""
-    return pooled_features(maps, Blocks(1, 1))
+def global_averages(maps: Maps, means: int = 1) -> Float[np.ndarray, "n d"]:
+    """The averages over the locations of each image, scale beside scale, in float32.
+
+    Args:
+        maps: of n images.
+        means: how many means over views they hold; those of the first are averaged.
+    """
+    return pooled_features([means_of(m, means)[0] for m in maps], Blocks(1, 1))
 
 
 def pooled_features(maps: Maps, blocks: Blocks) -> Float[np.ndarray, "n b*d"]:
@@ -25,12 +30,11 @@ def pooled_features(maps: Maps, blocks: Blocks) -> Float[np.ndarray, "n b*d"]:
     # Summed in float64, which of all images at once would take twice their maps' memory, or more.
     for start in range(0, n, _ROWS):
         few = [m[start : start + _ROWS] for m in maps]
-        of_scales = zip(*(pool_blocks(m, blocks, np.float64) for m in few), strict=True)
-        rows = [each for block in of_scales for each in block]
+        rows = pool_blocks(few, blocks, np.float64)
         np.concatenate(rows, axis=1, out=found[start : start + _ROWS], casting="same_kind")
     return found
 
 
-def averages_of(pooled: Float[np.ndarray, "n b*d"], blocks: Blocks) -> Float[np.ndarray, "n d"]:
-    """The ``global_averages`` among pooled features, of the first mean over views."""
-    return pooled[:, : pooled.shape[1] // blocks.total]
+def averages_of(pooled: Float[np.ndarray, "n b*d"], blocks: int) -> Float[np.ndarray, "n d"]:
+    """The ``global_averages`` among pooled features of so many blocks."""
+    return pooled[:, : pooled.shape[1] // blocks]

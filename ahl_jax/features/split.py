@@ -184,7 +184,7 @@ def training_features(
         blocks = blocks_of(config)
         mine = pooled_features(normals.maps, blocks)
         pooled = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
-        averages = averages_of(pooled, blocks)
+        averages = averages_of(pooled, blocks.total)
     else:
         normals, averages, pooled = shared.normals, shared.averages, shared.pooled
     seen = [sample.path for sample in split.seen]
@@ -282,7 +282,8 @@ def defect_tiles(
     if tiles.count == 1 or not len(anomalies[0]):
         return anomalies
     maps = tuple(map(tiles.apart, anomalies))
-    averages = global_averages([m[..., : normals.shape[1] // SCALES] for m in maps])
+    means = SCALES * maps[0].shape[-1] // normals.shape[1]
+    averages = global_averages(maps, means)
     rows = tiles_of_defects(tiles, averages, normals, marked, parts)
     return tuple(scale[rows] for scale in maps)
 

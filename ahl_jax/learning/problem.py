@@ -85,7 +85,7 @@ def make_problem(
     (bank,) = shared_bank([maps], config.features.precision, whitening=whitening)
     assert isinstance(bank.inputs, HostBank)
     bank = bank._replace(inputs=bank.inputs.on_device())
-    averages, colouring = averages_of(pooled, blocks), colouring_of(config, whitening)
+    averages, colouring = averages_of(pooled, blocks.total), colouring_of(config, whitening)
     return problem_on(config, bank, averages, generator, origin, colouring)
 
 

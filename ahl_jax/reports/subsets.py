@@ -10,7 +10,7 @@ from ahl_jax.data.images import read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.detectors import blocks_of
 from ahl_jax.features import Store, extract
-from ahl_jax.features.pooling import averages_of, pooled_features
+from ahl_jax.features.pooling import global_averages
 from ahl_jax.features.pseudo import origins, pseudo_images
 from ahl_jax.features.tiles import frame_of
 from ahl_jax.learning.hadg import HOLISTIC, Roles, Subset
@@ -66,14 +66,14 @@ def subset_views(run: Scored, store: Store, *, progress: bool) -> list[SubsetVie
         return "The subsets are of tiles, which are not shown."
     if not run.same_images:
         return "The images have changed since the training, so its subsets cannot be made again."
-    config, blocks = run.config, blocks_of(run.config)
+    config, means = run.config, blocks_of(run.config).means
 
     def readable(paths: Sequence[ImageSource], label: str) -> tuple[list[ImageSource], np.ndarray]:
         maps, kept = extract(
             paths, run.predictor.trunk, config.features, store, label=label,
             skip_bad=config.data.skip_bad_images, progress=progress,
         )  # fmt: skip
-        return [paths[i] for i in kept], averages_of(pooled_features(maps, blocks), blocks)
+        return [paths[i] for i in kept], global_averages(maps, means)
 
     normals, averages = readable(run.split.train_normals, "training normals")
     anomalies, _ = readable([sample.path for sample in run.split.seen], "labelled anomalies")

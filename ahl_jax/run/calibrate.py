@@ -204,7 +204,7 @@ def scores_in_turn(
     normals = tuple(map(tiles.apart, normals))
     blocks = blocks_of(config)
     pooled = pooled_features(normals, blocks)
-    averages = averages_of(pooled, blocks)
+    averages = averages_of(pooled, blocks.total)
     seen = defect_tiles(tiles, features.seen, averages, features.marked, parts)
     anomalies, made = (pooled_features(maps, blocks) for maps in (seen, pseudo.maps))
     tile_of = np.arange(len(averages)).reshape(-1, tiles.count)[np.asarray(own)]

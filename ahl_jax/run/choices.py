@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,10 +96,9 @@ def _begun(run: Run, options: RunOptions) -> dict[str, Any] | None:
 def _best(runs: Sequence[Run], options: RunOptions) -> list[dict[str, Any]]:
     config, (first, other) = runs[0].config, CANDIDATES
     names = left_to_data(config)
-    if not DETECTORS[config.detector.detector].whitened:
-        first = other  # It reads no other.
-    if first == other or not all(run.split.seen for run in runs):
-        return [dict.fromkeys(names, first) for _ in runs]
+    averages_alone = not DETECTORS[config.detector.detector].whitened
+    if averages_alone or not all(run.split.seen for run in runs):
+        return [dict.fromkeys(names, other if averages_alone else first) for _ in runs]
     store = Store(options.cache_dir, on_host(options.feature_memory))
     named = config.features
     trunk = load_trunk(named.trunk, named.trunk_weights, store.folder, levels=named.levels)
@@ -153,7 +152,7 @@ def _left_out_aucs(
         if whitening is None or not len(seen[0]):
             continue
         marked = marked_pixels(run.config, labelled)
-        chosen = defect_tiles(tiles, seen, averages_of(pooled, most), marked, trunk.parts)
+        chosen = defect_tiles(tiles, seen, averages_of(pooled, most.total), marked, trunk.parts)
         own = pooled_features(chosen, most)
         for p in CANDIDATES:
             part, width = whitening.of_first(p * means), p * means * SCALES * trunk.channels
@@ -175,12 +174,10 @@ def left_out_auc(
         normals: pooled features of the training normals.
         anomalies: those of the labelled anomalies, at least one.
     """
-    blocks = Blocks(1, normals.shape[1] // len(whitening.averages[0]))
-    detector = dataclasses.replace(
-        config.detector, detector="density", poolings=cast(Any, blocks.total)
-    )
+    blocks = normals.shape[1] // len(whitening.averages[0])
+    detector = dataclasses.replace(config.detector, detector="density")
     channels = whitening.mean.shape[1]
-    functional, model = make_detector(detector, channels, jax.random.key(0))
+    functional, model = make_detector(detector, channels, jax.random.key(0), blocks)
     averages = averages_of(normals, blocks)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
     known, seen = (jnp.asarray(whitening.whitened(x), jnp.float32) for x in (normals, anomalies))

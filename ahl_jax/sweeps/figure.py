@@ -123,12 +123,11 @@ def _seeds(counts: set[int]) -> str:
 
 
 def _panel(panel: "Axes", marks: Sequence[Mark], label: str) -> None:
-    numbers = [mark.number for mark in marks if mark.number is not None]
-    if len(numbers) < len(marks):
-        numbers = []  # One alone is a word.
-    if numbers:
+    numbers = sorted(mark.number for mark in marks if mark.number is not None)
+    if len(numbers) == len(marks):
         marks = sorted(marks, key=lambda mark: mark.number or 0)
-        numbers.sort()
+    else:
+        numbers = []  # A number beside words is a word too.
     places = numbers or list(range(len(marks)))
     means = [statistics.mean(mark.scores) for mark in marks]
     deviations = [_deviation(mark.scores) for mark in marks]

@@ -92,8 +92,9 @@ def test_each_mean_over_views_is_pooled_apart_and_the_first_gives_the_places(map
     np.testing.assert_allclose(inputs.pooled, 2 * np.stack(expected, 1), rtol=1e-5, atol=1e-5)
     pooled = pooled_features(both, Blocks(poolings, 2))
     np.testing.assert_allclose(pooled, np.concatenate(expected, 1), rtol=1e-5, atol=1e-5)
-    averages = averages_of(pooled, Blocks(poolings, 2))
+    averages = averages_of(pooled, 2 * poolings)
     np.testing.assert_array_equal(averages, global_averages(maps))
+    np.testing.assert_array_equal(averages, global_averages(both, 2))
 
 
 @pytest.mark.parametrize("of", [np.asarray, jnp.asarray])

@@ -16,7 +16,7 @@ def test_choices_that_are_numbers_are_varied_as_numbers() -> None:
     points = plan(PAPER, ["views=1,8"])
     assert [p.config.features.views for p in points] == [1, 8]
     assert [p.number for p in points] == [1, 8]
-    with pytest.raises(UserError, match=r"views has the value .3.; choose from 1, 2, 4, 8, 2\+8"):
+    with pytest.raises(UserError, match=r"views has the value '3'; choose from 1, 2, 4, 8, 2\+8"):
         plan(PAPER, ["views=3"])
 
 
