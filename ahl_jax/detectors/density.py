@@ -52,10 +52,11 @@ class Density(DeviationDetector):
 
     Each is standardised by its mean and standard deviation over the normals of the image's group,
     so that all are on the scale of the deviation loss, and score = density + factor x seen. The
-    local head is what heat maps show; the score does without it. The groups are k-means clusters
-    of the normals, and an image belongs to the one whose mean z is nearest. Trained are the metric
-    A, at first the identity, of a block for each pooling, and a gain for every channel of x_l. What
-    the seen head reads stays as it is: so few anomalies that are labelled do not tell any better.
+    local head is what heat maps show without a ``Localizer``; the score does without it. The groups
+    are k-means clusters of the normals, and an image belongs to the one whose mean z is nearest.
+    Trained are the metric A, at first the identity, of a block for each pooling, and a gain for
+    every channel of x_l. What the seen head reads stays as it is: so few anomalies that are
+    labelled do not tell any better.
 
     Training normals lie closer than others do, because they took part in the covariance that z is
     whitened by. So there are two sets of moments: those of the training normals as they are, for

@@ -23,7 +23,10 @@ from tests.problems import CHANNELS, setting_maps
 from tests.runs import FinishedRun
 from tests.stage_one.tiny import install
 
-QUICK = {"trunk": "tiny", "image_size": 192, "levels": 2, "held_out": 0.0}
+QUICK = {
+    "trunk": "tiny", "image_size": 192, "levels": 2, "held_out": 0.0, "fine_heat": False,
+    "pseudo_per_generator": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
