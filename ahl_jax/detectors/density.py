@@ -70,6 +70,7 @@ class Density(DeviationDetector):
     whitened = True
     by_pooled = True
     by_pseudo = True
+    added = ("metric",)
     table = (
         Head("density", targets=(0, 1, 1)),
         Head("local", targets=(0, 1, 1)),
@@ -250,19 +251,18 @@ class Density(DeviationDetector):
 
     def _rows(self, z: Float[Array, "b d"], local: Float[Array, "b scales"]) -> Float[Array, "b r"]:
         """Z, its length by the metric, and the local scores."""
-        metric = self.metric[...].reshape(-1, *[self.metric.shape[1]] * 2)
-        moved = jnp.einsum("bpd,pde->bpe", self._blocks(z), metric).reshape(z.shape)
-        density = _length(jnp.square(z + moved).sum(-1))
+        rows, side = self.metric.shape
+        moved = z
+        if rows:
+            blocks = z.reshape(z.shape[0], -1, side)
+            metric = self.metric[...].reshape(-1, side, side)
+            moved += jnp.einsum("bpd,pde->bpe", blocks, metric).reshape(z.shape)
+        density = _length(jnp.square(moved).sum(-1))
         return jnp.column_stack([z, density, local])
 
     def _at_location(self, locations: Float[Array, "*n l c"]) -> Float[Array, "*n l"]:
         precise = locations.astype(self.local_gain[...].dtype)
         return _length(jnp.square(precise) @ jnp.exp(2 * self.local_gain[...]))
-
-    def _blocks(self, z: Float[Array, "b p*d"]) -> Float[Array, "b p d"]:
-        """Z, pooling by pooling."""
-        width, side = self.metric.shape
-        return z.reshape(z.shape[0], width // side, side)
 
     def _seen(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         linear = z[:, : len(self.linear[...])] @ self.linear[...]

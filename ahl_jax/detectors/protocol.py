@@ -48,6 +48,10 @@ class Detector(nnx.Module):
     by_pseudo: ClassVar[bool] = False
     """Whether ``prepare`` reads pseudo-anomalies, so that those who only fit it make some."""
 
+    added: ClassVar[tuple[str, ...]] = ()
+    """Matrices among the parameters that change nothing while they are 0; ``inferring`` leaves
+    them without rows then."""
+
     trained: ClassVar[bool] = True
     """Whether there is anything to train after ``prepare``; otherwise only ``fit`` takes it."""
 
@@ -222,6 +226,12 @@ class Functional:
     def merge(self, model: Model) -> Detector:
         """The module with the arrays of ``model``."""
         return nnx.merge(self.graph, nnx.State(model.params), nnx.State(model.stats))
+
+    def inferring(self, model: Model) -> Model:
+        """The model for inference: those of ``Detector.added`` that are 0 take no room or time."""
+        matrices = {name: model.params[name] for name in self.kind.added}
+        empty = {name: x[..., :0, :] for name, x in matrices.items() if not jnp.any(x)}
+        return model._replace(params=model.params | empty)
 
     def each(self, function: Callable[[Model], Model], model: Model) -> Model:
         """``function`` of every detector that the model holds, which is one."""

@@ -228,7 +228,7 @@ def _uneven(array: Array) -> np.ndarray:
     """The array; of a matrix whose values are all equal the first is the next float above.
 
     XLA folds a constant of one value to a scalar, and on CPUs its products with such matrices read
-    past that one (jaxlib 0.10.2): any score may come out. A metric that is not trained is zeros.
+    past that one (jaxlib 0.10.2): any score may come out.
     """
     values = np.asarray(array)
     products = values.ndim > 1 and jnp.issubdtype(values.dtype, jnp.floating)

@@ -291,7 +291,8 @@ class Predictor:
     @functools.cached_property
     def arrays(self) -> dict[str, Any]:
         """All that ``apply`` computes with, beside the images."""
-        return jax.device_put(self._parts)
+        model = self.scorer.functional.inferring(self.scorer.model)
+        return jax.device_put(self._parts | {"model": model})
 
     @property
     def _parts(self) -> dict[str, Any]:

@@ -230,6 +230,7 @@ def scores_in_turn(
         *z, tested_z = (jnp.asarray(whitening.whitened(rows[which])) for rows, which in read)
         key = jax.random.key(config.seed)
         functional, model = make_model(config, whitening.mean.shape[1], key)
+        model = functional.inferring(model)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)
         colouring = whitening.colouring()
         return _scores_by_pooled(functional, model, *z, groups, colouring, tested_z), None

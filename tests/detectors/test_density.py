@@ -269,6 +269,19 @@ def test_training_changes_the_metric_but_not_the_direction_and_lowers_the_loss(m
     np.testing.assert_allclose(after.stats["mean"], model.stats["mean"], rtol=1e-4)
 
 
+def test_at_inference_a_metric_that_is_not_trained_takes_no_room():
+    problem, model = setting()
+    functional, inputs = problem.learner.functional, problem.data.inputs
+    reference = problem.data.inference_reference()
+    small = functional.inferring(model)
+    assert small.params["metric"].shape == (0, model.params["metric"].shape[1])
+    same = functional.head_scores(model, inputs, reference)
+    np.testing.assert_allclose(functional.head_scores(small, inputs, reference), same, rtol=1e-6)
+    trained = model.params | {"metric": model.params["metric"].at[3, 5].set(0.1)}
+    found = functional.inferring(model._replace(params=trained)).params["metric"]
+    np.testing.assert_array_equal(found, trained["metric"])
+
+
 def test_without_labelled_anomalies_the_direction_stays_and_the_moments_do_not():
     problem, model = setting()
     other = make_setting(make_config(**DENSITY, method="base"), 50, 0, 0)

@@ -89,7 +89,7 @@ def test_the_exported_file_has_them(
     export_model(run.workdir, tmp_path / "model.bin", platforms=("cpu",))
     model = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
     arrays = np.stack([read_image(path, 192) for path in images[:2]])
-    # So many that XLA takes another product, which fails for a metric of zeros: one not trained.
+    # So many that XLA takes another product, which fails for matrices of one value.
     found = model.call(np.tile(arrays, (8, 1, 1, 1)), np.float32("nan"))
     expected = predictor.outcome(images[:2])
     np.testing.assert_allclose(found["heat"], np.tile(expected.heat, (8, 1, 1)), atol=1e-3)
