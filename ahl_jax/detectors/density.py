@@ -254,7 +254,7 @@ class Density(DeviationDetector):
         rows, side = self.metric.shape
         moved = z
         if rows:
-            blocks = z.reshape(z.shape[0], -1, side)
+            blocks = z.reshape(z.shape[0], rows // side, side)  # There may be no images.
             metric = self.metric[...].reshape(-1, side, side)
             moved += jnp.einsum("bpd,pde->bpe", blocks, metric).reshape(z.shape)
         density = _length(jnp.square(moved).sum(-1))
