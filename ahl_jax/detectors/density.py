@@ -256,7 +256,7 @@ class Density(DeviationDetector):
         if rows:
             blocks = z.reshape(z.shape[0], rows // side, side)  # There may be no images.
             metric = self.metric[...].reshape(-1, side, side)
-            moved += jnp.einsum("bpd,pde->bpe", blocks, metric).reshape(z.shape)
+            moved = z + jnp.einsum("bpd,pde->bpe", blocks, metric).reshape(z.shape)
         density = _length(jnp.square(moved).sum(-1))
         return jnp.column_stack([z, density, local])
 

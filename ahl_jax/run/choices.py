@@ -178,6 +178,7 @@ def left_out_auc(
     detector = dataclasses.replace(config.detector, detector="density")
     channels = whitening.mean.shape[1]
     functional, model = make_detector(detector, channels, jax.random.key(0), blocks)
+    model = functional.inferring(model)
     averages = averages_of(normals, blocks)
     groups = jnp.asarray(similar_normals(averages, detector.groups, config.seed))
     known, seen = (jnp.asarray(whitening.whitened(x), jnp.float32) for x in (normals, anomalies))
