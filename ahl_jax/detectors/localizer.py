@@ -1,8 +1,9 @@
 """Heat maps of fine features: how far each location is from those of normal images.
 
-Fitted in closed form to normal images alone, whatever the detector is. Parts that always lie alike
+Fitted in closed form to normal images, whatever the detector is. Parts that always lie alike
 gain by the mean of each location, as in PaDiM (Defard et al., 2020); the distance to the nearest of
-many normal locations, as in PatchCore (Roth et al., CVPR 2022), holds where they do not.
+many normal locations, as in PatchCore (Roth et al., CVPR 2022), holds where they do not. Labelled
+anomalies add the direction that their hottest locations lie in.
 """
 
 import math
@@ -26,6 +27,13 @@ such as the thread of a screw, and tells more than ten times as many drawn at ra
 _SHRINK = 10
 """How many images the mean over all locations counts as at each of them."""
 
+_HOTTEST = 8
+"""Most locations of a labelled anomaly that stand for its defect; a 32nd of a small image's."""
+
+_PULL = 10
+"""How much nearness to labelled defects counts beside distance, in square roots of channels: the
+spread of a squared distance, of c independent channels, grows as the square root of c."""
+
 _FLOOR = 1e-3
 """Smallest variance along any direction, as a share of their mean."""
 
@@ -44,6 +52,9 @@ class Localizer(NamedTuple):
 
     neighbours: Float[np.ndarray | Array, "k c"]
     """Whitened features of normal locations."""
+
+    direction: Float[np.ndarray | Array, " c"]
+    """The whitened direction of labelled defects; zero without any."""
 
 
 def fit_localizer(fine: Float[np.ndarray, "n h w c"]) -> Localizer:
@@ -70,17 +81,50 @@ def fit_localizer(fine: Float[np.ndarray, "n h w c"]) -> Localizer:
     centred = fine.reshape(count, channels)[some] - means[some % len(means)]
     white = (centred @ whitening).astype(np.float32)
     chosen = np.asarray(_coreset(jnp.asarray(white), min(_NEIGHBOURS, len(white))))
-    return Localizer(mean.astype(np.float32), whitening.astype(np.float32), white[chosen])
+    direction = np.zeros(channels, np.float32)
+    return Localizer(
+        mean.astype(np.float32), whitening.astype(np.float32), white[chosen], direction
+    )
 
 
 _coreset = jax.jit(greedy_coreset, static_argnums=1)
 
 
-def heat_of(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
-    """The squared distance of each location of b images to the nearest normal one.
+def pointed(localizer: Localizer, fine: Float[np.ndarray, "m h w c"]) -> Localizer:
+    """The localizer with the direction of m labelled anomalies, at least one.
 
-    Squared, as it is the logarithm of how unlikely a location is, up to a factor.
+    The mean over the hottest locations of each, as unit vectors, so that one odd defect does not
+    outweigh the others; short where defects are of several kinds, and shortened as the mean of few.
+
+    Args:
+        localizer: of the normal images.
+        fine: their features.
     """
+    m, *_, channels = fine.shape
+    white = _whitened(localizer, jnp.asarray(fine))
+    heat = np.asarray(squared_distances(white, jnp.asarray(localizer.neighbours))).reshape(m, -1)
+    z = np.asarray(white).reshape(m, -1, channels)
+    most = min(_HOTTEST, max(1, heat.shape[1] // 32))
+    hottest = np.argsort(-heat, axis=1, kind="stable")[:, :most]
+    hot = np.take_along_axis(z, hottest[..., None], axis=1)
+    lengths = np.linalg.norm(hot, axis=-1, keepdims=True)
+    mean = (hot / np.maximum(lengths, _TINY)).mean((0, 1))
+    direction = _PULL * math.sqrt(channels) * m / (m + 1) * mean
+    return localizer._replace(direction=direction.astype(np.float32))
+
+
+def heat_of(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
+    """How far each location of b images is from normal ones, and how near to labelled defects.
+
+    The squared distance to the nearest normal location, as it is the logarithm of how unlikely a
+    location is, up to a factor. Beside it the product with the direction of labelled defects, as
+    the logarithm of how much likelier a shift along it makes the location. At least 0.
+    """
+    z = _whitened(localizer, fine)
+    pull = jnp.matmul(z, jnp.asarray(localizer.direction), precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(squared_distances(z, jnp.asarray(localizer.neighbours)) + pull, 0)
+
+
+def _whitened(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     centred = fine - localizer.mean
-    z = jnp.matmul(centred, localizer.whitening, precision=jax.lax.Precision.HIGHEST)
-    return squared_distances(z, jnp.asarray(localizer.neighbours))
+    return jnp.matmul(centred, localizer.whitening, precision=jax.lax.Precision.HIGHEST)

@@ -209,7 +209,7 @@ def cached(
 
 
 def fine_maps(
-    paths: Sequence[ImageSource], trunk: Trunk, config: FeatureConfig, *, progress: bool = True
+    paths: Sequence[ImageSource], trunk: Trunk, config: FeatureConfig, label: str | None = None
 ) -> Float[np.ndarray, "n h w c"]:
     """The finer maps of ``Trunk.apply_with_fine``, which the store does not keep.
 
@@ -217,14 +217,13 @@ def fine_maps(
         paths: the image files, at least one.
         trunk: the frozen network.
         config: its image size, batch, views and precision are used.
-        progress: show how far it is, on stderr.
+        label: name of what is counted on stderr; nothing is without one.
 
     Raises:
         BadImageError: if an image cannot be read.
     """
     dtype = trunk_dtype(config.precision, jax.default_backend())
     found = []
-    label = "fine features of some training normals" if progress else None
     with Progress(len(paths), label) as bar:
         for _, images in iter_batches(paths, frame_of(config), config.image_batch):
             fine = all_maps(trunk, images, config, dtype)[SCALES]

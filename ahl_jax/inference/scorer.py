@@ -148,6 +148,11 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
         # A statistic that an earlier version did not have is as it is made.
         saved = Model(saved.params, fresh(jax.random.key(0)).stats | saved.stats)
     whitening = Whitening(**arrays["whitening"]) if "whitening" in arrays else None
-    localizer = Localizer(**arrays["localizer"]) if "localizer" in arrays else None
+    localizer = None
+    if "localizer" in arrays:
+        parts = arrays["localizer"]
+        # Of an earlier version, whose localizers knew no labelled anomalies.
+        undirected = {"direction": np.zeros_like(parts["neighbours"][0])}
+        localizer = Localizer(**(undirected | parts))
     model = jax.tree.map(jnp.asarray, saved)
     return Scorer(functional, model, reference, whitening, localizer, tiles_of(config.features))

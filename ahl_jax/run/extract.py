@@ -16,7 +16,7 @@ from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import hold_out
 from ahl_jax.data.types import Sample
 from ahl_jax.detectors import Model
-from ahl_jax.detectors.localizer import Localizer, fit_localizer
+from ahl_jax.detectors.localizer import Localizer, fit_localizer, pointed
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import on_device, on_host
 from ahl_jax.distributed.mesh import own_part
@@ -112,9 +112,16 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
         )  # fmt: skip
         features.append(of_normals[normals])
         with together():
-            if run.config.features.fine_heat and is_primary() and normals not in fitted:
-                fitted[normals] = _localizer(run, features[-1], trunk, progress=options.progress)
-        localizers.append(fitted.get(normals))
+            localizer = None
+            if run.config.features.fine_heat and is_primary():
+                if normals not in fitted:
+                    fitted[normals] = _localizer(
+                        run, features[-1], trunk, progress=options.progress
+                    )
+                localizer = _pointed(
+                    fitted[normals], run, features[-1], trunk, progress=options.progress
+                )
+        localizers.append(localizer)
     keeps_model = start or runs[0].config.stage_one.stage_one_heads
     model = model if keeps_model else None
     return Extracted(tuple(features), part, model, trunk.parts, tuple(localizers))
@@ -201,7 +208,19 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     enough = max(_FEWEST, min(_MOST, _LOOKS // looks) // tiles_of(config).count)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
     some = [paths[i] for i in chosen]
-    return fit_localizer(fine_maps(some, trunk, run.config.features, progress=progress))
+    label = "fine features of some training normals" if progress else None
+    return fit_localizer(fine_maps(some, trunk, config, label))
+
+
+def _pointed(
+    localizer: Localizer, run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: bool
+) -> Localizer:
+    """The localizer with the direction of a run's labelled anomalies, if it has any."""
+    paths = features.anomalies.paths
+    if not paths:
+        return localizer
+    label = "fine features of labelled anomalies" if progress else None
+    return pointed(localizer, fine_maps(paths, trunk, run.config.features, label))
 
 
 def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> Sequence[Sample]:

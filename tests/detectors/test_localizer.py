@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from ahl_jax.detectors.localizer import Localizer, fit_localizer, heat_of
+from ahl_jax.detectors.localizer import Localizer, fit_localizer, heat_of, pointed
 
 
 @pytest.fixture
@@ -66,3 +66,63 @@ def test_it_takes_some_of_many_locations_always_the_same(fine: np.ndarray) -> No
     assert len(first.neighbours) == 2000 < many[..., 0].size
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_labelled_anomalies_heat_what_is_like_their_hottest_locations(fine: np.ndarray) -> None:
+    localizer = fit_localizer(fine)
+    rng = np.random.default_rng(2)
+    anomalies = fine[:3] + 0.1 * rng.normal(size=(3, 6, 5, 4)).astype(np.float32)
+    anomalies[:, 1, 2] += (12, 0, 0, 0)
+    directed = pointed(localizer, anomalies)
+    # Thirty locations have one that is hottest; three of four images' worth of their mean.
+    z = (anomalies[:, 1, 2] - localizer.mean[1, 2]) @ localizer.whitening
+    mean = (z / np.linalg.norm(z, axis=-1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(directed.direction, 10 * 2 * 3 / 4 * mean, rtol=1e-3)
+    for before, after in zip(localizer[:3], directed[:3], strict=True):
+        np.testing.assert_array_equal(before, after)
+    # One defect that is like theirs, one that is opposite, both as far from normal locations.
+    others = np.stack([fine[5], fine[5]])
+    shift = np.linalg.solve(localizer.whitening.T, 4 * mean / np.linalg.norm(mean))
+    others[:, 3, 3] = localizer.mean[3, 3] + np.stack([shift, -shift])
+    pull = (others - localizer.mean) @ localizer.whitening @ directed.direction
+    expected = np.maximum(heat(localizer, others) + pull, 0)
+    np.testing.assert_allclose(heat(directed, others), expected, rtol=1e-3, atol=1e-2)
+    like, opposite = heat(directed, others)[:, 3, 3] - heat(localizer, others)[:, 3, 3]
+    assert like > 10
+    assert opposite < 0
+
+
+def test_defects_that_differ_point_less_than_those_that_agree(fine: np.ndarray) -> None:
+    localizer = fit_localizer(fine)
+
+    def length(*shifts: tuple[int, int, int, int]) -> float:
+        anomalies = fine[: len(shifts)].copy()
+        anomalies[:, 2, 2] += np.array(shifts, np.float32)
+        return float(np.linalg.norm(pointed(localizer, anomalies).direction))
+
+    alike, apart = (20, 0, 0, 0), (-20, 0, 0, 0)
+    assert length(alike, apart) < length(alike) < length(alike, alike)
+    # However far from normal one is, it counts no more than the other.
+    far = (2000, 0, 0, 0)
+    assert length(alike, far) == pytest.approx(length(alike, alike), rel=0.3)
+
+
+def test_at_most_eight_locations_stand_for_a_defect() -> None:
+    rng = np.random.default_rng(3)
+    fine = rng.normal(size=(6, 24, 24, 4)).astype(np.float32)
+    anomaly = np.zeros((1, 24, 24, 4), np.float32)
+    anomaly[0, 5, :8, 0] = 30
+    anomaly[0, 9, :10, 1] = 20
+    localizer = fit_localizer(fine)
+    direction = pointed(localizer, anomaly).direction
+    # Hotter than the other defect, which has no part in it.
+    hottest = localizer.whitening[0] / np.linalg.norm(localizer.whitening[0])
+    assert direction @ hottest / np.linalg.norm(direction) > 0.99
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_an_anomaly_that_is_like_a_normal_image_points_nowhere(value: int) -> None:
+    constant = np.full((2, 6, 5, 4), value, np.float32)
+    directed = pointed(fit_localizer(constant), constant)
+    np.testing.assert_array_equal(directed.direction, 0)
+    assert np.isfinite(heat(directed, constant + 1)).all()

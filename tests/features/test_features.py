@@ -483,7 +483,7 @@ def test_with_eight_views_a_turned_image_has_turned_maps(quarters, mirrored):
 
     def maps(images):
         pair = trunk_maps(trunk, images, config, dtype)
-        return *pair, fine_maps([InMemory("one", x) for x in images], trunk, config, progress=False)
+        return *pair, fine_maps([InMemory("one", x) for x in images], trunk, config)
 
     other = maps(np.ascontiguousarray(turned(images)))
     for scale, found in zip(maps(images), other, strict=True):
@@ -501,7 +501,7 @@ def test_views_and_tiles_on_cores_of_their_own_give_the_same(cores, views, tiles
         monkeypatch.setattr("ahl_jax.features.maps.cores", lambda: count)
         monkeypatch.setattr("ahl_jax.distributed.cores.cores", lambda: count)
         return *trunk_maps(TRUNK, image, config, jnp.dtype("float32")), fine_maps(
-            [InMemory("one", image[0])], TRUNK, config, progress=False
+            [InMemory("one", image[0])], TRUNK, config
         )
 
     for together, apart in zip(maps(1), maps(cores), strict=True):

@@ -1,5 +1,6 @@
 """Heat maps of finer features, from training to prediction, evaluation and export."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ahl_jax.data.images import read_image
 from ahl_jax.features import Store
 from ahl_jax.features import split as gather
 from ahl_jax.features.images import fine_maps
+from ahl_jax.inference.scorer import scorer_from_arrays
 from ahl_jax.run.evaluate import load_test
 from tests.runs import FinishedRun
 
@@ -96,11 +98,29 @@ def test_the_exported_file_has_them(
     np.testing.assert_allclose(found["score"], np.tile(expected.scores, 8), atol=1e-3)
 
 
+def test_labelled_anomalies_point_them_but_for_an_earlier_version(
+    predictor: Predictor, images: list[Path]
+) -> None:
+    scorer = predictor.scorer
+    assert scorer.localizer is not None
+    assert np.linalg.norm(scorer.localizer.direction) > 1
+    undirected = scorer.localizer._replace(direction=np.zeros_like(scorer.localizer.direction))
+    arrays = scorer.arrays()
+    del arrays["localizer"]["direction"]
+    earlier = dataclasses.replace(predictor, scorer=scorer_from_arrays(predictor.config, arrays))
+    plain = dataclasses.replace(
+        predictor, scorer=dataclasses.replace(scorer, localizer=undirected)
+    ).outcome(images)
+    found = earlier.outcome(images)
+    np.testing.assert_array_equal(found.heat, plain.heat)
+    assert np.abs(found.heat - predictor.outcome(images).heat).max() > 1
+
+
 def test_they_are_fitted_to_normals_in_any_number(
     run: FinishedRun, predictor: Predictor, images: list[Path]
 ) -> None:
     config = run.config.features
-    together = fine_maps(images[:3], predictor.trunk, config, progress=False)
+    together = fine_maps(images[:3], predictor.trunk, config)
     for one, path in zip(together, images, strict=False):
-        alone = fine_maps([path], predictor.trunk, config, progress=False)
+        alone = fine_maps([path], predictor.trunk, config)
         np.testing.assert_array_equal(alone[0], one)

@@ -166,7 +166,7 @@ def test_each_detector_scores_maps_of_tiles_as_in_jax(name: str) -> None:
 
 def test_tiles_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
     kernel, location = normal(4, 4, 3, 5) / 100, normal(8, 4, 5)
-    localizer = Localizer(location, normal(5, 5), normal(30, 5))
+    localizer = Localizer(location, normal(5, 5), normal(30, 5), normal(5))
 
     def trunk(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         numbers = ("NHWC", "HWIO", "NHWC")
