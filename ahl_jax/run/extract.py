@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from ahl_jax.backbones import Trunk, load_trunk
 from ahl_jax.common.errors import UserError
-from ahl_jax.config.settings import averaged
+from ahl_jax.config.settings import FeatureConfig, averaged
 from ahl_jax.data.copies import copy_of
 from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
@@ -39,7 +40,7 @@ from ahl_jax.run.start import Start
 from ahl_jax.stage_one import trained_trunk
 
 _FEWEST = 20
-"""Photographs that a localizer is fitted to, of however many tiles."""
+"""Photographs that a localizer takes of either kind, of however many tiles."""
 
 _MOST = 400
 """The most of them, or of their tiles: normals of several kinds take more than those of one."""
@@ -195,7 +196,7 @@ def _trunk(
 
 
 def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: bool) -> Localizer:
-    """The localizer of a run's training normals, fitted to some of them, evenly spread.
+    """The localizer of a run's training normals.
 
     Where normals are held out in turn, those that another run holds out set its scale of colours.
     """
@@ -203,13 +204,8 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     # One alone is refused later, in a sentence.
     if run.config.in_turn and not run.split.held_out and len(paths) > 1:
         paths, _ = hold_out(paths, run.config.data.held_out)
-    config = run.config.features
-    looks = averaged(config.views)[0]
-    enough = max(_FEWEST, min(_MOST, _LOOKS // looks) // tiles_of(config).count)
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
-    some = [paths[i] for i in chosen]
-    label = "fine features of some training normals" if progress else None
-    return fit_localizer(fine_maps(some, trunk, config, label))
+    label = "training normals" if progress else None
+    return fit_localizer(_fine_maps_of_some(paths, trunk, run.config.features, label))
 
 
 def _pointed(
@@ -219,8 +215,19 @@ def _pointed(
     paths = features.anomalies.paths
     if not paths:
         return localizer
-    label = "fine features of labelled anomalies" if progress else None
-    return pointed(localizer, fine_maps(paths, trunk, run.config.features, label))
+    label = "labelled anomalies" if progress else None
+    return pointed(localizer, _fine_maps_of_some(paths, trunk, run.config.features, label))
+
+
+def _fine_maps_of_some(
+    paths: Sequence[ImageSource], trunk: Trunk, config: FeatureConfig, label: str | None
+) -> Float[np.ndarray, "n h w c"]:
+    """``fine_maps`` of as many photographs as a localizer takes, evenly spread."""
+    looks = averaged(config.views)[0]
+    enough = max(_FEWEST, min(_MOST, _LOOKS // looks) // tiles_of(config).count)
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
+    label = label and f"fine features of some {label}"
+    return fine_maps([paths[i] for i in chosen], trunk, config, label)
 
 
 def _extract_test(run: Run, trunk: Trunk, store: Store, *, progress: bool) -> Sequence[Sample]:
