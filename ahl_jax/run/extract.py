@@ -113,16 +113,13 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
         )  # fmt: skip
         features.append(of_normals[normals])
         with together():
-            localizer = None
             if run.config.features.fine_heat and is_primary():
+                given = run, features[-1], trunk
                 if normals not in fitted:
-                    fitted[normals] = _localizer(
-                        run, features[-1], trunk, progress=options.progress
-                    )
-                localizer = _pointed(
-                    fitted[normals], run, features[-1], trunk, progress=options.progress
-                )
-        localizers.append(localizer)
+                    fitted[normals] = _localizer(*given, progress=options.progress)
+                localizers.append(_pointed(fitted[normals], *given, progress=options.progress))
+            else:
+                localizers.append(None)
     keeps_model = start or runs[0].config.stage_one.stage_one_heads
     model = model if keeps_model else None
     return Extracted(tuple(features), part, model, trunk.parts, tuple(localizers))
@@ -204,8 +201,9 @@ def _localizer(run: Run, features: TrainingFeatures, trunk: Trunk, *, progress: 
     # One alone is refused later, in a sentence.
     if run.config.in_turn and not run.split.held_out and len(paths) > 1:
         paths, _ = hold_out(paths, run.config.data.held_out)
-    label = "training normals" if progress else None
-    return fit_localizer(_fine_maps_of_some(paths, trunk, run.config.features, label))
+    config = run.config.features
+    fine = _fine_maps_of_some("training normals", paths, trunk, config, progress=progress)
+    return fit_localizer(fine)
 
 
 def _pointed(
@@ -215,18 +213,19 @@ def _pointed(
     paths = features.anomalies.paths
     if not paths:
         return localizer
-    label = "labelled anomalies" if progress else None
-    return pointed(localizer, _fine_maps_of_some(paths, trunk, run.config.features, label))
+    config = run.config.features
+    fine = _fine_maps_of_some("labelled anomalies", paths, trunk, config, progress=progress)
+    return pointed(localizer, fine)
 
 
 def _fine_maps_of_some(
-    paths: Sequence[ImageSource], trunk: Trunk, config: FeatureConfig, label: str | None
+    kind: str, paths: Sequence[ImageSource], trunk: Trunk, config: FeatureConfig, *, progress: bool
 ) -> Float[np.ndarray, "n h w c"]:
     """``fine_maps`` of as many photographs as a localizer takes, evenly spread."""
     looks = averaged(config.views)[0]
     enough = max(_FEWEST, min(_MOST, _LOOKS // looks) // tiles_of(config).count)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), enough)).astype(int)
-    label = label and f"fine features of some {label}"
+    label = f"fine features of some {kind}" if progress else None
     return fine_maps([paths[i] for i in chosen], trunk, config, label)
 
 
