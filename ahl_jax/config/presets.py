@@ -42,7 +42,7 @@ def _density(data: str) -> Config:
         DataConfig(data, held_out=0.1, in_turn=True),
         features=FeatureConfig(levels=4, views="2+8", whiten=True, fine_heat=True),
         pseudo=PseudoConfig(("cutmix", "cutpaste"), pseudo_per_generator=64),
-        detector=DetectorConfig(detector="density", groups=3, poolings="auto"),
+        detector=DetectorConfig(detector="density", groups=3, poolings="auto", local_head=True),
         learning=LearningConfig(method="fit", updates_per_epoch=20, lr=0.0005),
     )
 

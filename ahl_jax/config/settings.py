@@ -227,6 +227,11 @@ class DetectorConfig:
     standard deviation too, 3 by their maximum too. auto takes 3, unless 1 tells labelled anomalies
     that are left out from the training normals better, with four fifths of the error."""
 
+    local_head: bool = False
+    """Add to the score by how far the few locations of an image that stand out most are from those
+    of normal images, and how near to those of labelled anomalies; density takes small defects so.
+    """
+
     coreset: Annotated[int, AtLeast(1)] = 5000
     """Locations of normal images that patchcore compares with."""
 

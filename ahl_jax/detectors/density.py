@@ -52,8 +52,9 @@ class Density(DeviationDetector):
 
     Each is standardised by its mean and standard deviation over the normals of the image's group,
     so that all are on the scale of the deviation loss, and score = density + factor x seen. The
-    local head is what heat maps show without a ``Localizer``; the score does without it. The groups
-    are k-means clusters of the normals, and an image belongs to the one whose mean z is nearest.
+    local head is what heat maps show without a ``Localizer``; a ``LocalHead``, if there is one,
+    adds to the score in its place. The groups are k-means clusters of normals; an image belongs
+    to the one whose mean z is nearest.
     Trained are the metric A, at first the identity, of a block for each pooling, and a gain for
     every channel of x_l. What the seen head reads stays as it is: so few anomalies that are
     labelled do not tell any better.
@@ -70,6 +71,7 @@ class Density(DeviationDetector):
     whitened = True
     by_pooled = True
     by_pseudo = True
+    takes_local = True
     added = ("metric",)
     table = (
         Head("density", targets=(0, 1, 1)),
@@ -89,6 +91,8 @@ class Density(DeviationDetector):
         # AUC-ROC of labelled anomalies that are left out, against the training normals; without
         # any it is that of chance.
         self.left_out_auc = nnx.BatchStat(jnp.array(0.5))
+        # Standard deviation of the scores of the normals, without their own part.
+        self.spread = nnx.BatchStat(jnp.array(1.0))
         self.direction = nnx.BatchStat(jnp.zeros(width))
         self.linear = nnx.BatchStat(jnp.zeros(block))
         self.centres = nnx.BatchStat(jnp.zeros((config.groups, width)))
@@ -181,6 +185,9 @@ class Density(DeviationDetector):
         both = cosines @ mix + linear, unseen @ mix + unseen_linear
         self._set_moments(member, slice(-1, None), *(x[:, None] for x in both))
         self.factors[...] = self.factors[...].at[1].set(0)
+        of_heads = jnp.stack([rest_unseen[:, 0], both[1]], axis=1)
+        mean, deviation = (x[1, groups][:, [0, -1]] for x in (self.mean[...], self.deviation[...]))
+        self.spread[...] = ((of_heads - mean) / deviation @ self.factors[...][::2]).std()
 
     def _set_moments(
         self,
@@ -204,6 +211,12 @@ class Density(DeviationDetector):
     def total_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
         """Density, and the seen head by its factor."""
         return head_scores @ self.factors[...].astype(head_scores.dtype)
+
+    def plus_local(
+        self, scores: Float[Array, " b"], local: Float[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """The total scores, with those of a ``LocalHead`` at the scale of theirs."""
+        return scores + self.spread[...] * local
 
     def label_score(self, head_scores: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
         """The total score as a share of an ideal anomaly's, whose heads are at the margin."""

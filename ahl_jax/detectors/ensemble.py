@@ -33,6 +33,12 @@ class MeanScore(Functional):
         """The mean over the models."""
         return jax.vmap(super().head_scores, (0, None, None))(model, inputs, reference).mean(0)
 
+    def plus_local(
+        self, model: Model, scores: Float[Array, " b"], local: Float[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """The mean over the models."""
+        return jax.vmap(super().plus_local, (0, None, None))(model, scores, local).mean(0)
+
     def location_maps(
         self, model: Model, inputs: Inputs, reference: Inputs
     ) -> tuple[Float[Array, "b h w"], ...]:

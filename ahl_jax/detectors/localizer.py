@@ -120,9 +120,17 @@ def heat_of(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array,
     location is, up to a factor. Beside it the product with the direction of labelled defects, as
     the logarithm of how much likelier a shift along it makes the location. At least 0.
     """
+    far, towards = far_and_towards(localizer, fine)
+    return jnp.maximum(far + towards, 0)
+
+
+def far_and_towards(
+    localizer: Localizer, fine: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
+    """The two parts of ``heat_of``: squared distances, and products with the direction."""
     z = _whitened(localizer, fine)
-    pull = jnp.matmul(z, jnp.asarray(localizer.direction), precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(squared_distances(z, jnp.asarray(localizer.neighbours)) + pull, 0)
+    towards = jnp.matmul(z, jnp.asarray(localizer.direction), precision=jax.lax.Precision.HIGHEST)
+    return squared_distances(z, jnp.asarray(localizer.neighbours)), towards
 
 
 def _whitened(localizer: Localizer, fine: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

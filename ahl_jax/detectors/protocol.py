@@ -48,6 +48,10 @@ class Detector(nnx.Module):
     by_pseudo: ClassVar[bool] = False
     """Whether ``prepare`` reads pseudo-anomalies, so that those who only fit it make some."""
 
+    takes_local: ClassVar[bool] = False
+    """Whether a ``LocalHead`` may add to its scores: it has ``plus_local`` and the head ``local``,
+    which shows that one's scores."""
+
     added: ClassVar[tuple[str, ...]] = ()
     """Matrices among the parameters that change nothing while they are 0; ``inferring`` leaves
     them without rows then."""
@@ -134,6 +138,12 @@ class Detector(nnx.Module):
         score is on another scale.
         """
         return self.total_score(head_scores)
+
+    def plus_local(
+        self, scores: Float[Array, " b"], local: Float[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """Total scores with what a ``LocalHead`` adds, of a detector that ``takes_local``."""
+        raise NotImplementedError
 
     @abstractmethod
     def location_maps(self, inputs: Inputs, reference: Inputs) -> tuple[Float[Array, "b h w"], ...]:
@@ -300,6 +310,12 @@ class Functional:
         """Anomaly scores at inference."""
         detector = self.merge(model)
         return detector.total_score(detector.head_scores(inputs, reference))
+
+    def plus_local(
+        self, model: Model, scores: Float[Array, " b"], local: Float[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """The scores with those of a ``LocalHead``, see ``Detector.plus_local``."""
+        return self.merge(model).plus_local(scores, local)
 
     def location_maps(
         self, model: Model, inputs: Inputs, reference: Inputs

@@ -33,6 +33,7 @@ from ahl_jax.data.images import (
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.detectors import Functional, blocks_of, make_inputs
 from ahl_jax.detectors.inputs import to_maps
+from ahl_jax.detectors.local_head import local_scores
 from ahl_jax.detectors.localizer import heat_of
 from ahl_jax.features import FeatureMaps
 from ahl_jax.features.maps import (
@@ -299,6 +300,7 @@ class Predictor:
         scorer = self.scorer
         parts = {"model": scorer.model, "reference": scorer.reference}
         parts |= {"whitening": scorer.whitening, "localizer": scorer.localizer}
+        parts |= {"local_head": scorer.local_head}
         return parts | {"trunk": self.trunk.params}
 
     def apply(
@@ -360,8 +362,12 @@ def outcome_of_maps(
     """The fields of ``Outcome``, of that which ``tiled_maps`` gives."""
     *maps, fine = found
     reference = arrays["reference"]
-    inputs = make_inputs(list(map(tiles.apart, maps)), reference.patches.dtype, arrays["whitening"])
-    scores, heads, heat = detect(functional, tiles, arrays["model"], reference, inputs)
+    apart = list(map(tiles.apart, maps))
+    inputs = make_inputs(apart, reference.patches.dtype, arrays["whitening"])
+    local = None
+    if arrays["local_head"] is not None:
+        local = local_scores(arrays["local_head"], apart[0], inputs.channels)
+    scores, heads, heat = detect(functional, tiles, arrays["model"], reference, inputs, local)
     if arrays["localizer"] is not None:
         heat = tiles.stitched(tiles.apart(heat_of(arrays["localizer"], fine)))
     return scores, heads, heat

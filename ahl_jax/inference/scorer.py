@@ -15,6 +15,7 @@ from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Functional, Inputs, Model, make_inputs
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.inputs import to_maps
+from ahl_jax.detectors.local_head import LocalHead, local_scores
 from ahl_jax.detectors.localizer import Localizer
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features import FeatureMaps
@@ -41,27 +42,54 @@ class Outcome(NamedTuple):
 
 
 def detect(
-    functional: Functional, tiles: Tiles, model: Model, reference: Inputs, inputs: Inputs
+    functional: Functional,
+    tiles: Tiles,
+    model: Model,
+    reference: Inputs,
+    inputs: Inputs,
+    local: Float[Array, " b*k"] | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, "b heads"], Float[Array, "b h w"]]:
-    """The fields of ``Outcome``, of photographs whose tiles are the inputs; pure."""
+    """The fields of ``Outcome``, of photographs whose tiles are the inputs; pure.
+
+    Args:
+        functional: the detector.
+        tiles: the grid of k tiles.
+        model: its arrays.
+        reference: what its residual compares with.
+        inputs: the tiles of b photographs.
+        local: their ``local_scores``, if there is a local head.
+    """
     maps = functional.location_maps(model, inputs, reference)
     shape = maps[0].shape
     heat = sum(jax.image.resize(scale, shape, "bilinear") for scale in maps) / len(maps)
     heads = functional.head_scores(model, inputs, reference)
-    scores, heads = tiles.worst(functional.score(model, inputs, reference), heads)
+    scores = functional.score(model, inputs, reference)
+    if local is not None:
+        scores = functional.plus_local(model, scores, local)
+        shown = np.array([name == "local" for name in functional.kind.heads])
+        heads = jnp.where(shown, local[:, None], heads)
+    scores, heads = tiles.worst(scores, heads)
     return scores, heads, tiles.stitched(jnp.asarray(heat))
 
 
 _maps_of = jax.jit(to_maps)
 _detect = jax.jit(detect, static_argnums=(0, 1))
+_local_scores = jax.jit(local_scores, static_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    functional: Functional, tiles: Tiles, model: Model, reference: Inputs, inputs: Inputs
+    functional: Functional,
+    tiles: Tiles,
+    model: Model,
+    reference: Inputs,
+    inputs: Inputs,
+    local: Float[Array, " b*k"] | None,
 ) -> Float[Array, " b"]:
-    (scores,) = tiles.worst(functional.score(model, inputs, reference))
-    return scores
+    scores = functional.score(model, inputs, reference)
+    if local is not None:
+        scores = functional.plus_local(model, scores, local)
+    return tiles.worst(scores)[0]
 
 
 @dataclass(frozen=True)
@@ -76,6 +104,9 @@ class Scorer:
 
     localizer: Localizer | None = None
     """Makes heat maps of finer features, in place of the detector; these are not among ``maps``."""
+
+    local_head: LocalHead | None = None
+    """What its scores have beside."""
 
     tiles: Tiles = UNCUT
     """The grid that photographs are cut into."""
@@ -103,12 +134,13 @@ class Scorer:
         for start in range(0, images, size):
             # The last batch is padded, so that there is one compilation.
             rows = np.minimum(np.arange(start, start + size), images - 1)
-            inputs = make_inputs(
-                [self.tiles.apart(scale[rows]) for scale in maps],
-                self.reference.patches.dtype,
-                self.whitening,
-            )
-            batch = program(self.functional, self.tiles, self.model, self.reference, inputs)
+            apart = [self.tiles.apart(scale[rows]) for scale in maps]
+            inputs = make_inputs(apart, self.reference.patches.dtype, self.whitening)
+            local = None
+            if self.local_head is not None:
+                local = _local_scores(self.local_head, apart[0], inputs.channels)
+            given = self.functional, self.tiles, self.model, self.reference, inputs, local
+            batch = program(*given)
             yield jax.tree.map(lambda x, start=start: np.asarray(x)[: images - start], batch)
 
     def arrays(self) -> dict[str, Any]:
@@ -117,7 +149,10 @@ class Scorer:
         reference["averages"] = self.reference.pooled
         arrays = {"model": self.model.arrays(), "reference": reference}
         more = {"whitening": self.whitening, "localizer": self.localizer}
-        return arrays | {name: part._asdict() for name, part in more.items() if part is not None}
+        arrays |= {name: part._asdict() for name, part in more.items() if part is not None}
+        if (head := self.local_head) is not None:
+            arrays["local_head"] = head._asdict() | {"localizer": head.localizer._asdict()}
+        return arrays
 
 
 def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
@@ -154,5 +189,10 @@ def scorer_from_arrays(config: Config, arrays: dict[str, Any]) -> Scorer:
         # Of an earlier version, whose localizers knew no labelled anomalies.
         undirected = {"direction": np.zeros_like(parts["neighbours"][0])}
         localizer = Localizer(**(undirected | parts))
+    local_head = None
+    if "local_head" in arrays:
+        parts = arrays["local_head"]
+        local_head = LocalHead(**(parts | {"localizer": Localizer(**parts["localizer"])}))
     model = jax.tree.map(jnp.asarray, saved)
-    return Scorer(functional, model, reference, whitening, localizer, tiles_of(config.features))
+    tiles = tiles_of(config.features)
+    return Scorer(functional, model, reference, whitening, localizer, local_head, tiles)

@@ -79,7 +79,9 @@ def calibrated(predictor: Predictor, run: Run, options: RunOptions) -> Predictor
         features = fitted_features(*given, progress=options.progress)
         paths, parts = features.paths, predictor.trunk.parts
         own, copies = _own(config, paths)
-        scores, heat, folds = scores_in_turn(config, features, parts, options, own)
+        head = predictor.scorer.local_head
+        local = None if head is None else np.asarray(head.of_normals)
+        scores, heat, folds = scores_in_turn(config, features, parts, options, own, local)
         if predictor.scorer.localizer is not None:
             # It was not fitted to these, see ``ahl_jax.run.extract``.
             fitted, unseen = hold_out(paths, config.data.held_out)
@@ -182,6 +184,7 @@ def scores_in_turn(
     parts: Sequence[int],
     options: RunOptions,
     own: Sequence[int] | None = None,
+    local: Float[np.ndarray, " t"] | None = None,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w"] | None, int]:
     """Scores of n normals, each by a detector that is fitted without it.
 
@@ -192,6 +195,7 @@ def scores_in_turn(
         parts: channels of the trunk's levels.
         options: how much memory there is, and whether to show progress.
         own: which n of the normals to look at; by default all.
+        local: ``LocalHead.of_normals`` of all normals, if the detector has a local head.
 
     Returns:
         The scores, the detector's own heat maps, fold after fold, and how many folds there are.
@@ -233,7 +237,9 @@ def scores_in_turn(
         model = functional.inferring(model)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)
         colouring = whitening.colouring()
-        return _scores_by_pooled(functional, model, *z, groups, colouring, tested_z), None
+        tested_local = None if local is None else local[tested]
+        scores = _scores_by_pooled(functional, model, *z, groups, colouring, tested_z, tested_local)
+        return scores, None
 
     def by_maps(
         bank: SharedBank, rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
@@ -250,9 +256,11 @@ def scores_in_turn(
         bank_of_rest = SharedBank(inputs, place)
         colouring = colouring_of(config, whitening)
         problem = problem_on(config, bank_of_rest, averages[rest], generator, origin, colouring)
+        tested_local = None if local is None else local[tested]
         return _scores(
-            problem.learner.functional, len(rest), problem.model, problem.data, bank.place[tested]
-        )
+            problem.learner.functional, len(rest), problem.model, problem.data,
+            bank.place[tested], tested_local,
+        )  # fmt: skip
 
     fitted: Callable[..., tuple[Array, Array | None]] = by_pooled
     streamed = None
@@ -268,8 +276,8 @@ def scores_in_turn(
     label = "fits without a part of the normals" if options.progress else None
     with Progress(len(folds), label) as bar:
         for left_out, count in folds:
-            rest = tile_of[np.setdiff1d(np.arange(n), left_out)].ravel()
-            found, maps = fitted(rest, tile_of[left_out].ravel())
+            rest, tested = tile_of[np.setdiff1d(np.arange(n), left_out)], tile_of[left_out]
+            found, maps = fitted(rest.ravel(), tested.ravel())
             scores[left_out[:count]] = np.asarray(tiles.worst(found)[0])[:count]
             if maps is not None:
                 heat.append(np.asarray(tiles.stitched(maps))[:count])
@@ -289,15 +297,22 @@ def _scores_by_pooled(
     groups: Int[Array, " n"],
     colouring: Float[Array, "d d"],
     left_out: Float[Array, "k d"],
+    local: Float[Array, " k"] | None,
 ) -> Float[Array, " k"]:
     """Scores of single tiles by a detector that is fitted to others, by whitened features."""
     model = functional.prepared_by_pooled(model, normals, anomalies, pseudo, groups, colouring)
-    return functional.score_by_pooled(model, left_out)
+    scores = functional.score_by_pooled(model, left_out)
+    return scores if local is None else functional.plus_local(model, scores, local)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scores(
-    functional: Functional, normals: int, model: Model, data: TrainingData, left_out: Array
+    functional: Functional,
+    normals: int,
+    model: Model,
+    data: TrainingData,
+    left_out: Array,
+    local: Float[Array, " k"] | None,
 ) -> tuple[Float[Array, " k"], Float[Array, "k h w"]]:
     """Scores and heat maps of single tiles of the bank by a detector that is fitted to others."""
     model, reference = prepared(functional, model, data, normals), data.inference_reference()
@@ -306,4 +321,5 @@ def _scores(
         scores, _, heat = detect(functional, UNCUT, model, reference, data.images(index))
         return scores, heat
 
-    return in_batches(one_batch, left_out)
+    scores, heat = in_batches(one_batch, left_out)
+    return scores if local is None else functional.plus_local(model, scores, local), heat

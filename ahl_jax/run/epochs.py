@@ -17,6 +17,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import counted, pace
 from ahl_jax.config.settings import Config
 from ahl_jax.detectors import Inputs
+from ahl_jax.detectors.local_head import LocalHead
 from ahl_jax.detectors.localizer import Localizer
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import give_back_memory
@@ -49,6 +50,9 @@ class Training:
 
     localizer: Localizer | None = None
     """Of its heat maps; on process 0 alone."""
+
+    local_head: LocalHead | None = None
+    """What its detector's scores have beside."""
 
 
 def run_epochs(trainings: Sequence[Training], problems: list[Problem], options: RunOptions) -> None:
@@ -260,7 +264,8 @@ def _save(
         run.workdir.write_history(rows)
         state, reference = seeds.one_seed(on_host, i)
         model, whitening = learner.model(state), training.whitening
-        scorer = Scorer(learner.functional, model, reference, whitening, training.localizer)
+        localizer, local_head = training.localizer, training.local_head
+        scorer = Scorer(learner.functional, model, reference, whitening, localizer, local_head)
         run.writer.save(
             len(rows),
             inference=scorer.arrays(),

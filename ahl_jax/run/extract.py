@@ -16,7 +16,8 @@ from ahl_jax.data.masks import masks_of, read_mask, warn_of_unused
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.splits import hold_out
 from ahl_jax.data.types import Sample
-from ahl_jax.detectors import Model
+from ahl_jax.detectors import DETECTORS, Model
+from ahl_jax.detectors.local_head import LocalHead
 from ahl_jax.detectors.localizer import Localizer, fit_localizer, pointed
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.distributed.memory import on_device, on_host
@@ -35,6 +36,7 @@ from ahl_jax.features.tiles import tiles_of, warn_of_shrinking
 from ahl_jax.learning.bank import shared_bank
 from ahl_jax.learning.problem import Problem, colouring_of, problem_on, whitening_of
 from ahl_jax.run.claim import Run
+from ahl_jax.run.local_heads import FittedLocalizers, fit_local_head, fit_localizers
 from ahl_jax.run.options import RunOptions
 from ahl_jax.run.start import Start
 from ahl_jax.stage_one import trained_trunk
@@ -67,6 +69,9 @@ class Extracted:
 
     localizers: tuple[Localizer | None, ...]
     """Each run's, on process 0, where heat maps are to be finer."""
+
+    local_heads: tuple[LocalHead | None, ...]
+    """Each run's, where its detector is to have one."""
 
 
 def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Extracted:
@@ -104,7 +109,9 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
     features: list[TrainingFeatures] = []
     localizers: list[Localizer | None] = []
     of_normals: dict[tuple[ImageSource, ...], TrainingFeatures] = {}
+    local_heads: list[LocalHead | None] = []
     fitted: dict[tuple[ImageSource, ...], Localizer] = {}
+    of_places: dict[tuple[ImageSource, ...], FittedLocalizers | None] = {}
     for run in runs:
         normals = run.split.train_normals
         of_normals[normals] = training_features(
@@ -112,6 +119,17 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
             shared=of_normals.get(normals), progress=options.progress,
         )  # fmt: skip
         features.append(of_normals[normals])
+        head = None
+        detector = run.config.detector
+        if detector.local_head and DETECTORS[detector.detector].takes_local:
+            if normals not in of_places:
+                tiles = tiles_of(run.config.features).count
+                of_places[normals] = fit_localizers(
+                    features[-1], trunk.parts, tiles, part, progress=options.progress
+                )
+            if (places := of_places[normals]) is not None:
+                head = fit_local_head(places, features[-1], trunk.parts)
+        local_heads.append(head)
         with together():
             if run.config.features.fine_heat and is_primary():
                 given = run, features[-1], trunk
@@ -122,7 +140,9 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
                 localizers.append(None)
     keeps_model = start or runs[0].config.stage_one.stage_one_heads
     model = model if keeps_model else None
-    return Extracted(tuple(features), part, model, trunk.parts, tuple(localizers))
+    return Extracted(
+        tuple(features), part, model, trunk.parts, tuple(localizers), tuple(local_heads)
+    )
 
 
 def make_problems(

@@ -142,8 +142,17 @@ def _train(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Non
     extracted = extract(runs, options, start)
     problems, whitening = make_problems(runs, extracted, options)
     trainings = [
-        Training(run, len(each.normals.paths), len(each.anomalies.paths), whitening, localizer)
-        for run, each, localizer in zip(runs, extracted.features, extracted.localizers, strict=True)
+        Training(
+            run,
+            len(each.normals.paths),
+            len(each.anomalies.paths),
+            whitening,
+            localizer,
+            local_head,
+        )
+        for run, each, localizer, local_head in zip(
+            runs, extracted.features, extracted.localizers, extracted.local_heads, strict=True
+        )
     ]
     # The host's copy of the features can go once the devices have it.
     del extracted
