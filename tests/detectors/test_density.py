@@ -121,6 +121,9 @@ def test_the_prepared_scores_are_the_closed_form(groups, poolings):
     factor = f * unseen.std() / labelled
     np.testing.assert_allclose(model.stats["factors"], [1, 0, factor], rtol=1e-3)
     np.testing.assert_allclose(model.stats["direction"], direction, rtol=1e-3, atol=1e-5)
+    standard = (unseen - moments(unseen)[0][group]) / moments(unseen)[1][group]
+    standard = ((of_normals - means[group]) / deviations[group])[:, 0] + factor * standard
+    np.testing.assert_allclose(model.stats["spread"], standard.std(), rtol=1e-3)
     linear = share * np.asarray(ridge.direction)
     np.testing.assert_allclose(model.stats["linear"], linear, rtol=1e-2, atol=1e-4)
     # The fits without an image have a constant too.

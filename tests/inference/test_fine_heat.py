@@ -18,7 +18,9 @@ from ahl_jax.inference.scorer import scorer_from_arrays
 from ahl_jax.run.evaluate import load_test
 from tests.runs import FinishedRun
 
-SETTINGS = {"method": "fit", "detector": "density", "whiten": True, "fine_heat": True}
+SETTINGS = {
+    "method": "fit", "detector": "density", "whiten": True, "fine_heat": True, "local_head": True
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,25 @@ def test_they_have_twice_the_resolution_and_scores_are_as_without(
     np.testing.assert_allclose(found.scores, own.scores[::4], atol=1e-3)
     again = predictor.outcome_of([m[::4] for m in test.maps], images)
     np.testing.assert_allclose(again.heat, found.heat, atol=1e-3)
+
+
+def test_the_local_head_adds_to_the_score_and_is_shown(
+    predictor: Predictor, images: list[Path]
+) -> None:
+    found, scorer = predictor.outcome(images), predictor.scorer
+    plain = dataclasses.replace(scorer, local_head=None)
+    without = dataclasses.replace(predictor, scorer=plain).outcome(images)
+    local = found.heads[:, predictor.heads.index("local")]
+    assert local.std() > 0.1
+    spread = np.asarray(scorer.model.stats["spread"])
+    np.testing.assert_allclose(found.scores, without.scores + spread * local, rtol=1e-4)
+    np.testing.assert_array_equal(found.heads[:, ::2], without.heads[:, ::2])
+    # The thresholds are set by scores with it.
+    assert scorer.local_head is not None
+    assert predictor.calibration is not None
+    scores, of_normals = predictor.calibration.scores, np.asarray(scorer.local_head.of_normals)
+    assert len(of_normals) == len(scores) + 1
+    assert np.mean(scores) > 0
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from ahl_jax.config.settings import DetectorConfig
 from ahl_jax.data.images import read_image
 from ahl_jax.detectors import DETECTORS, make_detector, make_inputs
 from ahl_jax.detectors.inputs import mean_of
+from ahl_jax.detectors.local_head import LocalHead, local_scores
 from ahl_jax.detectors.localizer import Localizer, heat_of
 from ahl_jax.detectors.whitening import Whitening
 from ahl_jax.features.maps import two_scales
@@ -152,21 +153,25 @@ def test_each_detector_scores_maps_of_tiles_as_in_jax(name: str) -> None:
         normal(2, width // 2), normal(2, width // 2, width // 2), normal(width, width)
     )
     reference = mean_of(make_inputs([jnp.asarray(m) for m in others], None, whitening), jnp.ones(3))
+    takes_local = DETECTORS[name].takes_local
     calibration = Calibration(np.linspace(-1, 3, 30).astype(np.float32), (0.0, 1.0))
 
     def program(arrays: Any, *maps: jax.Array) -> dict[str, jax.Array]:
         model, reference, whitening = arrays
         inputs = make_inputs([*map(TILES.apart, maps)], None, whitening)
-        scores, heads, heat = detect(functional, TILES, model, reference, inputs)
+        local = inputs.pooled[:, 0, 0] if takes_local else None
+        scores, heads, heat = detect(functional, TILES, model, reference, inputs, local)
         chance = calibration.probability(scores, jnp)
         return {"score": scores, "heads": heads, "heat": heat, "probability": chance}
 
     check(program, (model, reference, whitening), *images)
 
 
-def test_tiles_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
+def test_tiles_views_heat_maps_and_local_head_are_what_they_are_in_jax() -> None:
     kernel, location = normal(4, 4, 3, 5) / 100, normal(8, 4, 5)
     localizer = Localizer(location, normal(5, 5), normal(30, 5), normal(5))
+    of_some = Localizer(normal(4, 4, 3), normal(3, 3), normal(20, 3), normal(3))
+    local_head = LocalHead(of_some, normal(2), np.float32(0.5), normal(7))
 
     def trunk(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -174,15 +179,16 @@ def test_tiles_views_and_fine_heat_maps_are_what_they_are_in_jax() -> None:
         return maps, maps
 
     def program(arrays: Any, images: jax.Array) -> dict[str, jax.Array]:
-        kernel, localizer = arrays
+        kernel, localizer, local_head = arrays
         cut = TILES.cut(images, 16)
         maps = two_scales(trunk, "2+8", jnp.dtype(jnp.float32), kernel, cut)
         large, small, fine = map(TILES.together, maps)
         heat = TILES.stitched(TILES.apart(heat_of(localizer, fine)))
-        return {"large": large, "small": small, "heat": heat}
+        local = local_scores(local_head, TILES.apart(large), 5)
+        return {"large": large, "small": small, "heat": heat, "local": local}
 
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 28, 3)).astype(np.uint8)
-    check(program, (kernel, localizer), images)
+    check(program, (kernel, localizer, local_head), images)
 
 
 @pytest.mark.slow

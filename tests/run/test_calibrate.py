@@ -67,14 +67,22 @@ def test_pooled_features_alone_give_the_scores_of_whole_maps(
     poolings: int, groups: int, labelled: int, made: int
 ) -> None:
     given = _given(_maps(23, 0), labelled, made=made), (), OPTIONS
-    found = []
+    local = np.random.default_rng(4).normal(size=23).astype(np.float32)
+    found, more = [], []
     for fine_heat in (True, False):
         config = preset("density", "", poolings=poolings, groups=groups, fine_heat=fine_heat)
         found.append(scores_in_turn(config, *given))
+        more.append(scores_in_turn(config, *given, local=local)[0])
     (scores, none, _), (expected, heat, _) = found
     assert none is None
     assert heat is not None
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(*more, rtol=1e-3, atol=1e-3)
+    # Each fit has a deviation of its own by which the local head counts.
+    counts = (more[0] - scores) / local
+    for left_out, own in make_folds(23, 0.1, config.seed):
+        np.testing.assert_allclose(counts[left_out[:own]], counts[left_out[0]], rtol=1e-2)
+    assert 0.5 < counts.min() < counts.max() < 10
 
 
 def test_streamed_features_give_the_same_and_are_let_go() -> None:
