@@ -23,21 +23,22 @@ class MeanScore(Functional):
         """``function`` of every one of the models."""
         return jax.vmap(function)(model)
 
-    def score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
+    def score(
+        self,
+        model: Model,
+        inputs: Inputs,
+        reference: Inputs,
+        local: Float[Array, " b"] | None = None,
+    ) -> Float[Array, " b"]:
         """The mean over the models."""
-        return jax.vmap(super().score, (0, None, None))(model, inputs, reference).mean(0)
+        of_each = jax.vmap(super().score, (0, None, None, None))
+        return of_each(model, inputs, reference, local).mean(0)
 
     def head_scores(
         self, model: Model, inputs: Inputs, reference: Inputs
     ) -> Float[Array, "b heads"]:
         """The mean over the models."""
         return jax.vmap(super().head_scores, (0, None, None))(model, inputs, reference).mean(0)
-
-    def plus_local(
-        self, model: Model, scores: Float[Array, " b"], local: Float[Array, " b"]
-    ) -> Float[Array, " b"]:
-        """The mean over the models."""
-        return jax.vmap(super().plus_local, (0, None, None))(model, scores, local).mean(0)
 
     def location_maps(
         self, model: Model, inputs: Inputs, reference: Inputs

@@ -89,15 +89,17 @@ def make_local_head(
 
 
 def local_scores(
-    head: LocalHead, maps: Float[Array, "b h w m*c"], channels: int
-) -> Float[Array, " b"]:
+    head: LocalHead | None, maps: Float[Array, "b h w m*c"], channels: int
+) -> Float[Array, " b"] | None:
     """Scores of b images, or tiles, in standard deviations of the normals; 0 is their mean.
 
     Args:
-        head: the head.
+        head: the head; without one there are no scores.
         maps: features on the larger scale, not whitened, with means over views side by side.
         channels: of one of these means, c.
     """
+    if head is None:
+        return None
     width = head.localizer.mean.shape[-1]
     fine = finer_levels(maps, [channels - width, width] if width < channels else [width])
     both = extremes(head.localizer, fine)

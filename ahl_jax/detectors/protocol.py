@@ -279,10 +279,13 @@ class Functional:
         rows = in_blocks(measure, normals, _ROWS), measure(anomalies), measure(pseudo)
         return self.prepared(model, *rows, groups, colouring)
 
-    def score_by_pooled(self, model: Model, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def score_by_pooled(
+        self, model: Model, z: Float[Array, "b d"], local: Float[Array, " b"] | None = None
+    ) -> Float[Array, " b"]:
         """``score`` by whitened pooled features alone."""
         detector = self.merge(model)
-        return detector.total_score(detector.measured_scores(detector.measure_pooled(z)))
+        scores = detector.total_score(detector.measured_scores(detector.measure_pooled(z)))
+        return scores if local is None else detector.plus_local(scores, local)
 
     def loss(
         self,
@@ -306,16 +309,17 @@ class Functional:
         """Scores of every head at inference."""
         return self.merge(model).head_scores(inputs, reference)
 
-    def score(self, model: Model, inputs: Inputs, reference: Inputs) -> Float[Array, " b"]:
-        """Anomaly scores at inference."""
-        detector = self.merge(model)
-        return detector.total_score(detector.head_scores(inputs, reference))
-
-    def plus_local(
-        self, model: Model, scores: Float[Array, " b"], local: Float[Array, " b"]
+    def score(
+        self,
+        model: Model,
+        inputs: Inputs,
+        reference: Inputs,
+        local: Float[Array, " b"] | None = None,
     ) -> Float[Array, " b"]:
-        """The scores with those of a ``LocalHead``, see ``Detector.plus_local``."""
-        return self.merge(model).plus_local(scores, local)
+        """Anomaly scores at inference, with those of a ``LocalHead`` if it has one."""
+        detector = self.merge(model)
+        scores = detector.total_score(detector.head_scores(inputs, reference))
+        return scores if local is None else detector.plus_local(scores, local)
 
     def location_maps(
         self, model: Model, inputs: Inputs, reference: Inputs

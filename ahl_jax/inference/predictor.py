@@ -364,9 +364,7 @@ def outcome_of_maps(
     reference = arrays["reference"]
     apart = list(map(tiles.apart, maps))
     inputs = make_inputs(apart, reference.patches.dtype, arrays["whitening"])
-    local = None
-    if arrays["local_head"] is not None:
-        local = local_scores(arrays["local_head"], apart[0], inputs.channels)
+    local = local_scores(arrays["local_head"], apart[0], inputs.channels)
     scores, heads, heat = detect(functional, tiles, arrays["model"], reference, inputs, local)
     if arrays["localizer"] is not None:
         heat = tiles.stitched(tiles.apart(heat_of(arrays["localizer"], fine)))

@@ -63,9 +63,8 @@ def detect(
     shape = maps[0].shape
     heat = sum(jax.image.resize(scale, shape, "bilinear") for scale in maps) / len(maps)
     heads = functional.head_scores(model, inputs, reference)
-    scores = functional.score(model, inputs, reference)
+    scores = functional.score(model, inputs, reference, local)
     if local is not None:
-        scores = functional.plus_local(model, scores, local)
         shown = np.array([name == "local" for name in functional.kind.heads])
         heads = jnp.where(shown, local[:, None], heads)
     scores, heads = tiles.worst(scores, heads)
@@ -86,10 +85,7 @@ def _score(
     inputs: Inputs,
     local: Float[Array, " b*k"] | None,
 ) -> Float[Array, " b"]:
-    scores = functional.score(model, inputs, reference)
-    if local is not None:
-        scores = functional.plus_local(model, scores, local)
-    return tiles.worst(scores)[0]
+    return tiles.worst(functional.score(model, inputs, reference, local))[0]
 
 
 @dataclass(frozen=True)
@@ -136,9 +132,7 @@ class Scorer:
             rows = np.minimum(np.arange(start, start + size), images - 1)
             apart = [self.tiles.apart(scale[rows]) for scale in maps]
             inputs = make_inputs(apart, self.reference.patches.dtype, self.whitening)
-            local = None
-            if self.local_head is not None:
-                local = _local_scores(self.local_head, apart[0], inputs.channels)
+            local = _local_scores(self.local_head, apart[0], inputs.channels)
             given = self.functional, self.tiles, self.model, self.reference, inputs, local
             batch = program(*given)
             yield jax.tree.map(lambda x, start=start: np.asarray(x)[: images - start], batch)

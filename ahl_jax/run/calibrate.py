@@ -223,6 +223,9 @@ def scores_in_turn(
                 return np.resize(np.flatnonzero(of_these), len(made))
         return np.arange(len(made))
 
+    def of_tested(tested: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"] | None:
+        return None if local is None else local[tested]
+
     def by_pooled(
         rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
     ) -> tuple[Float[Array, " k"], None]:
@@ -237,9 +240,8 @@ def scores_in_turn(
         model = functional.inferring(model)
         groups = similar_normals(averages[rest], config.detector.groups, config.seed)
         colouring = whitening.colouring()
-        tested_local = None if local is None else local[tested]
-        scores = _scores_by_pooled(functional, model, *z, groups, colouring, tested_z, tested_local)
-        return scores, None
+        given = tested_z, of_tested(tested)
+        return _scores_by_pooled(functional, model, *z, groups, colouring, *given), None
 
     def by_maps(
         bank: SharedBank, rest: Int[np.ndarray, " r"], tested: Int[np.ndarray, " k"]
@@ -256,11 +258,8 @@ def scores_in_turn(
         bank_of_rest = SharedBank(inputs, place)
         colouring = colouring_of(config, whitening)
         problem = problem_on(config, bank_of_rest, averages[rest], generator, origin, colouring)
-        tested_local = None if local is None else local[tested]
-        return _scores(
-            problem.learner.functional, len(rest), problem.model, problem.data,
-            bank.place[tested], tested_local,
-        )  # fmt: skip
+        functional, given = problem.learner.functional, (bank.place[tested], of_tested(tested))
+        return _scores(functional, len(rest), problem.model, problem.data, *given)
 
     fitted: Callable[..., tuple[Array, Array | None]] = by_pooled
     streamed = None
@@ -301,8 +300,7 @@ def _scores_by_pooled(
 ) -> Float[Array, " k"]:
     """Scores of single tiles by a detector that is fitted to others, by whitened features."""
     model = functional.prepared_by_pooled(model, normals, anomalies, pseudo, groups, colouring)
-    scores = functional.score_by_pooled(model, left_out)
-    return scores if local is None else functional.plus_local(model, scores, local)
+    return functional.score_by_pooled(model, left_out, local)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -317,9 +315,9 @@ def _scores(
     """Scores and heat maps of single tiles of the bank by a detector that is fitted to others."""
     model, reference = prepared(functional, model, data, normals), data.inference_reference()
 
-    def one_batch(index: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, "b h w"]]:
-        scores, _, heat = detect(functional, UNCUT, model, reference, data.images(index))
+    def one_batch(at: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, "b h w"]]:
+        images, of_these = data.images(left_out[at]), None if local is None else local[at]
+        scores, _, heat = detect(functional, UNCUT, model, reference, images, of_these)
         return scores, heat
 
-    scores, heat = in_batches(one_batch, left_out)
-    return scores if local is None else functional.plus_local(model, scores, local), heat
+    return in_batches(one_batch, jnp.arange(len(left_out)))

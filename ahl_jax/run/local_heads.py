@@ -57,19 +57,20 @@ def fit_localizers(
     if photographs < 2:
         return None
     rng = np.random.default_rng(0)
-    fold = np.repeat(rng.permutation(photographs) % min(_FOLDS, photographs), tiles)
+    folds = min(_FOLDS, photographs)
+    fold = np.repeat(rng.permutation(photographs) % folds, tiles)
     chosen = np.sort(rng.permutation(total)[:_MOST])
     own = chosen[(chosen >= start) & (chosen < start + counts[part.number])] - start
     some = np.concatenate(arrays_of_each(finer_levels(features.normals.maps[0], parts)[own]))
     label = "localizers of training normals" if progress else None
-    with Progress(int(fold.max()) + 2, label, unit="fit", verb="fit") as bar:
+    with Progress(folds + 1, label, unit="fit", verb="fit") as bar:
 
         def fitted(rows: Float[np.ndarray, "s h w k"]) -> Localizer:
             localizer = fit_localizer(rows)
             bar.update(1)
             return localizer
 
-        without = tuple(fitted(some[fold[chosen] != k]) for k in range(int(fold.max()) + 1))
+        without = tuple(fitted(some[fold[chosen] != k]) for k in range(folds))
         of_all = fitted(some)
     return FittedLocalizers(of_all, without, fold[start : start + counts[part.number]])
 
@@ -84,7 +85,7 @@ def fit_local_head(
         features: the run's.
         parts: channels of the trunk's levels.
     """
-    maps = features.normals.maps[0]
+    fine = finer_levels(features.normals.maps[0], parts)
     seen = np.concatenate(arrays_of_each(finer_levels(features.anomalies.maps[0], parts)))
 
     def directed(localizer: Localizer) -> Localizer:
@@ -96,6 +97,6 @@ def fit_local_head(
         for start in range(0, len(rows), _ROWS):
             # The last ones are padded, so that there is one compilation.
             here = np.resize(rows[start : start + _ROWS], _ROWS)
-            own[here] = _extremes(localizer, finer_levels(maps[here], parts))
+            own[here] = _extremes(localizer, fine[here])
     of_normals = np.concatenate(arrays_of_each(own))
     return make_local_head(directed(fitted.of_all), of_normals, len(seen))

@@ -15,7 +15,9 @@ from ahl_jax.features import Store
 from ahl_jax.features import split as gather
 from ahl_jax.features.images import fine_maps
 from ahl_jax.inference.scorer import scorer_from_arrays
+from ahl_jax.run.calibrate import scores_in_turn
 from ahl_jax.run.evaluate import load_test
+from ahl_jax.run.options import RunOptions
 from tests.runs import FinishedRun
 
 SETTINGS = {
@@ -68,12 +70,23 @@ def test_the_local_head_adds_to_the_score_and_is_shown(
     spread = np.asarray(scorer.model.stats["spread"])
     np.testing.assert_allclose(found.scores, without.scores + spread * local, rtol=1e-4)
     np.testing.assert_array_equal(found.heads[:, ::2], without.heads[:, ::2])
-    # The thresholds are set by scores with it.
-    assert scorer.local_head is not None
-    assert predictor.calibration is not None
-    scores, of_normals = predictor.calibration.scores, np.asarray(scorer.local_head.of_normals)
-    assert len(of_normals) == len(scores) + 1
-    assert np.mean(scores) > 0
+
+
+def test_the_thresholds_are_set_by_scores_with_the_local_head(
+    run: FinishedRun, predictor: Predictor
+) -> None:
+    assert predictor.scorer.local_head is not None
+    of_normals = np.asarray(predictor.scorer.local_head.of_normals)
+    split, parts = gather.load_split(run.config), predictor.trunk.parts
+    features = gather.fitted_features(run.config, split, predictor.trunk, Store(), progress=False)
+    own = [i for i, path in enumerate(features.paths) if not str(path).endswith("copy.png")]
+    assert len(own) == len(of_normals) - 1
+    options = RunOptions(progress=False)
+    scores, *_ = scores_in_turn(run.config, features, parts, options, own, of_normals)
+    without, *_ = scores_in_turn(run.config, features, parts, options, own)
+    set_by = np.sort(predictor.calibrated().scores)
+    np.testing.assert_allclose(np.sort(scores), set_by, rtol=1e-3, atol=1e-3)
+    assert np.abs(np.sort(without) - set_by).max() > 0.1
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """Local heads of runs: by localizers that have not seen the image they score."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ahl_jax import preset
+from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.ensemble import make_model
 from ahl_jax.detectors.local_head import LocalHead, extremes, make_local_head
 from ahl_jax.detectors.localizer import fit_localizer, pointed
+from ahl_jax.detectors.whitening import fit_whitening
 from ahl_jax.distributed.part import WHOLE
 from ahl_jax.features import PseudoFeatures
 from ahl_jax.features.split import Extracted, TrainingFeatures
@@ -88,5 +91,10 @@ def test_of_an_ensemble_the_mean_deviation_counts() -> None:
     functional, model = make_model(config, 4, jax.random.key(0))
     spread = np.arange(1, 7, dtype=np.float32)
     model = model._replace(stats=model.stats | {"spread": spread})
-    scores, local = np.float32([1, 2]), np.float32([-1, 3])
-    np.testing.assert_allclose(functional.plus_local(model, scores, local), [-2.5, 12.5])
+    maps = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype(np.float32)
+    pooled = maps.reshape(2, -1, 4).mean(1)
+    whitening = fit_whitening(np.concatenate([pooled, pooled], axis=1), 2)
+    inputs = make_inputs([jnp.asarray(maps), jnp.asarray(maps)], whitening=whitening)
+    scores, local = functional.score(model, inputs, inputs.take(np.array(0))), np.float32([-1, 3])
+    found = functional.score(model, inputs, inputs.take(np.array(0)), local)
+    np.testing.assert_allclose(found - scores, [-3.5, 10.5], rtol=1e-4)
