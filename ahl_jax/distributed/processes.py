@@ -31,6 +31,7 @@ from ahl_jax.common import stop
 from ahl_jax.common.errors import UserError
 from ahl_jax.common.text import first_line
 from ahl_jax.distributed.host_arrays import from_host, to_host
+from ahl_jax.distributed.part import Part
 
 T = TypeVar("T")
 
@@ -138,16 +139,22 @@ def same_everywhere(value: str) -> bool:
     return len(set(_exchange(value))) == 1
 
 
-def arrays_of_each(array: Shaped[np.ndarray, "n d"]) -> list[Shaped[np.ndarray, "m d"]]:
-    """Every process's array, on every process; they may differ in their numbers of rows."""
-    if jax.process_count() == 1:
-        return [array]
+def rows_of_all(array: Shaped[np.ndarray, "n ..."], part: Part) -> Shaped[np.ndarray, "m ..."]:
+    """The rows of all parts, in their order, on every process.
+
+    Args:
+        array: those of this process's part; parts may differ in their numbers of rows.
+        part: which one that is; where it is all, every process has the rows.
+    """
+    if part.of == 1:
+        return array
     counts = on_each(lambda: len(array))
     filled = np.zeros((max(counts), *array.shape[1:]), array.dtype)
     filled[: len(array)] = array
     # As bytes, since JAX would make float32 of float64.
     gathered = np.asarray(multihost_utils.process_allgather(filled.view(np.uint8)))
-    return [one[:n].view(array.dtype) for one, n in zip(gathered, counts, strict=True)]
+    rows = [one[:n].view(array.dtype) for one, n in zip(gathered, counts, strict=True)]
+    return np.concatenate(rows)
 
 
 def arrays_of_primary(tree: Any) -> Any:

@@ -21,7 +21,7 @@ from ahl_jax.data.splits import make_split, one_normal
 from ahl_jax.data.types import Dataset, Sample, Split
 from ahl_jax.detectors import DETECTORS, blocks_of
 from ahl_jax.distributed.part import WHOLE, Part
-from ahl_jax.distributed.processes import arrays_of_each, on_each, together
+from ahl_jax.distributed.processes import on_each, rows_of_all, together
 from ahl_jax.features import FeatureMaps, PseudoFeatures, Store, extract, extract_pseudo
 from ahl_jax.features.pooling import averages_of, global_averages, pooled_features
 from ahl_jax.features.tiles import Tiles, marked_in, tiles_of, tiles_of_defects
@@ -183,7 +183,7 @@ def training_features(
         )
         blocks = blocks_of(config)
         mine = pooled_features(normals.maps, blocks)
-        pooled = np.concatenate(arrays_of_each(mine)) if part.of > 1 else mine
+        pooled = rows_of_all(mine, part)
         averages = averages_of(pooled, blocks.total)
     else:
         normals, averages, pooled = shared.normals, shared.averages, shared.pooled

@@ -128,7 +128,7 @@ def extract(runs: Sequence[Run], options: RunOptions, start: Start | None) -> Ex
                     features[-1], trunk.parts, tiles, part, progress=options.progress
                 )
             if (places := of_places[normals]) is not None:
-                head = fit_local_head(places, features[-1], trunk.parts)
+                head = fit_local_head(places, features[-1], trunk.parts, part)
         local_heads.append(head)
         with together():
             if run.config.features.fine_heat and is_primary():

@@ -10,7 +10,7 @@ from ahl_jax.common.progress import Progress
 from ahl_jax.detectors.local_head import LocalHead, extremes, finer_levels, make_local_head
 from ahl_jax.detectors.localizer import Localizer, fit_localizer, pointed
 from ahl_jax.distributed.part import Part
-from ahl_jax.distributed.processes import arrays_of_each
+from ahl_jax.distributed.processes import rows_of_all
 from ahl_jax.features.split import TrainingFeatures
 
 _MOST = 400
@@ -61,7 +61,7 @@ def fit_localizers(
     fold = np.repeat(rng.permutation(photographs) % folds, tiles)
     chosen = np.sort(rng.permutation(total)[:_MOST])
     own = chosen[(chosen >= start) & (chosen < start + counts[part.number])] - start
-    some = np.concatenate(arrays_of_each(finer_levels(features.normals.maps[0], parts)[own]))
+    some = rows_of_all(finer_levels(features.normals.maps[0], parts)[own], part)
     label = "localizers of training normals" if progress else None
     with Progress(folds + 1, label, unit="fit", verb="fit") as bar:
 
@@ -76,7 +76,7 @@ def fit_localizers(
 
 
 def fit_local_head(
-    fitted: FittedLocalizers, features: TrainingFeatures, parts: tuple[int, ...]
+    fitted: FittedLocalizers, features: TrainingFeatures, parts: tuple[int, ...], part: Part
 ) -> LocalHead:
     """The local head of a run. All processes call it.
 
@@ -84,9 +84,10 @@ def fit_local_head(
         fitted: localizers of its normals.
         features: the run's.
         parts: channels of the trunk's levels.
+        part: this process's.
     """
     fine = finer_levels(features.normals.maps[0], parts)
-    seen = np.concatenate(arrays_of_each(finer_levels(features.anomalies.maps[0], parts)))
+    seen = rows_of_all(finer_levels(features.anomalies.maps[0], parts), part)
 
     def directed(localizer: Localizer) -> Localizer:
         return pointed(localizer, seen) if len(seen) else localizer
@@ -98,5 +99,5 @@ def fit_local_head(
             # The last ones are padded, so that there is one compilation.
             here = np.resize(rows[start : start + _ROWS], _ROWS)
             own[here] = _extremes(localizer, fine[here])
-    of_normals = np.concatenate(arrays_of_each(own))
+    of_normals = rows_of_all(own, part)
     return make_local_head(directed(fitted.of_all), of_normals, len(seen))

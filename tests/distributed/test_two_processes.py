@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ahl_jax import Config
+from ahl_jax import Config, load
 from ahl_jax.storage.checkpoints import Checkpoints
 from tests.cli.test_cli import refused
 from tests.runs import history, inference
@@ -165,6 +165,30 @@ def test_seeds_and_images_left_out_give_what_one_process_gives(
         arrays = [inference(tmp_path / name / seed) for name in ("alone", "run")]
         for a, b in zip(*arrays, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_local_head_of_two_processes_is_that_of_one(
+    weave: Path, tmp_path: Path, shards: int
+) -> None:
+    options = ["--detector", "density", "--method", "fit", "--whiten", "--local-head"]
+    options += ["--data-shards", str(shards)]
+    two = start_two(weave, [tmp_path / "run", tmp_path / "no"], *options)
+    for code, _, err in [*end(two), *end([start(weave, tmp_path / "alone", *options, devices=4)])]:
+        assert code == 0, err
+    alone, run = (load(tmp_path / name) for name in ("alone", "run"))
+    head, other = (predictor.scorer.local_head for predictor in (alone, run))
+    assert head is not None
+    assert other is not None
+    # Of all normals, wherever they are.
+    assert len(head.of_normals) == len(other.of_normals) == 20
+    np.testing.assert_allclose(other.gain, head.gain, rtol=1e-4)
+    np.testing.assert_allclose(other.of_normals, head.of_normals, rtol=1e-3, atol=1e-3)
+    photographs = sorted((weave / "test").rglob("*.png"))
+    np.testing.assert_allclose(
+        run.score(photographs), alone.score(photographs), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_an_error_of_one_is_one_sentence_from_both(

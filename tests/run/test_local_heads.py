@@ -43,7 +43,7 @@ def fitted_to(features: TrainingFeatures, tiles: int = 1) -> FittedLocalizers:
 def test_each_normal_is_scored_by_a_localizer_of_the_others() -> None:
     features = features_of(13, 3)
     fitted = fitted_to(features)
-    head = fit_local_head(fitted, features, PARTS)
+    head = fit_local_head(fitted, features, PARTS, WHOLE)
     normals, seen = (each.maps[0][..., 2:5] for each in (features.normals, features.anomalies))
     of_normals = np.zeros((13, 2))
     assert sorted(np.bincount(fitted.fold)) == [3, 3, 3, 4]
@@ -65,23 +65,23 @@ def test_all_tiles_of_a_photograph_are_left_out_together(monkeypatch: pytest.Mon
     folds = fitted.fold.reshape(6, 4)
     assert (folds == folds[:, :1]).all()
     assert len(set(folds[:, 0])) == 4
-    head = fit_local_head(fitted, features, PARTS)
+    head = fit_local_head(fitted, features, PARTS, WHOLE)
     assert head.of_normals.shape == (24,)
     assert not np.any(head.localizer.direction)
     # Some of many are fitted to; all are scored, however many at a time.
     monkeypatch.setattr(local_heads, "_ROWS", 5)
-    again = fit_local_head(fitted, features, PARTS)
+    again = fit_local_head(fitted, features, PARTS, WHOLE)
     np.testing.assert_allclose(again.of_normals, head.of_normals, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(local_heads, "_MOST", 9)
     few = fitted_to(features)
     assert len(few.of_all.neighbours) == 9 * 64
-    assert fit_local_head(few, features, PARTS).of_normals.shape == (24,)
+    assert fit_local_head(few, features, PARTS, WHOLE).of_normals.shape == (24,)
 
 
 def test_one_normal_has_none_and_two_have_one() -> None:
     assert fit_localizers(features_of(4, 1), PARTS, 4, WHOLE, progress=False) is None
     features = features_of(2, 1)
-    head = fit_local_head(fitted_to(features), features, PARTS)
+    head = fit_local_head(fitted_to(features), features, PARTS, WHOLE)
     assert isinstance(head, LocalHead)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(head))
 
