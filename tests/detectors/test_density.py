@@ -39,7 +39,7 @@ def test_many_normals_are_measured_block_by_block(monkeypatch):
 
     def stats():
         given = normals, anomalies, pseudo, groups, problem.data.colouring
-        return functional.prepared_by_pooled(model, *given).stats
+        return jax.jit(lambda: functional.prepared_by_pooled(model, *given).stats)()
 
     expected = stats()
     monkeypatch.setattr(protocol, "_ROWS", 5)
