@@ -229,7 +229,8 @@ class DetectorConfig:
 
     local_head: bool = False
     """Add to the score by how far the few locations of an image that stand out most are from those
-    of normal images, and how near to those of labelled anomalies; density takes small defects so.
+    of normal images, and how near to those of labelled anomalies; density finds small defects so,
+    the other detectors ignore it.
     """
 
     coreset: Annotated[int, AtLeast(1)] = 5000
