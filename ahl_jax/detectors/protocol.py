@@ -284,8 +284,7 @@ class Functional:
     ) -> Float[Array, " b"]:
         """``score`` by whitened pooled features alone."""
         detector = self.merge(model)
-        scores = detector.total_score(detector.measured_scores(detector.measure_pooled(z)))
-        return scores if local is None else detector.plus_local(scores, local)
+        return _total(detector, detector.measured_scores(detector.measure_pooled(z)), local)
 
     def loss(
         self,
@@ -318,8 +317,7 @@ class Functional:
     ) -> Float[Array, " b"]:
         """Anomaly scores at inference, with those of a ``LocalHead`` if it has one."""
         detector = self.merge(model)
-        scores = detector.total_score(detector.head_scores(inputs, reference))
-        return scores if local is None else detector.plus_local(scores, local)
+        return _total(detector, detector.head_scores(inputs, reference), local)
 
     def location_maps(
         self, model: Model, inputs: Inputs, reference: Inputs
@@ -338,6 +336,13 @@ def functional(detector: Detector) -> tuple[Functional, Model]:
     graph, params, *others = nnx.split(detector, nnx.Param, nnx.BatchStat)
     (stats,) = others
     return Functional(graph, type(detector)), Model(_pure(params), _pure(stats))
+
+
+def _total(
+    detector: Detector, head_scores: Float[Array, "b heads"], local: Float[Array, " b"] | None
+) -> Float[Array, " b"]:
+    scores = detector.total_score(head_scores)
+    return scores if local is None else detector.plus_local(scores, local)
 
 
 def _pure(state: nnx.State) -> Params:

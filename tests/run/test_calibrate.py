@@ -60,7 +60,9 @@ def test_each_is_scored_by_a_fit_to_the_others(poolings: int) -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("poolings", "groups", "labelled", "made"), [(3, 3, 4, 9), (1, 1, 0, 0)])
+@pytest.mark.parametrize(
+    ("poolings", "groups", "labelled", "made"), [(1, 3, 4, 0), (3, 1, 4, 9), (3, 1, 0, 0)]
+)
 def test_pooled_features_alone_give_the_scores_of_whole_maps(
     poolings: int, groups: int, labelled: int, made: int
 ) -> None:
