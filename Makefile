@@ -26,7 +26,8 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	ok or sys.exit("ahl_jax needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; " \
 	"name another, for example: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	# Every dependency has its line, and Python compiles to bytecode the modules that it imports.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
 	    --require-hashes --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .

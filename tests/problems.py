@@ -12,6 +12,7 @@ from ahl_jax.config.presets import with_settings
 from ahl_jax.config.settings import Config, DataConfig, DetectorConfig
 from ahl_jax.detectors.inputs import Inputs
 from ahl_jax.detectors.protocol import DeviationDetector, Head
+from ahl_jax.learning import learner
 from ahl_jax.learning.problem import Problem, make_problem
 
 SIDES = ((4, 5), (3, 3))
@@ -19,6 +20,9 @@ SIDES = ((4, 5), (3, 3))
 
 CHANNELS = 4
 GENERATORS = 3
+
+prepared = jax.jit(learner.prepared, static_argnums=(0, 3))
+"""One program, as training has it: operation by operation the compiler takes many times as long."""
 
 
 class Curved(DeviationDetector):

@@ -1,5 +1,6 @@
 """The detectors that train nothing, against scikit-learn."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,9 +15,8 @@ from ahl_jax.config.presets import with_settings
 from ahl_jax.detectors import make_inputs
 from ahl_jax.detectors.patchcore import greedy_coreset
 from ahl_jax.features.pooling import global_averages
-from ahl_jax.learning.learner import prepared
 from ahl_jax.run.checks import check_settings
-from tests.problems import SIDES, make_config, make_setting, setting_maps
+from tests.problems import SIDES, make_config, make_setting, prepared, setting_maps
 
 LOCATIONS = SIDES[0][0] * SIDES[0][1]
 NORMALS = 15
@@ -29,6 +29,7 @@ def fitted(**settings):
     model = prepared(learner.functional, problem.model, data, NORMALS)
     reference = data.inference_reference()
 
+    @jax.jit
     def outcome(maps):
         inputs = make_inputs(maps)
         score = learner.functional.score(model, inputs, reference)
@@ -71,12 +72,12 @@ def test_gaussian_is_the_mahalanobis_distance_of_the_averages():
     inputs = problem.data.images(jnp.arange(NORMALS + 5))
     reference = problem.data.inference_reference()
     functional = problem.learner.functional
-    found = functional.score(problem.model, inputs, reference)
+    found = jax.jit(functional.score)(problem.model, inputs, reference)
     anomalies = setting_maps(NORMALS)[1]
     averages = [global_averages(maps).astype(np.float64) for maps in (normals, anomalies)]
     distances = LedoitWolf().fit(averages[0]).mahalanobis(np.concatenate(averages))
     np.testing.assert_allclose(found, np.sqrt(distances), rtol=1e-3)
-    maps = functional.location_maps(problem.model, inputs, reference)
+    maps = jax.jit(functional.location_maps)(problem.model, inputs, reference)
     assert [scale.shape for scale in maps] == [(NORMALS + 5, *side) for side in SIDES]
     np.testing.assert_allclose(
         maps[0][0, 2, 3],

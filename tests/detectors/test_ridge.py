@@ -1,5 +1,6 @@
 """Ridge regression in closed form against scikit-learn's, which is fitted anew for every image."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from sklearn.linear_model import Ridge
 from ahl_jax.detectors.ridge import fit_ridge
 
 CHANNELS = 6
+FIT = jax.jit(fit_ridge)
 
 
 def problem(normals: int, anomalies: int, pseudo: int):
@@ -40,7 +42,7 @@ def test_every_fit_is_scikit_learns_without_these_images(counts):
         ridge = Ridge(penalty).fit(x[kept], labels[kept], weights[kept])
         return ridge.predict(x[of][None])[0]
 
-    found = fit_ridge(*map(jnp.asarray, parts), jnp.asarray(colouring))
+    found = jax.tree.map(np.asarray, FIT(*parts, colouring))
     close = {"rtol": 2e-3, "atol": 2e-3}
     np.testing.assert_allclose(found.of_normals, [score(j) for j in range(normals)], **close)
     np.testing.assert_allclose(found.unseen, [score(j, j) for j in range(normals)], **close)
@@ -54,7 +56,7 @@ def test_every_fit_is_scikit_learns_without_these_images(counts):
 
 def test_nothing_is_left_without_the_only_anomaly():
     parts, colouring = problem(5, 1, 0)
-    found = fit_ridge(*map(jnp.asarray, parts), jnp.asarray(colouring))
+    found = FIT(*parts, colouring)
     assert not found.without.any()
     assert not found.own.any()
 
@@ -62,6 +64,6 @@ def test_nothing_is_left_without_the_only_anomaly():
 @pytest.mark.parametrize("normals", [4, 1])
 def test_images_that_are_all_the_same_have_no_direction(normals):
     same = jnp.ones((4, CHANNELS))
-    found = fit_ridge(same[:normals], same[:0], same[:0], jnp.eye(CHANNELS))
+    found = FIT(same[:normals], same[:0], same[:0], jnp.eye(CHANNELS))
     for values in found:
         np.testing.assert_allclose(values, 0, atol=1e-6)

@@ -66,7 +66,8 @@ class Setting:
         """The support and query batches of epoch 0."""
         keys = jax.random.split(jax.random.fold_in(self.state.key, 0), 3)
         pools = (self.data.support, self.data.query)
-        drawn = [self.learner._batches(k, p, rounds) for k, p in zip(keys, pools, strict=False)]
+        draw = jax.jit(self.learner._batches, static_argnums=2)
+        drawn = [draw(k, p, rounds) for k, p in zip(keys, pools, strict=False)]
         return jax.device_get(drawn)  # On the host, taking one of them compiles nothing.
 
     @functools.cached_property

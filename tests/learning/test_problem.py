@@ -8,9 +8,8 @@ from ahl_jax.detectors import DETECTORS
 from ahl_jax.distributed.mesh import mesh_for
 from ahl_jax.learning.base import Plain
 from ahl_jax.learning.hadg import error_weights
-from ahl_jax.learning.learner import prepared
 from ahl_jax.learning.seeds import compile_epochs, spread, stack_problems
-from tests.problems import assert_trees_equal, make_config, make_setting, plain
+from tests.problems import assert_trees_equal, make_config, make_setting, plain, prepared
 
 
 @pytest.fixture(scope="module")

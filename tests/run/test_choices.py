@@ -133,9 +133,10 @@ def test_the_measure_is_that_of_the_detector_on_the_features() -> None:
     found = left_out_auc(config, whitening, *averages)
     inputs = [make_inputs(maps, whitening=whitening) for maps in (normals, anomalies)]
     functional, model = make_detector(config.detector, CHANNELS, jax.random.key(1))
-    rows = [functional.measured(model, each) for each in inputs]
+    measured = jax.jit(functional.measured)
+    rows = [measured(model, each) for each in inputs]
     groups = jnp.asarray(similar_normals(averages[0], 2, 0))
-    model = functional.prepared(model, *rows, rows[1][:0], groups)
+    model = jax.jit(functional.prepared)(model, *rows, rows[1][:0], groups)
     assert found == pytest.approx(float(model.stats["left_out_auc"]), abs=0.02)
     assert 0.5 < found <= 1
     # The base detector does not matter: the measure is of the features.

@@ -48,7 +48,8 @@ def test_a_batch_is_normals_anomalies_and_fresh_pseudo_anomalies(
     every = ("cutmix", "cutpaste", "draem")
     learner = learner_of(with_settings(config, {"stage_one_batch": size, "generators": every}))
     normals, anomalies = images(6), images(2, 1)
-    found, labels = learner.batch(jax.random.key(0), normals, anomalies)
+    batch = jax.jit(learner.batch)
+    found, labels = batch(jax.random.key(0), normals, anomalies)
     assert np.bincount(labels).tolist() == counts
     assert found.shape == (size, SIZE, SIZE, 3)
     known = {one.tobytes() for one in normals}
@@ -59,7 +60,7 @@ def test_a_batch_is_normals_anomalies_and_fresh_pseudo_anomalies(
     for one in parts[2]:
         same = [(one == normal).all(-1).mean() for normal in normals]
         assert 0.2 < max(same) < 1
-    again, _ = learner.batch(jax.random.key(1), normals, anomalies)
+    again, _ = batch(jax.random.key(1), normals, anomalies)
     assert (found != again).any()
 
 
@@ -108,7 +109,7 @@ def test_the_first_step_follows_the_gradient_of_the_loss_over_images(config: Con
     normals, anomalies = images(12), images(4, 1)
     after, losses = jax.jit(learner.epoch)(state, normals, anomalies, 0)
     key = jax.random.split(jax.random.fold_in(state.key, 0), 1)[0]
-    batch, labels = learner.batch(jax.random.split(key, 3)[0], normals, anomalies)
+    batch, labels = jax.jit(learner.batch)(jax.random.split(key, 3)[0], normals, anomalies)
 
     def loss(bias: np.ndarray) -> float:
         trunk = state.trunk | {"second": state.trunk["second"] | {"bias": jnp.asarray(bias)}}
