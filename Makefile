@@ -26,7 +26,7 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	ok or sys.exit("ahl_jax needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; " \
 	"name another, for example: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	# Every dependency has its line, and Python compiles to bytecode the modules that it imports.
+	@# Every dependency has its line, and Python compiles to bytecode the modules that it imports.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
 	    --require-hashes --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -47,7 +47,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-all: lint
-	# Where a worker is begun anew, files are dealt out wrongly, and no failure is reported.
+	@# Where a worker is begun anew, files are dealt out wrongly, and no failure is reported.
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0 -m ""
 
 docs: setup
