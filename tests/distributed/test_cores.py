@@ -1,5 +1,6 @@
 """A batch on all cores of a CPU: the parts, their order, and what they raise."""
 
+import os
 import threading
 
 import jax
@@ -16,6 +17,14 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four cores, whatever the machine has."""
     monkeypatch.setattr(cores, "cores", lambda: 4)
     cores._threads.cache_clear()
+
+
+def test_the_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    affinity = getattr(os, "sched_getaffinity", None)
+    most = len(affinity(0)) if affinity else os.cpu_count() or 1
+    assert 1 <= cores.cores.__wrapped__() <= most
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert cores.cores.__wrapped__() == 1
 
 
 @pytest.mark.parametrize(
