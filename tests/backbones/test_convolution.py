@@ -1,7 +1,5 @@
 """The convolution of the trunks: its own gradients are those of the plain one."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +40,10 @@ def _close(found, expected, tolerance=1e-5):
 def _with_gradients(function, stride, padding):
     """What a convolution gives, and its gradients by a cotangent of many values."""
 
-    def both(x, kernel):
-        y, back = jax.vjp(lambda *args: function(*args, stride, padding), x, kernel)
-        return y, *back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+    def both(*arrays):
+        y, back = jax.vjp(lambda *args: function(*args, stride, padding), *arrays)
+        cotangent = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        return jax.tree.leaves((y, back(cotangent)))
 
     return jax.jit(both)
 
@@ -117,11 +116,11 @@ def test_a_convolution_of_each_channel_is_the_grouped_one(size, stride, padding,
         y = _plain(x, kernel[:, :, None], stride, padding, groups=3)
         return y if bias is None else y + bias
 
-    def both(function):
-        y, back = jax.vjp(lambda *args: function(*args, stride, padding), x, kernel, bias)
-        return jax.tree.leaves((y, back(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
-
-    _close(*(jax.jit(functools.partial(both, each))() for each in (convolve_each, grouped)))
+    found, expected = (
+        _with_gradients(function, stride, padding)(x, kernel, bias)
+        for function in (convolve_each, grouped)
+    )
+    _close(found, expected)
 
 
 def test_elsewhere_than_on_a_cpu_a_channel_is_not_convolved_by_shifts() -> None:
