@@ -1,18 +1,16 @@
-"""Image files -> arrays: one reader for all formats, and batches read ahead of the computation."""
+"""Images -> arrays: one reader for all formats."""
 
 import contextlib
 import hashlib
 import io
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from jaxtyping import Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
 
-from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, InputError
 from ahl_jax.data.arrays import (
     Fit,
@@ -23,29 +21,14 @@ from ahl_jax.data.arrays import (
     placed,
     resized,
 )
-from ahl_jax.data.formats import ENCODED, open_encoded, remedy
+from ahl_jax.data.formats import ENCODED, remedy
 from ahl_jax.data.frame import CropError, Frame, square
+from ahl_jax.data.pictures import mode_of, opened, sideways, turn_of, upright, values_of
 from ahl_jax.data.records import ImageSource, InMemory
 
 Picture = Path | str | Image.Image | np.ndarray
 """An image: a file, or what has been read from one."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-"""The chunks of a PNG that decide its pixels."""
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF's orientations but for the upright one; those from 5 on exchange width and height."""
-
-_THREADS = 8
 _SKIPPING = ", or leave such files out with `skip_bad_images=True`"
 
 
@@ -118,7 +101,7 @@ def image_mode(path: ImageSource) -> str:
         if _is_array(path):
             return _mode_of_array(_array(path))
         with opened(_source(path)) as image:
-            return _mode_of_picture(image)
+            return mode_of(image)
 
 
 def as_image(picture: Picture, frame: Frame | int, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
@@ -185,7 +168,7 @@ def path_or_array(picture: Any, name: str) -> Path | Shaped[np.ndarray, "..."]:
     if not isinstance(picture, Image.Image):
         return np.asarray(picture)
     try:
-        return _values(_upright(picture))
+        return values_of(upright(picture))
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise _no_image(name, error) from error
 
@@ -197,58 +180,6 @@ def check_image(path: Path) -> None:
         BadImageError: as by ``read_image``.
     """
     read_image(path, 8)
-
-
-@contextlib.contextmanager
-def opened(
-    source: Path | io.BytesIO,
-    prepare: Callable[[Image.Image], object] | None = None,
-    formats: Sequence[str] = ENCODED,
-) -> Iterator[Image.Image]:
-    """An encoded image, as Pillow opens it.
-
-    Text and other parts of a PNG that its pixels do not need are passed over where they are damaged
-    or too long for Pillow.
-
-    Args:
-        source: the file, or its content.
-        prepare: what is done before anything else with the image, such as decoding it.
-        formats: the formats that it may have.
-
-    Raises:
-        Exception: nearly any, as decoders do on damaged files.
-    """
-    with contextlib.ExitStack() as stack:
-        # Given a path, Pillow may map the file, and then scrambles a TIFF that is on its side.
-        file: IO[bytes] = source if isinstance(source, io.BytesIO) else source.open("rb")
-        stack.enter_context(file)
-
-        def image_of(encoded: IO[bytes]) -> Image.Image:
-            image = stack.enter_context(open_encoded(encoded, formats))
-            if prepare:
-                prepare(image)
-            return image
-
-        try:
-            image = image_of(file)
-        except Exception:
-            file.seek(0)
-            content = file.read()
-            if not content.startswith(_PNG):
-                raise
-            image = image_of(io.BytesIO(_pixels_alone(content)))
-        yield image
-
-
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What brings the pixels of an image upright by its EXIF; None for nothing.
-
-    Pillow turns a TIFF itself as it decodes it; then there is nothing left to do.
-    """
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF, on which Pillow raises nearly anything
-        return None
 
 
 def seen_size(path: ImageSource) -> tuple[tuple[int, int], Image.Transpose | None]:
@@ -263,7 +194,7 @@ def seen_size(path: ImageSource) -> tuple[tuple[int, int], Image.Transpose | Non
             return (width, height), None
         with opened(_source(path), turn_of) as image:
             width, height = image.size
-            return (height, width) if _sideways(image) else (width, height), turn_of(image)
+            return (height, width) if sideways(image) else (width, height), turn_of(image)
 
 
 def image_size(path: ImageSource) -> int:
@@ -295,59 +226,6 @@ def image_digest(path: ImageSource) -> str:
         raise BadImageError(
             f"{path} cannot be read ({error.strerror}); replace the file{_SKIPPING}"
         ) from error
-
-
-def iter_batches(
-    paths: Sequence[ImageSource],
-    frame: Frame | int,
-    batch: int,
-    *,
-    skip_bad: bool = False,
-    on_bad: Callable[[ImageSource, str], None] | None = None,
-) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b h w 3"]]]:
-    """Reads images in order, in threads that decode ahead while the caller computes.
-
-    Args:
-        paths: The images.
-        frame: As for ``read_image``.
-        batch: Images per batch; the last one may have fewer.
-        skip_bad: Leave out images that cannot be read. Later images move up, so that every batch
-            but the last is full.
-        on_bad: Called with the path and the error message of each image left out.
-
-    Yields:
-        The indices into ``paths`` and the images of a batch.
-
-    Raises:
-        BadImageError: if an image cannot be read and ``skip_bad`` is off.
-    """
-    # Imported late: it takes two seconds, which commands that read no images need not wait.
-    import grain
-
-    def read(index: int) -> tuple[int, UInt8[np.ndarray, "h w 3"] | BadImageError]:
-        try:
-            return index, read_image(paths[index], frame)
-        except BadImageError as error:
-            return index, error
-
-    ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(batch, 2 * _THREADS))
-    indices: list[int] = []
-    images: list[UInt8[np.ndarray, "h w 3"]] = []
-    for index, image in grain.MapDataset.range(len(paths)).map(read).to_iter_dataset(ahead):
-        stop.check()
-        if isinstance(image, BadImageError):
-            if not skip_bad:
-                raise image
-            if on_bad is not None:
-                on_bad(paths[index], str(image))
-            continue
-        indices.append(index)
-        images.append(image)
-        if len(images) == batch:
-            yield np.asarray(indices), np.stack(images)
-            indices, images = [], []
-    if images:
-        yield np.asarray(indices), np.stack(images)
 
 
 def _fit(frame: Frame | int) -> Fit:
@@ -429,15 +307,6 @@ def _source(path: ImageSource) -> Path | io.BytesIO:
     return path if isinstance(path, Path) else io.BytesIO(path.read())
 
 
-def _mode_of_picture(image: Image.Image) -> str:
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        return "with alpha"
-    # Mode I has 32 bits per pixel, in which 16-bit values arrive.
-    kind = "I" if image.mode.startswith("I") else image.mode
-    names = {"1": "grey", "L": "grey", "P": "palette", "I": "16 bit", "F": "floating point"}
-    return names.get(kind, kind)
-
-
 def _mode_of_array(array: np.ndarray) -> str:
     if array.dtype.kind == "f":
         return "floating point"
@@ -447,29 +316,16 @@ def _mode_of_array(array: np.ndarray) -> str:
     return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
-def _pixels_alone(content: bytes) -> bytes:
-    """A PNG without the chunks that its pixels do not need, but with an EXIF that is whole."""
-    kept, start = [_PNG], len(_PNG)
-    while start < len(content):
-        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
-        kind, chunk = content[start + 4 : start + 8], content[start:end]
-        checksum = int.from_bytes(chunk[-4:], "big")
-        if kind in _PNG_PIXELS or (kind == b"eXIf" and zlib.crc32(chunk[4:-4]) == checksum):
-            kept.append(chunk)
-        start = end
-    return b"".join(kept)
-
-
 def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
     def decode(image: Image.Image) -> None:
         check_pixels(image.width, image.height)
         # Lets the JPEG decoder scale down by a power of two as it decodes, to no less than twice
         # the size wanted.
-        sideways = _sideways(image)
-        place = fit(*reversed(image.size)) if sideways else fit(*image.size)
+        turned = sideways(image)
+        place = fit(*reversed(image.size)) if turned else fit(*image.size)
         # Of a HEIF it would take a small picture beside the image, which may show another.
         if place.box is None and image.format != "HEIF":
-            width, height = reversed(place.size) if sideways else place.size
+            width, height = reversed(place.size) if turned else place.size
             image.draft(None, (2 * width, 2 * height))
         image.load()
 
@@ -477,38 +333,12 @@ def _read_picture(path: ImageSource, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
         return _from_picture(image, fit)
 
 
-def _sideways(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet says its sides in the order they are not seen in."""
-    # Of a TIFF Pillow says the size that it has once it is turned.
-    return turn_of(image) in list(_TURNS.values())[3:] and image.format != "TIFF"
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    check_pixels(picture.width, picture.height)
-    picture.load()
-    turn = turn_of(picture)
-    return picture if turn is None else picture.transpose(turn)
-
-
 def _from_picture(picture: Image.Image, fit: Fit) -> UInt8[np.ndarray, "h w 3"]:
-    picture = _upright(picture)
+    picture = upright(picture)
     if picture.mode.startswith(("I", "F")):
-        return _from_array(_values(picture), fit)
+        return _from_array(values_of(picture), fit)
     # As for an array of its pixels, without the copies.
     return np.array(placed(picture.convert("RGB"), fit(picture.width, picture.height)))
-
-
-def _values(picture: Image.Image) -> Shaped[np.ndarray, "h w *c"]:
-    if not picture.mode.startswith(("I", "F")):
-        return np.asarray(picture.convert("RGB"))
-    # 16-bit grey and floats, which Pillow's conversion to RGB would clip at 255.
-    values = np.asarray(picture)
-    if picture.mode == "I":
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit values outside 0 to 65535")
-        # Values of 8 and of 16 bits both come in 32.
-        values = values.astype(np.uint8 if values.max() <= 255 else np.uint16)
-    return values
 
 
 def _from_array(array: Shaped[np.ndarray, "..."], fit: Fit) -> UInt8[np.ndarray, "h w 3"]:

@@ -24,7 +24,8 @@ from ahl_jax.common.text import counted
 from ahl_jax.data.arrays import check_pixels
 from ahl_jax.data.folder import listed
 from ahl_jax.data.formats import SUFFIXES
-from ahl_jax.data.images import opened, seen_size, turn_of
+from ahl_jax.data.images import seen_size
+from ahl_jax.data.pictures import opened, turn_of
 from ahl_jax.data.records import ImageSource, Record
 from ahl_jax.data.table import masks
 from ahl_jax.data.types import Sample

@@ -13,7 +13,8 @@ from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
-from ahl_jax.data.images import image_digest, iter_batches, without_skipping
+from ahl_jax.data.batches import iter_batches
+from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.features.maps import (
     FeatureMaps,

@@ -12,8 +12,9 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from ahl_jax.backbones import Trunk
 from ahl_jax.config.settings import FeatureConfig, PseudoConfig
+from ahl_jax.data.batches import iter_batches
 from ahl_jax.data.frame import Frame
-from ahl_jax.data.images import image_digest, iter_batches, read_image
+from ahl_jax.data.images import image_digest, read_image
 from ahl_jax.data.records import ImageSource
 from ahl_jax.distributed.part import WHOLE, Part
 from ahl_jax.features.images import cached, image_key, reading

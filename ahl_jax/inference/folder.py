@@ -14,10 +14,11 @@ from ahl_jax.common.files import alone, holder, reason, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.common.text import counted
+from ahl_jax.data.batches import iter_batches
 from ahl_jax.data.copies import copy_of, fetched, origin
 from ahl_jax.data.folder import OUTPUTS, images_below
 from ahl_jax.data.formats import SUFFIXES, unread_in_words
-from ahl_jax.data.images import image_digest, iter_batches, without_skipping
+from ahl_jax.data.images import image_digest, without_skipping
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.remembered import DIGITS
 from ahl_jax.features.tiles import warn_of_shrinking

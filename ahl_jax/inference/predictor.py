@@ -20,12 +20,12 @@ from ahl_jax.backbones import Trunk, trunk_from_params
 from ahl_jax.common.errors import InputError, UserError
 from ahl_jax.common.files import reason
 from ahl_jax.config.settings import Config, FeatureConfig
+from ahl_jax.data.batches import iter_batches
 from ahl_jax.data.frame import Frame, Seen
 from ahl_jax.data.images import (
     Picture,
     as_image,
     image_list,
-    iter_batches,
     path_or_array,
     read_display,
     seen_size,

@@ -25,7 +25,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, holder, remove, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
-from ahl_jax.data.images import iter_batches
+from ahl_jax.data.batches import iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
 from ahl_jax.detectors import Model, make_detector

@@ -28,7 +28,8 @@ from ahl_jax.backbones.folding import parts
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import DataConfig, FeatureConfig, Precision
-from ahl_jax.data.images import image_digest, iter_batches
+from ahl_jax.data.batches import iter_batches
+from ahl_jax.data.images import image_digest
 from ahl_jax.data.open import load_dataset
 from ahl_jax.features import Store, extract
 from ahl_jax.features.maps import trunk_dtype, trunk_maps

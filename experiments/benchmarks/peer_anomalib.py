@@ -12,7 +12,7 @@ from torch import nn
 
 from ahl_jax import Config
 from ahl_jax.backbones import TRUNKS, read_torch_weights
-from ahl_jax.data.images import iter_batches
+from ahl_jax.data.batches import iter_batches
 from ahl_jax.data.records import ImageSource
 from ahl_jax.features.split import load_split
 

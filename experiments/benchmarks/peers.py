@@ -43,7 +43,8 @@ import numpy as np
 from ahl_jax.cli.shell import keep_compiled_programs, run_command
 from ahl_jax.common.errors import UserError
 from ahl_jax.config.settings import Config
-from ahl_jax.data.images import iter_batches, read_image
+from ahl_jax.data.batches import iter_batches
+from ahl_jax.data.images import read_image
 from ahl_jax.data.masks import marks, masks_of
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Sample

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ahl_jax.common.errors import BadImageError
-from ahl_jax.data import images as images_module
+from ahl_jax.data.batches import iter_batches
 from ahl_jax.data.images import (
     as_image,
     image_digest,
     image_mode,
-    iter_batches,
     read_image,
     read_pixels,
     seen_size,
@@ -366,7 +365,7 @@ def test_reading_runs_ahead_of_the_caller_and_stops_with_it(many, monkeypatch):
             read.append(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(images_module, "read_image", spy)
+    monkeypatch.setattr("ahl_jax.data.batches.read_image", spy)
     batches = iter_batches(many, 16, 2)
     next(batches)
     deadline = time.monotonic() + 5

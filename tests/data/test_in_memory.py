@@ -2,13 +2,8 @@ import numpy as np
 import pytest
 
 from ahl_jax.common.errors import BadImageError
-from ahl_jax.data.images import (
-    as_image,
-    image_digest,
-    image_size,
-    iter_batches,
-    read_image,
-)
+from ahl_jax.data.batches import iter_batches
+from ahl_jax.data.images import as_image, image_digest, image_size, read_image
 from ahl_jax.data.records import InMemory
 
 ARRAY = np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3)

@@ -13,8 +13,9 @@ from PIL import Image
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.data.arrays import check_pixels
 from ahl_jax.data.formats import SUFFIXES
-from ahl_jax.data.images import check_image, opened
+from ahl_jax.data.images import check_image
 from ahl_jax.data.masks import marked
+from ahl_jax.data.pictures import opened
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""

@@ -17,7 +17,8 @@ import pytest
 import ahl_jax
 from ahl_jax.common.errors import BadImageError, UserError
 from ahl_jax.config.settings import DataConfig
-from ahl_jax.data.images import image_digest, image_size, iter_batches, read_image
+from ahl_jax.data.batches import iter_batches
+from ahl_jax.data.images import image_digest, image_size, read_image
 from ahl_jax.data.open import load_dataset
 from ahl_jax.data.prepare import prepare
 from ahl_jax.data.prepared import read_manifest
