@@ -1,5 +1,6 @@
 """Batches of images, read ahead of the computation."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ from jaxtyping import Int, UInt8
 from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.data.frame import Frame
-from ahl_jax.data.images import read_image
+from ahl_jax.data.images import read_image, without_skipping
 from ahl_jax.data.records import ImageSource
+
+_log = logging.getLogger(__name__)
 
 _THREADS = 8
 
@@ -65,3 +68,8 @@ def iter_batches(
             indices, images = [], []
     if images:
         yield np.asarray(indices), np.stack(images)
+
+
+def left_out(path: ImageSource, reason: str) -> None:
+    """Warns of an image that cannot be read; an ``on_bad`` of ``iter_batches``."""
+    _log.warning("left out: %s", without_skipping(reason))

@@ -13,8 +13,8 @@ from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError
 from ahl_jax.common.progress import Progress
 from ahl_jax.config.settings import SCALES, FeatureConfig
-from ahl_jax.data.batches import iter_batches
-from ahl_jax.data.images import image_digest, without_skipping
+from ahl_jax.data.batches import iter_batches, left_out
+from ahl_jax.data.images import image_digest
 from ahl_jax.data.records import ImageSource, InMemory
 from ahl_jax.features.maps import (
     FeatureMaps,
@@ -240,8 +240,3 @@ def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
         yield from before
         before = [item]
     yield from before
-
-
-def left_out(path: ImageSource, reason: str) -> None:
-    """Warns of an image that cannot be read."""
-    _log.warning("left out: %s", without_skipping(reason))

@@ -25,13 +25,13 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import alone, holder, remove, writing
 from ahl_jax.common.text import pace
 from ahl_jax.config.settings import Config
-from ahl_jax.data.batches import iter_batches
+from ahl_jax.data.batches import iter_batches, left_out
 from ahl_jax.data.records import ImageSource
 from ahl_jax.data.types import Split
 from ahl_jax.detectors import Model, make_detector
 from ahl_jax.distributed.mesh import everywhere, mesh_for, on_this_process, put_everywhere
 from ahl_jax.distributed.processes import arrays_of_primary, is_primary, on_primary, together
-from ahl_jax.features.images import VERSION, left_out
+from ahl_jax.features.images import VERSION
 from ahl_jax.features.maps import trunk_dtype
 from ahl_jax.features.store import entry_key
 from ahl_jax.features.tiles import frame_of, framing

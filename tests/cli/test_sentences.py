@@ -1,12 +1,14 @@
 """Settings in messages as options."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from ahl_jax.cli.mentions import with_options
 from ahl_jax.cli.shell import run_command
 from ahl_jax.common.errors import UserError
+from ahl_jax.data.batches import iter_batches, left_out
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,17 @@ def test_data_that_is_read_twice_is_spoken_of_once(capsys: pytest.CaptureFixture
         run_command(read_again)
         said = capsys.readouterr().err.splitlines()
         assert [line.count("data.folder") for line in said] == [1, 0, 0]
+
+
+def test_an_image_that_is_left_out_twice_is_spoken_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+
+    def read_again() -> None:
+        for _ in range(2):
+            assert list(iter_batches([bad], 16, 4, skip_bad=True, on_bad=left_out)) == []
+
+    run_command(read_again)
+    assert capsys.readouterr().err.count(str(bad)) == 1
