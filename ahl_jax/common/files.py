@@ -307,6 +307,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def check_no_file(path: Path, option: str) -> None:
+    """Refuse a file in the place of a folder, which need not exist.
+
+    Args:
+        path: the folder.
+        option: the setting that names it.
+
+    Raises:
+        UserError: saying so.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; give `{option}` a folder")
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all that is in it; nothing where there is none."""
     if remote.url_of(path):

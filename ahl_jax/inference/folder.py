@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from ahl_jax.common import stop
 from ahl_jax.common.errors import BadImageError, IncompleteError, UserError
-from ahl_jax.common.files import alone, holder, reason, writing
+from ahl_jax.common.files import alone, check_no_file, holder, reason, writing
 from ahl_jax.common.progress import Progress
 from ahl_jax.common.remote import any_path, url_of
 from ahl_jax.common.text import counted
@@ -51,6 +51,7 @@ def run(command: Predict) -> None:
     if command.watch and any(map(url_of, command.images)):
         raise UserError("folders in object storage cannot be watched; leave `watch` out")
     out, images = any_path(command.out), tuple(map(fetched, command.images))
+    check_no_file(out, "out")
     if begun_in(out, overwrite=command.overwrite) != Path.cwd():
         images = tuple(path.absolute() for path in images)
     command = dataclasses.replace(command, images=images, out=out)

@@ -16,6 +16,7 @@ from ahl_jax.common.errors import UserError
 from ahl_jax.common.files import (
     alone,
     as_written,
+    check_no_file,
     csv_text,
     holder,
     make_folder,
@@ -351,8 +352,7 @@ class Workdir:
         )
 
     def _check_folder(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; give `workdir` a folder")
+        check_no_file(self.path, "workdir")
 
     def _check_apart(self, config: Config) -> None:
         if resolved(config.data.data) == resolved(self.path / "images.csv"):

@@ -446,6 +446,22 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("words", [[], ["--overwrite"]])
+def test_a_file_is_no_folder_of_results(
+    finished: FinishedRun,
+    some: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        _predict(finished, some, *words, "--out", tmp_path / "out")
+    assert stop.value.code == 2
+    assert "out is a file; give --out a folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_evaluate_reports_what_the_threshold_comes_to(
     finished: FinishedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
