@@ -73,6 +73,17 @@ def test_a_class_with_too_few_images_is_not_the_seen_one(
     assert "so not spot" in caplog.text
 
 
+def test_data_with_one_class_have_no_hard_setting(weave: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(weave, tmp_path / "weave")
+    first, *others = sorted(p for p in (data / "test").iterdir() if p.name != "good")
+    for folder in others:
+        shutil.rmtree(folder)
+    with pytest.raises(
+        UserError, match=f"the one anomaly class {first.name}, and the hard setting"
+    ):
+        plan(Table("x", "2", "X", settings=("hard",)), Options(data=(str(data),), shots=(1,)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
