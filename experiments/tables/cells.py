@@ -201,8 +201,8 @@ def _hard(data: DataConfig) -> list[DataConfig]:
     where = dataset_name(data.data, data.category)
     if len(classes) == 1:
         raise UserError(
-            f"{where} has the one anomaly class {next(iter(classes))}, and the hard setting looks for "
-            "others than the seen one; give data with several classes"
+            f"{where} has the one anomaly class {next(iter(classes))}, and the hard setting looks "
+            "for others than the seen one; give data with several classes"
         )
     few = [name for name, images in classes.items() if len(images) < data.shots]
     if few:
