@@ -1,6 +1,5 @@
 """Feature maps of image files, from the store where it has them."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -33,8 +32,6 @@ _T = TypeVar("_T")
 # To be raised by whoever changes what a given image and trunk give: the reading and resizing of
 # images, the scales, or the pseudo-anomaly generators.
 VERSION = 1
-
-_log = logging.getLogger(__name__)
 
 
 def extract(

@@ -75,7 +75,7 @@ class Workdir:
         Raises:
             UserError: if one does, or the folder cannot be written to.
         """
-        self._check_folder()
+        check_no_file(self.path, "workdir")
         check_name(self.path)
         with contextlib.ExitStack() as stack:
             with writing(self.path, "give another folder as `workdir`"):
@@ -90,7 +90,7 @@ class Workdir:
                 changed then.
         """
         if overwrite or self._without_epochs(config):
-            self._check_folder()
+            check_no_file(self.path, "workdir")
             self._check_apart(config)
             self._clear()
         else:
@@ -107,7 +107,7 @@ class Workdir:
         Raises:
             UserError: as ``claim`` does.
         """
-        self._check_folder()
+        check_no_file(self.path, "workdir")
         self._check_apart(config)
         files = self._files()
         if files and not self._without_epochs(config):
@@ -350,9 +350,6 @@ class Workdir:
             f"another training is writing to {self.path}{holder(self.path)}; wait until it is "
             "done, or give another `workdir`"
         )
-
-    def _check_folder(self) -> None:
-        check_no_file(self.path, "workdir")
 
     def _check_apart(self, config: Config) -> None:
         if resolved(config.data.data) == resolved(self.path / "images.csv"):
