@@ -195,7 +195,7 @@ def _seen_class(dataset: Dataset, config: DataConfig, where: str) -> str:
     if {*dataset.labelled, *dataset.anomalies} == {wanted}:
         raise UserError(
             f"{where} has the one anomaly class {wanted}, so the hard setting leaves none for the "
-            'test; use `setting="general"`'
+            'test; give data with several, or use `setting="general"`'
         )
     return wanted
 
